@@ -1,0 +1,1 @@
+"""The commands that people run, one thin file each."""

@@ -1,0 +1,1 @@
+"""Readers of the original data sets, one file a layout."""

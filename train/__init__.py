@@ -1,0 +1,1 @@
+"""Models, methods, the loop, evaluation and reports. Reads no tar file."""
