@@ -1,90 +1,30 @@
-"""What a source of images is: the contract between the readers of original data sets and the shard builder.
-
-A source only says which samples exist, where their bytes are, which label they have, and how to fetch them. It never
-decodes, shuffles or writes: the builder (`shards.build`) does that for all sources alike.
-"""
+"""What a reader of an original data set provides: a `Source` (see `shards.source`) and the subcommand that makes it."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
-JSON = Any  # None, bool, int, float, str, list or dict of these
+from shards.source import JSON, Fetcher, SampleRef, Source
 
-
-@dataclass(frozen=True, slots=True)
-class SampleRef:
-    """One sample that a source offers.
-
-    name: where it came from, e.g. "train/n01440764/n01440764_762.JPEG"; written to sources.txt and into errors, never
-        used as a path. Relative and free of machine paths, so that two machines build the same bytes.
-    label: class id, 0 .. len(class_names) - 1.
-    location: where the source's own fetcher finds the bytes: a path, a row, or (offset, size). Picklable.
-    """
-
-    name: str
-    label: int
-    location: str | int | tuple[int, int]
-
-
-class Fetcher(Protocol):
-    """The opened source. Opened once in each worker process, used by one thread, closed at the end of the build."""
-
-    def fetch(self, ref: SampleRef) -> bytes:
-        """The encoded image, byte for byte as stored. Raises OSError or ValueError, naming the sample, if it cannot."""
-        ...
-
-    def close(self) -> None:
-        """Close files. No fetch follows."""
-        ...
-
-
-class Source(Protocol):
-    """A data set as its authors distribute it. Picklable: every worker process gets a copy and calls `open`.
-
-    name: of the data set, e.g. "imagenet-lt".
-    split: "train", "val" or "test".
-    class_names: one a class; C = len(class_names).
-    samples: in the source's own order (the builder shuffles); the same on every machine.
-    options: everything that decides the content (lists, ratios, seeds), without machine paths. A build is resumed only
-        with equal options.
-    inputs: the files read: file name → {"bytes": …, "mtime_ns": …}. A file that changed between a build and its
-        resumption is noticed by these.
-    """
-
-    name: str
-    split: str
-    class_names: list[str]
-    samples: Sequence[SampleRef]
-    options: dict[str, JSON]
-    inputs: dict[str, dict[str, JSON]]
-
-    def estimated_bytes(self) -> int | None:
-        """Sum of the encoded sizes of `samples`, or None where only reading everything would tell."""
-        ...
-
-    def open(self) -> Fetcher:
-        """A fetcher for the calling process."""
-        ...
-
-    def close(self) -> None:
-        """Remove scratch files (a spooled archive). Called once, by the parent, after a complete build only: a killed
-        build finds them again."""
-        ...
+__all__ = ["JSON", "Fetcher", "SampleRef", "Source", "SourceCommand"]
 
 
 class SourceCommand(Protocol):
-    """A subcommand of `tools.build_shards`, registered in `tools.sources.SOURCES`."""
+    """A subcommand of `tools.build_shards`, registered under its name in `tools.sources.SOURCES`.
+
+    help: one line for `--help`.
+    """
 
     help: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Add the options of this source (--images, --list, …); the builder's own options are added elsewhere."""
+        """Add the options of this source (--images, --list, …). `tools.build_shards` adds its own to the same parser:
+        --out, --seed, --allow-partial and what concerns writing."""
         ...
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         """The sources to build, by the suffix appended to the name of the --out folder: "" is --out itself, and
-        "-holdout" the validation set beside it. Raises ValueError or FileNotFoundError before any expensive work."""
+        "-holdout" the validation set beside it. May read `out`, `seed` and `allow_partial` of the namespace.
+        Raises ValueError or FileNotFoundError before any expensive work."""
         ...
