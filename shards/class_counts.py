@@ -71,7 +71,7 @@ class GroupRule:
         return f"many n >= {self.many_min}, {medium}, few n <= {self.few_max}"
 
 
-# Three borders are in use. They differ on CIFAR-100-LT (ratio 100), for instance, where one class has exactly 20 images.
+# Three borders are in use. They give different groups on CIFAR-100-LT (ratio 100): one class has exactly 20 images.
 CMO_RULE = GroupRule(many_min=101, few_max=19)  # CMO on CIFAR and in its evaluation script, MetaSAug
 SHIFTED_RULE = GroupRule(many_min=101, few_max=20)  # CMO's ImageNet-LT and iNaturalist trainers, GLMC
 NCL_RULE = GroupRule(many_min=100, few_max=20)  # NCL's report
@@ -94,7 +94,8 @@ def long_tailed_counts(
     """Class sizes of a synthetic long tail, int64 (num_classes,), largest first (Cao et al., NeurIPS 2019).
 
     `imb_factor` = smallest / largest, in (0, 1]. "exp": n_k = int(max_count · imb_factor^(k / (C − 1))), truncated in
-    double precision as in the papers' code. "step": max_count for the first half, int(max_count · imb_factor) for the rest.
+    double precision as in the papers' code. "step": max_count for the first half of the classes, then
+    int(max_count · imb_factor).
     """
     if num_classes < 2:
         raise ValueError(f"a long tail needs at least 2 classes, found {num_classes}")
