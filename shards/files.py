@@ -1,0 +1,73 @@
+"""Files that are complete or absent: temporary name, flush to the disk, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+TEMPORARY_SUFFIX = ".tmp"
+
+
+def temporary_name(path: Path) -> Path:
+    """Where this process writes `path` until it is complete: beside it, so that the rename is atomic.
+
+    The name carries the process id: a worker that outlives its killed parent for a moment must not write into the
+    files of the build that continues.
+    """
+    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Remove what killed processes left under temporary names in `folder`."""
+    for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write; it becomes `path` when the block ends without an error, and vanishes otherwise."""
+    temporary = temporary_name(path)
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_folder(path.parent)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace the content of `path` by `data`, completely or not at all."""
+    with atomic_file(path) as file:
+        file.write(data)
+
+
+def write_all(descriptor: int, parts: Sequence[bytes]) -> None:
+    """Write `parts` one after the other in as few system calls as the kernel allows, without joining them first."""
+    written = os.writev(descriptor, parts)
+    if written < sum(map(len, parts)):  # a disk that fills up takes a part; the next call then says why
+        rest = memoryview(b"".join(parts))[written:]
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_file(path: Path) -> str:
+    """sha256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,176 @@
+"""Reading a shard set: memory-mapped index and tars, nothing copied, nothing parsed a sample.
+
+Opening reads dataset.json, maps the index and compares sizes and counts; every fault names the file and what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import mmap
+import zlib
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from shards.files import hash_file
+from shards.format import (
+    BY_CLASS_FILE,
+    INDEX_DTYPE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    DatasetInfo,
+    FileInfo,
+    content_checksum,
+    read_dataset_info,
+)
+
+# Opening hashes index.npy and by_class.npy together up to this size (0.3 s; ~14 million samples). Above, only
+# `tools.verify_shards` does: at 10^8 samples reading 3 GB first would cost more than everything else at the start.
+HASHED_INDEX_BYTES = 512 * 2**20
+
+
+class CorruptSampleError(RuntimeError):
+    """The bytes of a sample are not those that the build wrote.
+
+    shard: file name of its tar; sample: sample id; source: where the image came from originally.
+    """
+
+    def __init__(self, shard: str, sample: int, source: str, fault: str) -> None:
+        super().__init__(shard, sample, source, fault)
+        self.shard, self.sample, self.source, self.fault = shard, sample, source, fault
+
+    def __str__(self) -> str:
+        return (
+            f"{self.shard}: sample {self.sample} ({self.source}) is corrupt: {self.fault}; "
+            "delete the folder and build the set again, or restore that file"
+        )
+
+
+class ShardSet:
+    """An opened shard set. Picklable: another process opens the same folder.
+
+    path: its folder.
+    info: dataset.json.
+    index: INDEX_DTYPE (N,), mapped read-only.
+    class_starts: int64 (C + 1,); sample_ids_by_class: uint32 (N,), mapped. The samples of class c are
+        sample_ids_by_class[class_starts[c] : class_starts[c + 1]], ascending.
+    checksum: hex, equal for sets whose training data are equal.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self.info: DatasetInfo = read_dataset_info(self.path)
+        self.checksum = content_checksum(self.info)
+        _check_sizes(self.path, self.info)
+        if sum(file.bytes for file in self.info.files[:2]) <= HASHED_INDEX_BYTES:
+            for file in self.info.files[:2]:
+                check_hash(self.path, file)
+        self.index = _map_array(self.path / INDEX_FILE, INDEX_DTYPE, self.info.num_samples)
+        num_classes = len(self.info.class_names)
+        by_class = _map_array(self.path / BY_CLASS_FILE, np.dtype("<u4"), num_classes + 1 + self.info.num_samples)
+        self.class_starts = by_class[: num_classes + 1].astype(np.int64)
+        self.sample_ids_by_class = by_class[num_classes + 1 :]
+        self.samples_per_class = np.array(self.info.samples_per_class, np.int64)
+        if self.class_starts[0] != 0 or not np.array_equal(np.diff(self.class_starts), self.samples_per_class):
+            raise ValueError(f"{self.path}: {BY_CLASS_FILE} and dataset.json disagree on the class sizes; {_REBUILD}")
+        self._tars = [_map_tar(self.path / shard.file) for shard in self.info.shards]
+
+    @classmethod
+    def open(cls, path: Path | str) -> ShardSet:
+        """Open the set in folder `path`.
+
+        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
+        those of the build. Contents are not read: `check_sample` and `tools.verify_shards` compare checksums.
+        """
+        return cls(path)
+
+    def __reduce__(self) -> tuple[type[ShardSet], tuple[Path]]:
+        return ShardSet, (self.path,)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.info.class_names)
+
+    @property
+    def class_names(self) -> list[str]:
+        return list(self.info.class_names)
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """int64 (N,), copied from the index once: gathers from it are contiguous."""
+        return self.index["label"].astype(np.int64)
+
+    def encoded(self, sample: int) -> np.ndarray:
+        """The encoded image: uint8 (size,), a read-only view into the mapped tar.
+
+        Raises CorruptSampleError if the index points outside of the tar.
+        """
+        record = self.index[sample]
+        offset, size = int(record["offset"]), int(record["size"])
+        tar = self._tars[record["shard"]]
+        if offset + size > len(tar):
+            raise self._corrupt(sample, f"its bytes {offset} to {offset + size} lie beyond the {len(tar)} of the tar")
+        return tar[offset : offset + size]
+
+    def check_sample(self, sample: int) -> None:
+        """Compare the bytes of a sample with the checksum of the build. Raises CorruptSampleError."""
+        found, expected = zlib.crc32(self.encoded(sample).data), int(self.index["crc32"][sample])
+        if found != expected:
+            raise self._corrupt(sample, f"crc32 {found:08x} found, {expected:08x} written")
+
+    def source_of(self, sample: int) -> str:
+        """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""
+        with (self.path / SOURCES_FILE).open(encoding="utf-8") as lines:
+            return next(itertools.islice(lines, sample, None)).rstrip("\n")
+
+    def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
+        shard = str(self.path / self.info.shards[int(self.index["shard"][sample])].file)
+        return CorruptSampleError(shard, int(sample), self.source_of(sample), fault)
+
+
+_REBUILD = "the set was changed after it was built: restore the file, or delete the folder and build it again"
+
+
+def _check_sizes(folder: Path, info: DatasetInfo) -> None:
+    for file in (*info.shards, *info.files):
+        path = folder / file.file
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: not found, but dataset.json lists it; {_REBUILD}")
+        if path.stat().st_size != file.bytes:
+            raise ValueError(f"{path}: {path.stat().st_size} bytes found, {file.bytes} written; {_REBUILD}")
+
+
+def check_hash(folder: Path, file: FileInfo) -> None:
+    """Compare a file of the set with the sha256 in dataset.json. Raises ValueError."""
+    found = hash_file(folder / file.file)
+    if found != file.sha256:
+        raise ValueError(f"{folder / file.file}: sha256 {found} found, {file.sha256} written; {_REBUILD}")
+
+
+def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, SyntaxError) as error:
+        raise ValueError(f"{path}: not readable ({error}); {_REBUILD}") from error
+    if array.dtype != dtype or array.shape != (length,):
+        raise ValueError(f"{path}: {array.dtype} {array.shape} found, {dtype} {(length,)} expected; {_REBUILD}")
+    return array
+
+
+def _map_tar(path: Path) -> np.ndarray:
+    """uint8 (bytes,). Each mapping keeps a file descriptor open (Python's mmap duplicates it)."""
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        raise RuntimeError(
+            f"{path}: too many open files; raise the limit (ulimit -n) above the shards in use"
+        ) from error
+    with file:
+        return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)

@@ -1,0 +1,110 @@
+"""Writing one shard: a plain USTAR tar and its DALI index, complete or absent.
+
+The tar holds two members a sample, the image and its label, with fixed metadata, so that equal samples make equal
+bytes. Everything is written once, in one system call a sample, and hashed on the way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import zlib
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+
+from shards.files import sync_folder, temporary_name, write_all, write_atomically
+from shards.format import INDEX_DTYPE, TAR_BLOCK, ShardInfo, sample_key, shard_file, shard_index_file
+
+_MAX_MEMBER_BYTES = 2**32 - 1  # u4 in the index; USTAR itself would hold 8 GiB
+_DALI_INDEX_VERSION = "v1.2"
+_END_OF_ARCHIVE = bytes(2 * TAR_BLOCK)
+
+
+def tar_header(name: str, size: int) -> bytes:
+    """The 512 bytes that precede a regular file in a USTAR archive (POSIX.1-1988): mode 0644, owner 0, time 0."""
+    header = bytearray(TAR_BLOCK)
+    header[0 : len(name)] = name.encode("ascii")
+    header[100:148] = b"0000644\x000000000\x000000000\x00%011o\x0000000000000\x00" % size
+    header[148:156] = b" " * 8  # the checksum counts its own field as spaces
+    header[156:157] = b"0"
+    header[257:265] = b"ustar\x0000"
+    header[148:156] = b"%06o\x00 " % sum(header)
+    return bytes(header)
+
+
+def padding(size: int) -> bytes:
+    """The zero bytes that fill the last block of a member of `size` bytes."""
+    return bytes(-size % TAR_BLOCK)
+
+
+class ShardWriter:
+    """Write one shard of a set; use as a context manager, call `add` per sample, then `finish`.
+
+    Until `finish` the tar has a temporary name; leaving the context without it removes that file.
+    """
+
+    def __init__(self, folder: Path, shard: int) -> None:
+        self.shard = shard
+        self._tar_path = folder / shard_file(shard)
+        self._idx_path = folder / shard_index_file(shard)
+        self._tar_temporary = temporary_name(self._tar_path)
+        self._records: list[tuple[int, ...]] = []
+        self._index_lines: list[str] = []
+        self._offset = 0
+        self._sha256 = hashlib.sha256()
+        self._file = self._tar_temporary.open("xb", buffering=0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self._tar_temporary.unlink()
+
+    def add(self, position: int, data: bytes, extension: str, label: int, width: int, height: int) -> None:
+        """Append a sample.
+
+        position: of the sample in the shuffled order; its key.
+        data: the encoded image; extension: "jpg" or "png"; width, height: in pixels, at most 65535.
+        """
+        if len(data) > _MAX_MEMBER_BYTES:
+            raise ValueError(f"sample {position}: {len(data)} bytes; an image must be smaller than 4 GiB")
+        key, text = sample_key(position), b"%d" % label
+        image_name, label_name = f"{key}.{extension}", f"{key}.cls"
+        image_at = self._offset + TAR_BLOCK
+        between = padding(len(data)) + tar_header(label_name, len(text))
+        label_at = image_at + len(data) + len(between)
+        self._write(tar_header(image_name, len(data)), data, between + text + padding(len(text)))
+        self._records.append((self.shard, image_at, len(data), label, width, height, zlib.crc32(data)))
+        self._index_lines.append(
+            f"{extension} {image_at} {len(data)} {image_name} cls {label_at} {len(text)} {label_name}\n"
+        )
+
+    def finish(self) -> tuple[ShardInfo, np.ndarray]:
+        """End the archive and give both files their final names, durably.
+
+        Returns the shard's entry of dataset.json and its records, INDEX_DTYPE (samples,).
+        """
+        self._write(_END_OF_ARCHIVE)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        # DALI refuses an empty index; a shard whose every image was skipped gets one all the same, and no reader.
+        header = f"{_DALI_INDEX_VERSION} {len(self._index_lines)}\n"
+        write_atomically(self._idx_path, (header + "".join(self._index_lines)).encode("ascii"))
+        self._tar_temporary.replace(self._tar_path)
+        sync_folder(self._tar_path.parent)
+        info = ShardInfo(self._tar_path.name, self._offset, self._sha256.hexdigest(), len(self._records))
+        return info, np.array(self._records, INDEX_DTYPE)
+
+    def _write(self, *parts: bytes) -> None:
+        write_all(self._file.fileno(), parts)
+        for part in parts:
+            self._sha256.update(part)
+            self._offset += len(part)
