@@ -1,0 +1,121 @@
+"""When a step mixes the two streams, with which λ, and where the box goes."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.rng import generator
+
+Rounding = Literal["floor", "ceil"]
+Box = tuple[int, int, int, int]
+
+
+def cut_box(height: int, width: int, lam: float, row: int, column: int, rounding: Rounding) -> Box:
+    """The box around (row, column) that takes about 1 − lam of the image: top, left, bottom, right, half-open.
+
+    The side is height·√(1−lam) (and width·√(1−lam)), rounded down in CMO's official code and up in GLMC's; half of it,
+    rounded down, goes to each side of the centre, and what sticks out is clipped. So the side before clipping is
+    always even, and a side below 2 is an empty box.
+    """
+    to_int = math.floor if rounding == "floor" else math.ceil
+    ratio = math.sqrt(1.0 - lam)
+    half_height, half_width = to_int(height * ratio) // 2, to_int(width * ratio) // 2
+    return (
+        max(row - half_height, 0),
+        max(column - half_width, 0),
+        min(row + half_height, height),
+        min(column + half_width, width),
+    )
+
+
+def uncovered_share(box: Box, height: int, width: int) -> float:
+    """The share of the image outside the box: the λ that agrees with the pasted area."""
+    top, left, bottom, right = box
+    return 1.0 - (bottom - top) * (right - left) / (height * width)
+
+
+@dataclass(frozen=True)
+class MixPlan:
+    """How one global batch is mixed.
+
+    Attributes:
+        paste: whether the step mixes at all; the streams with ``when="mixing"`` exist only then.
+        lam: float64 (B,), weight of the ORIGINAL image's label, after the rule's correction.
+        boxes: int32 (B, 4), rows (top, left, bottom, right), half-open; empty (0, 0, 0, 0) where nothing is pasted.
+    """
+
+    paste: bool
+    lam: npt.NDArray[np.float64]
+    boxes: npt.NDArray[np.int32]
+
+    def __len__(self) -> int:
+        return len(self.lam)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "MixPlan":
+        """The plan of these positions of the batch, in this order."""
+        return MixPlan(self.paste, self.lam[indices], self.boxes[indices])
+
+    @staticmethod
+    def none(size: int) -> "MixPlan":
+        """The plan that leaves a batch of ``size`` images as it is: empty boxes and λ = 1."""
+        return MixPlan(False, np.ones(size), np.zeros((size, 4), dtype=np.int32))
+
+
+@dataclass(frozen=True)
+class MixRule:
+    """Mixing as a method declares it; the defaults are those of CMO's official code.
+
+    One λ and one box per step, shared by all images of the global batch, as in CMO and GLMC.
+
+    Attributes:
+        kind: "cutmix" draws a box; "mixup" draws λ alone, for blending whole images.
+        probability: chance that a step inside the window mixes.
+        beta: λ ~ Beta(beta, beta); 1 is the uniform distribution.
+        plain_first: epochs at the start that never mix. CMO's code mixes when ``3 < epoch`` (from 0), hence 4.
+        plain_last: epochs at the end that never mix.
+        rounding: of the box's side: "floor" in CMO, "ceil" in GLMC.
+        correct_lambda: replace λ by the share of the image that the clipped box leaves (CMO yes, GLMC no).
+    """
+
+    kind: Literal["cutmix", "mixup"] = "cutmix"
+    probability: float = 0.5
+    beta: float = 1.0
+    plain_first: int = 4
+    plain_last: int = 3
+    rounding: Rounding = "floor"
+    correct_lambda: bool = True
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.probability <= 1.0:
+            raise ValueError(f"mix rule: probability must be in [0, 1], found {self.probability}")
+        if not self.beta > 0.0:
+            raise ValueError(f"mix rule: beta must be above 0, found {self.beta}")
+        if self.plain_first < 0 or self.plain_last < 0:
+            raise ValueError(
+                f"mix rule: plain_first and plain_last must be at least 0, found {self.plain_first}, {self.plain_last}"
+            )
+
+    def active(self, epoch: int, epochs: int) -> bool:
+        """Whether ``epoch`` (from 0, of ``epochs``) lies in the window where steps may mix."""
+        return self.plain_first <= epoch < epochs - self.plain_last
+
+    def mixes(self, seed: int, epoch: int, step: int, epochs: int) -> bool:
+        """The coin of one step. It is drawn alone and first: a step that does not mix needs no second stream."""
+        return self.active(epoch, epochs) and generator(seed, "mix/coin", epoch, step).random() < self.probability
+
+    def draw(self, seed: int, epoch: int, step: int, epochs: int, size: int, image_size: tuple[int, int]) -> MixPlan:
+        """The mix of a global batch of ``size`` images of ``image_size`` (height, width)."""
+        if not self.mixes(seed, epoch, step, epochs):
+            return MixPlan.none(size)
+        lam = float(generator(seed, "mix/lam", epoch, step).beta(self.beta, self.beta))
+        box = (0, 0, 0, 0)
+        if self.kind == "cutmix":
+            height, width = image_size
+            row, column = generator(seed, "mix/centre", epoch, step).integers(0, image_size).tolist()
+            box = cut_box(height, width, lam, row, column, self.rounding)
+            if self.correct_lambda:
+                lam = uncovered_share(box, height, width)
+        return MixPlan(True, np.full(size, lam), np.tile(np.array(box, dtype=np.int32), (size, 1)))

@@ -1,0 +1,269 @@
+"""Everything random of a training step, decided before anything is read: samples, views, paste, λ and box.
+
+A plan is a pure function of (seed, epoch, step). A *step* is one optimizer step on one *global batch*; ranks and
+micro-batches are contiguous parts of it, so that the number of processes changes neither the samples nor the draws.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.mix_rule import MixPlan, MixRule
+from pipeline.rng import generator
+from pipeline.sampling import SampledDataset, Sampling, Shuffled
+from pipeline.views import OneOf, View, ViewPlan, plan_view
+
+# Raised whenever the same (seed, epoch, step) would give another plan; a checkpoint of another version is refused.
+PLAN_VERSION = 1
+
+# Training-mode batch normalisation fails on a single value per channel.
+_SMALLEST_PART = 2
+
+
+class PlannedDataset(SampledDataset, Protocol):
+    """What a plan needs of a data set; ``shards.reader.ShardSet`` has it."""
+
+    index: np.ndarray
+    """One record a sample, with the fields label, width and height."""
+
+    @property
+    def checksum(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Stream:
+    """One source of batches, as a method declares it.
+
+    Attributes:
+        name: names the stream's batches, and is part of every generator's purpose: renaming it changes its draws.
+        views: one recipe for each picture of a sample that a step needs.
+        when: "mixing" streams exist only on steps that paste; on the others they are neither read nor decoded.
+        dataset: the key of its data set among those that the plan is given.
+    """
+
+    name: str
+    sampling: Sampling
+    views: tuple[View | OneOf, ...]
+    when: Literal["always", "mixing"] = "always"
+    dataset: str = "train"
+
+
+def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Positions, int64, of part ``index`` of ``parts`` of a batch of ``size``, and their weights, float32, 1 or 0.
+
+    Parts are contiguous and their sizes differ by at most one. A part with fewer than 2 samples is filled up with
+    samples of weight 0 from the same batch, so that every rank can run the step and none counts twice.
+    """
+    start, stop = size * index // parts, size * (index + 1) // parts
+    padded_stop = max(stop, start + _SMALLEST_PART)
+    positions = np.arange(start, padded_stop, dtype=np.int64)
+    return positions % size, (positions < stop).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """What one stream shows at one step: ``sample_ids`` int64 (B,), ``labels`` int64 (B,), and one plan a view."""
+
+    sample_ids: npt.NDArray[np.int64]
+    labels: npt.NDArray[np.int64]
+    views: tuple[ViewPlan, ...]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def take(self, indices: npt.NDArray[np.int64]) -> "StreamPlan":
+        """The plan of these positions of the batch, in this order."""
+        return StreamPlan(
+            self.sample_ids[indices], self.labels[indices], tuple(view.take(indices) for view in self.views)
+        )
+
+    def part(self, index: int, parts: int) -> tuple["StreamPlan", npt.NDArray[np.float32]]:
+        """Part ``index`` of ``parts`` and its weights, as ``part_indices`` cuts it."""
+        indices, weights = part_indices(len(self), index, parts)
+        return self.take(indices), weights
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """One optimizer step: the global batch of each stream that it uses, and how they mix (None without a mix rule)."""
+
+    epoch: int
+    step: int
+    streams: dict[str, StreamPlan]
+    mix: MixPlan | None
+
+
+class Plan:
+    """All steps of a run; random access, no state.
+
+    The first stream sets the length: an epoch shows ``len(its data set)`` samples, and the last batch stays short
+    unless ``drop_last``. Every other stream has batches of the same size.
+
+    Attributes:
+        datasets, streams, mix_rule, seed, global_batch_size, epochs, drop_last: as given.
+        steps_per_epoch: number of global batches of an epoch.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, PlannedDataset],
+        streams: tuple[Stream, ...],
+        mix_rule: MixRule | None,
+        seed: int,
+        global_batch_size: int,
+        epochs: int,
+        drop_last: bool = False,
+    ) -> None:
+        """Raises ValueError where the arguments do not fit together."""
+        _check(datasets, streams, mix_rule, seed, global_batch_size, epochs)
+        self.datasets = dict(datasets)
+        self.streams = {stream.name: stream for stream in streams}
+        self.mix_rule = mix_rule
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        self.epochs = epochs
+        self.drop_last = drop_last
+        self._epoch_samples = len(datasets[streams[0].dataset])
+        self._image_size = (streams[0].views[0].size, streams[0].views[0].size)
+        self._samplers = {stream.name: stream.sampling.over(datasets[stream.dataset]) for stream in streams}
+        full, rest = divmod(self._epoch_samples, global_batch_size)
+        self.steps_per_epoch = full if drop_last else full + (rest > 0)
+
+    def step(self, epoch: int, step: int) -> StepPlan:
+        """The plan of one step, both counted from 0."""
+        used = [name for name in self.streams if self.uses(name, epoch, step)]
+        return StepPlan(
+            epoch, step, {name: self.stream_step(name, epoch, step) for name in used}, self.mix(epoch, step)
+        )
+
+    def pastes(self, epoch: int, step: int) -> bool:
+        """Whether the step mixes: one coin, drawn without the rest of the plan."""
+        return self.mix_rule is not None and self.mix_rule.mixes(self.seed, epoch, step, self.epochs)
+
+    def paste_steps(self, epoch: int) -> npt.NDArray[np.int64]:
+        """The steps of an epoch that mix, ascending."""
+        return np.flatnonzero([self.pastes(epoch, step) for step in range(self.steps_per_epoch)])
+
+    def uses(self, stream_name: str, epoch: int, step: int) -> bool:
+        """Whether the step has a batch of this stream."""
+        return self.streams[stream_name].when == "always" or self.pastes(epoch, step)
+
+    def stream_step(self, stream_name: str, epoch: int, step: int) -> StreamPlan:
+        """One stream's part of a step, whether the step uses it or not."""
+        stream = self.streams[stream_name]
+        index = self.datasets[stream.dataset].index
+        ids = self._samplers[stream_name].ids(
+            self.seed, f"{stream_name}/samples", epoch, step, self._slots(epoch, step)
+        )
+        records = index[ids]
+        views = tuple(
+            plan_view(
+                view,
+                records["width"],
+                records["height"],
+                lambda operation, number=number: generator(  # type: ignore[misc]
+                    self.seed, f"{stream_name}/view{number}/{operation}", epoch, step
+                ),
+            )
+            for number, view in enumerate(stream.views)
+        )
+        return StreamPlan(ids, records["label"].astype(np.int64), views)
+
+    def mix(self, epoch: int, step: int) -> MixPlan | None:
+        """How the step mixes; None when the plan has no mix rule."""
+        if self.mix_rule is None:
+            return None
+        size = len(self._slots(epoch, step))
+        return self.mix_rule.draw(self.seed, epoch, step, self.epochs, size, self._image_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """JSON that is equal for two plans exactly when all their steps are: what a checkpoint stores and compares.
+
+        The number of ranks is not in it: it may change between the runs of one training.
+        """
+        return {
+            "plan_version": PLAN_VERSION,
+            "numpy": np.__version__,
+            "seed": self.seed,
+            "global_batch_size": self.global_batch_size,
+            "epochs": self.epochs,
+            "drop_last": self.drop_last,
+            "streams": [repr(stream) for stream in self.streams.values()],
+            "mix_rule": repr(self.mix_rule),
+            "datasets": {
+                name: {"samples": len(dataset), "checksum": dataset.checksum} for name, dataset in self.datasets.items()
+            },
+        }
+
+    def describe(self) -> str:
+        """A few lines for the log: the derived sizes, and each stream."""
+        last = self._epoch_samples % self.global_batch_size
+        end = "" if not last else f", last batch {'dropped' if self.drop_last else last}"
+        mixing = [epoch for epoch in range(self.epochs) if self.mix_rule and self.mix_rule.active(epoch, self.epochs)]
+        lines = [
+            f"{self.epochs} epochs x {self.steps_per_epoch} steps, global batch {self.global_batch_size}{end}, "
+            f"seed {self.seed}",
+            *(
+                f"stream {stream.name}: {stream.dataset} ({len(self.datasets[stream.dataset])} samples), "
+                f"{stream.sampling}, {len(stream.views)} view(s), {stream.when}"
+                for stream in self.streams.values()
+            ),
+            f"mixing: epochs {mixing[0]} to {mixing[-1]}, {self.mix_rule}" if mixing else "mixing: never",
+        ]
+        return "\n".join(lines)
+
+    def _slots(self, epoch: int, step: int) -> range:
+        """Positions of the epoch that the step shows."""
+        if not (0 <= epoch < self.epochs and 0 <= step < self.steps_per_epoch):
+            raise ValueError(
+                f"plan: no step {step} of epoch {epoch}; there are {self.epochs} epochs of {self.steps_per_epoch} steps"
+            )
+        start = step * self.global_batch_size
+        return range(start, min(start + self.global_batch_size, self._epoch_samples))
+
+
+def _check(
+    datasets: Mapping[str, PlannedDataset],
+    streams: tuple[Stream, ...],
+    mix_rule: MixRule | None,
+    seed: int,
+    global_batch_size: int,
+    epochs: int,
+) -> None:
+    if not streams or streams[0].when != "always":
+        raise ValueError("plan: expected a first stream that is used on every step; it sets the length of an epoch")
+    names = [stream.name for stream in streams]
+    if len(set(names)) < len(names):
+        raise ValueError(f"plan: stream names must differ, found {names}")
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"plan: seed must be in [0, 2^64), found {seed}")
+    if global_batch_size < _SMALLEST_PART or epochs < 1:
+        raise ValueError(
+            f"plan: expected a global batch of at least {_SMALLEST_PART} and at least 1 epoch, "
+            f"found {global_batch_size} and {epochs}"
+        )
+    for stream in streams:
+        if not stream.views:
+            raise ValueError(f"plan: stream {stream.name} has no view")
+        if stream.dataset not in datasets:
+            raise ValueError(
+                f"plan: stream {stream.name} reads the data set {stream.dataset!r}; given are {sorted(datasets)}"
+            )
+        if stream.when == "mixing" and mix_rule is None:
+            raise ValueError(f"plan: stream {stream.name} is for mixing steps, but there is no mix rule")
+    first = streams[0]
+    samples = len(datasets[first.dataset])
+    if samples < global_batch_size:
+        raise ValueError(
+            f"plan: the data set {first.dataset!r} has {samples} samples, fewer than one global batch of "
+            f"{global_batch_size}; set a global batch of at most {samples}"
+        )
+    for stream in streams[1:]:
+        if isinstance(stream.sampling, Shuffled) and len(datasets[stream.dataset]) < samples:
+            raise ValueError(
+                f"plan: stream {stream.name} shuffles {len(datasets[stream.dataset])} samples, but an epoch has "
+                f"{samples} (those of {first.name}); use a class-weighted stream, which draws with replacement"
+            )

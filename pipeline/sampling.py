@@ -1,0 +1,171 @@
+"""Which samples a stream shows at each step: a permutation of an epoch, or class-weighted draws."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.rng import generator
+
+# Up to here an epoch's permutation is an array (64 MB); above it a keyed bijection that needs no memory.
+_LARGEST_ARRAY = 2**24
+# Six rounds already pass the uniformity tests; two more cost 0.1 µs a draw.
+_FEISTEL_ROUNDS = 8
+
+
+class SampledDataset(Protocol):
+    """What sampling needs to know of a data set; ``shards.reader.ShardSet`` has it."""
+
+    samples_per_class: npt.NDArray[np.int64]
+    sample_ids_by_class: np.ndarray
+    class_starts: npt.NDArray[np.int64]
+
+    def __len__(self) -> int: ...
+
+
+class Sampler(Protocol):
+    """A sampling rule bound to one data set."""
+
+    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
+        """Sample ids, int64 (len(slots),), of the positions ``slots`` of the epoch, which are those of this step."""
+
+
+class Sampling(Protocol):
+    """A rule that says which samples come when; a frozen dataclass, so that it can be printed and compared."""
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        """Bind the rule to a data set: all work that depends on the data set alone is done here, once."""
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """Every sample once an epoch, in a new global order each epoch."""
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        return _ShuffledSampler(len(dataset))
+
+
+@dataclass(frozen=True)
+class ClassWeighted:
+    """Independent draws with replacement; a sample of class k has weight n_k^(−exponent).
+
+    The exponent belongs to the *sample*, so that a *class* is drawn with probability ∝ n_k^(1−exponent):
+    0 draws every sample alike, 0.5 classes ∝ √n_k, 1 all classes alike, 2 classes ∝ 1/n_k. The equation of CMO (Park
+    et al., CVPR 2022), q(r, k) ∝ n_k^(−r), reads like a distribution over classes; the published numbers come from
+    code where it is the weight of a sample. Exponent 1 here reproduces them; classes drawn ∝ 1/n_k (the literal
+    reading of r = 1) are exponent 2 and cost several points.
+    """
+
+    exponent: float = 1.0
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
+        # 0 ** negative would be inf: an empty class has no sample to draw.
+        mass = np.power(counts, 1.0 - self.exponent, where=counts > 0, out=np.zeros_like(counts))
+        return _ClassWeightedSampler(dataset, mass)
+
+
+@dataclass(frozen=True)
+class ClassWeightedEffectiveNumber:
+    """Independent draws with replacement; a sample of class k has weight (1−β)/(1−β^n_k).
+
+    The effective-number weights of Cui et al., CVPR 2019, used as sampling weights: E(k) in the ablation of CMO.
+    With β = 0.9999 and small classes it is close to drawing all classes alike.
+    """
+
+    beta: float = 0.9999
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.beta < 1.0:
+            raise ValueError(f"effective-number sampling: beta must be in [0, 1), found {self.beta}")
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
+        effective = 1.0 - np.power(self.beta, counts)
+        mass = np.divide(counts, effective, where=counts > 0, out=np.zeros_like(counts))
+        return _ClassWeightedSampler(dataset, mass)
+
+
+class _ShuffledSampler:
+    def __init__(self, samples: int) -> None:
+        self._samples = samples
+        self._epoch_key: tuple[int, str, int] | None = None
+        self._order: np.ndarray | KeyedPermutation
+
+    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
+        if slots.stop > self._samples:
+            raise ValueError(
+                f"{purpose}: step {step} asks for positions up to {slots.stop} of an epoch of {self._samples} samples; "
+                "a shuffled stream cannot be longer than its data set: use a class-weighted stream instead"
+            )
+        # The order of an epoch is the same at each of its steps, hence step 0; only the current epoch's is kept.
+        if self._epoch_key != (seed, purpose, epoch):
+            rng = generator(seed, purpose, epoch, 0)
+            if self._samples <= _LARGEST_ARRAY:
+                self._order = rng.permutation(np.arange(self._samples, dtype=np.uint32))
+            else:
+                self._order = KeyedPermutation(self._samples, rng)
+            self._epoch_key = (seed, purpose, epoch)
+        if isinstance(self._order, KeyedPermutation):
+            return self._order(np.arange(slots.start, slots.stop, dtype=np.uint64))
+        return self._order[slots.start : slots.stop].astype(np.int64)
+
+
+class KeyedPermutation:
+    """A pseudo-random bijection of [0, size) that is computed, not stored.
+
+    A Feistel network over Z_a × Z_b with a·b just above ``size``: each round adds a keyed hash of one half to the
+    other, which is invertible whatever the hash. A value that lands in [size, a·b) is sent through again
+    (cycle walking), which stays a bijection and concerns fewer than one draw in √size.
+    """
+
+    def __init__(self, size: int, rng: np.random.Generator) -> None:
+        self._size = np.uint64(size)
+        left = int(np.ceil(np.sqrt(size)))
+        self._left = np.uint64(left)
+        self._right = np.uint64(-(-size // left))
+        self._keys = rng.integers(0, 2**64, size=_FEISTEL_ROUNDS, dtype=np.uint64)
+
+    def __call__(self, positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+        """Images of ``positions``, uint64 (n,) in [0, size), as int64 (n,)."""
+        values = self._permute(positions)
+        while (outside := np.flatnonzero(values >= self._size)).size:
+            values[outside] = self._permute(values[outside])
+        return values.astype(np.int64)
+
+    def _permute(self, values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        left, right = np.divmod(values, self._right)
+        for round_index, key in enumerate(self._keys):
+            if round_index % 2:
+                left = (left + _hash(right ^ key)) % self._left
+            else:
+                right = (right + _hash(left ^ key)) % self._right
+        return left * self._right + right
+
+
+def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """The 64-bit finaliser of MurmurHash3; the top bit is cleared so that adding a small number cannot overflow."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return (values ^ (values >> np.uint64(33))) >> np.uint64(1)
+
+
+class _ClassWeightedSampler:
+    """A class by its probability, then one of its samples uniformly: O(log C) a draw, whatever the set's size."""
+
+    def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
+        self._samples_per_class = dataset.samples_per_class
+        self._sample_ids_by_class = dataset.sample_ids_by_class
+        self._class_starts = dataset.class_starts
+        self._cumulative = np.cumsum(class_mass / class_mass.sum())
+        # The sum may end a rounding error away from 1. Divide by the last value, so that it is exactly 1 from the last
+        # class with any mass on: a draw u < 1 then never falls on an empty class at the end.
+        self._cumulative /= self._cumulative[-1]
+
+    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
+        rng = generator(seed, purpose, epoch, step)
+        # side="right": a class with probability 0 has an empty interval and is never chosen.
+        classes = np.searchsorted(self._cumulative, rng.random(len(slots)), side="right")
+        members = rng.integers(0, self._samples_per_class[classes])
+        return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
