@@ -1,0 +1,108 @@
+"""Handwritten digits that come with scikit-learn, made long-tailed: real images without a download."""
+
+from __future__ import annotations
+
+import argparse
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from shards.class_counts import cmo_subset, long_tailed_counts, samples_per_class
+from shards.source import JSON, Fetcher, SampleRef, Source
+
+TEST_PER_CLASS = 40
+SIDE = 32
+# 1797 digits, 174 to 183 a class: 134 of the smallest class are left for training beside its 40 test images.
+_TRAIN_MAX = 134
+_PNG_COMPRESSION = 6
+
+
+class PixelSource:
+    """A `Source` of images held in memory, uint8 (N, height, width, 3), encoded as lossless PNG when fetched."""
+
+    def __init__(
+        self,
+        name: str,
+        split: str,
+        class_names: list[str],
+        images: NDArray[np.uint8],
+        samples: Sequence[SampleRef],
+        options: dict[str, JSON],
+        inputs: dict[str, dict[str, JSON]],
+    ) -> None:
+        self.name, self.split, self.class_names, self.samples = name, split, class_names, samples
+        self.options, self.inputs = options, inputs
+        self._images = images
+
+    def estimated_bytes(self) -> int | None:
+        return None  # PNG may take more or less than the pixels
+
+    def open(self) -> Fetcher:
+        return _PixelFetcher(self._images)
+
+    def close(self) -> None:
+        pass
+
+
+class _PixelFetcher:
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images = images
+
+    def fetch(self, ref: SampleRef) -> bytes:
+        assert isinstance(ref.location, int)
+        buffer = io.BytesIO()
+        # A fixed level: the same pixels give the same bytes in every build.
+        Image.fromarray(self._images[ref.location]).save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
+        return buffer.getvalue()
+
+    def close(self) -> None:
+        pass
+
+
+class DigitsLT:
+    """The subcommand `digits-lt`."""
+
+    help = "1797 handwritten digits from scikit-learn, made long-tailed; nothing to download"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--split",
+            choices=("train", "test"),
+            default="train",
+            help=f"test: {TEST_PER_CLASS} images of every digit, always the same ones (default: train)",
+        )
+        parser.add_argument(
+            "--imb-factor",
+            type=float,
+            default=0.02,
+            help="smallest / largest class of the training set (default: 0.02, that is 134 zeros to 2 nines)",
+        )
+
+    def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
+        from sklearn.datasets import load_digits  # a second of imports that no other source needs
+
+        digits = load_digits()
+        labels = digits.target.astype(np.int64)
+        chosen = test = np.sort(cmo_subset(labels, [TEST_PER_CLASS] * 10))
+        options: dict[str, JSON] = {"split": namespace.split}
+        if namespace.split == "train":
+            rest = np.delete(np.arange(labels.size), test)
+            counts = long_tailed_counts(_TRAIN_MAX, 10, namespace.imb_factor)
+            chosen = np.sort(rest[cmo_subset(labels[rest], counts)])
+            options["imb_factor"] = namespace.imb_factor
+        samples = [
+            SampleRef(f"digits/{index:04d}", int(labels[index]), row) for row, index in enumerate(chosen.tolist())
+        ]
+        images = np.stack([enlarge(digits.images[index]) for index in chosen])
+        class_names = [str(digit) for digit in range(10)]
+        return {"": PixelSource("digits-lt", namespace.split, class_names, images, samples, options, {})}
+
+
+def enlarge(grey: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """A digit, float (8, 8) in 0 .. 16, as uint8 (32, 32, 3), bilinear."""
+    levels = np.rint(grey * (255 / 16)).astype(np.uint8)
+    large = Image.fromarray(levels).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+    return np.asarray(large.convert("RGB"))

@@ -1,0 +1,168 @@
+"""Any tree of class folders, unpacked or inside a .zip or .tar: the way to bring one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import posixpath
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from shards.class_counts import Int64Array, cmo_subset, long_tailed_counts, samples_per_class
+from shards.source import Source
+from tools.sources.archives import Container, file_stamp
+from tools.sources.file_source import FileSource, check_no_class_is_empty
+from tools.sources.spool import container_of, scratch_folder
+
+_log = logging.getLogger(__name__)
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class ClassFolders:
+    """What a tree of class folders holds: class names sorted, file names sorted within their class; labels int64 (N,)."""
+
+    class_names: list[str]
+    names: list[str]
+    labels: Int64Array
+
+
+class ImageFolder:
+    """The subcommand `imagefolder`."""
+
+    help = "class folders of images, as a folder, .zip, .tar or .tar.gz"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        add("--images", type=Path, required=True, help="the folder or archive with one folder a class")
+        add("--split-dir", default="", help="the folder inside it that holds the class folders, such as train")
+        add(
+            "--split",
+            choices=("train", "val", "test"),
+            help="which split this is (default: told by --split-dir, or train)",
+        )
+        add(
+            "--imb-factor",
+            type=float,
+            help="make a long-tailed subset: smallest / largest class, such as 0.01; the classes are ranked by their size",
+        )
+        add(
+            "--holdout",
+            type=float,
+            default=0.0,
+            metavar="SHARE",
+            help="share of every class that becomes a validation set, OUT-holdout; taken out before --imb-factor applies",
+        )
+
+    def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
+        if not 0 <= namespace.holdout < 1:
+            raise ValueError(f"--holdout is {namespace.holdout}, expected a share from 0 up to 1, such as 0.1")
+        shared = 2 if namespace.holdout else 1
+        container = container_of(namespace.images, scratch_folder(Path(namespace.out)), users=shared)
+        split_dir = namespace.split_dir.strip("/")
+        split = namespace.split or _split_of(split_dir)
+        tree = list_class_folders(container, split_dir)
+        if not namespace.allow_partial:
+            check_no_class_is_empty(tree.labels.tolist(), tree.class_names, str(namespace.images))
+        kept, held_out = hold_out(tree.labels, namespace.holdout, namespace.seed)
+        if namespace.imb_factor is not None:
+            kept = kept[long_tail(tree.labels[kept], tree.class_names, namespace.imb_factor, namespace.seed)]
+        options = {
+            "split_dir": split_dir,
+            "imb_factor": namespace.imb_factor,
+            "holdout": namespace.holdout,
+            "subset_seed": namespace.seed,
+        }
+
+        def source(indices: Int64Array, name: str, split: str) -> Source:
+            return FileSource(
+                name=name,
+                split=split,
+                class_names=tree.class_names,
+                names=[tree.names[i] for i in indices],
+                labels=tree.labels[indices].tolist(),
+                container=container,
+                options={**options, "split": split},
+                inputs=file_stamp(namespace.images),
+            )
+
+        name = namespace.images.name.split(".")[0]
+        sources = {"": source(kept, name, split)}
+        if namespace.holdout:
+            sources["-holdout"] = source(held_out, f"{name}-holdout", "val")
+        return sources
+
+
+def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
+    """The images below SPLIT_DIR/CLASS/ at any depth. Hidden files and files of other kinds are left out and counted."""
+    prefix = f"{split_dir}/" if split_dir else ""
+    classes: set[str] = set()
+    found: list[tuple[str, str]] = []
+    outside = others = 0
+    for name, member in container.members():
+        class_name, _, inside = name.removeprefix(prefix).partition("/")
+        if not name.startswith(prefix) or _is_clutter(name) or not class_name:
+            continue
+        if member is None:
+            classes.add(class_name)
+        elif not inside:
+            outside += name.lower().endswith(IMAGE_SUFFIXES)
+        elif not inside.lower().endswith(IMAGE_SUFFIXES):
+            others += 1
+        elif not name.isprintable():
+            raise ValueError(f"{container.path}: the name {name!r} cannot be listed as a line of UTF-8 text; rename it")
+        else:
+            classes.add(class_name)
+            found.append((class_name, name))
+    if not found:
+        tops = sorted({name.split("/")[0] for name, _ in container.members() if not _is_clutter(name)})
+        raise ValueError(
+            f"{container.path}: no {', '.join(IMAGE_SUFFIXES)} file inside a class folder of {split_dir or 'the top'}; "
+            f"found there: {', '.join(tops[:10]) or 'nothing'}; give the folder of the classes with --split-dir"
+        )
+    if outside or others:
+        _log.warning("%s: left out %d images outside class folders and %d other files", container.path, outside, others)
+    class_names = sorted(classes)
+    label_of = {class_name: label for label, class_name in enumerate(class_names)}
+    found.sort()
+    labels = np.array([label_of[class_name] for class_name, _ in found], dtype=np.int64)
+    return ClassFolders(class_names, [name for _, name in found], labels)
+
+
+def _is_clutter(name: str) -> bool:
+    return name.startswith("__MACOSX/") or any(part.startswith(".") for part in name.split("/"))
+
+
+def _split_of(split_dir: str) -> str:
+    last = posixpath.basename(split_dir).lower()
+    return last if last in ("val", "test") else "train"
+
+
+def hold_out(labels: Int64Array, share: float, seed: int) -> tuple[Int64Array, Int64Array]:
+    """Kept and held-out sample indices, ascending. Each class gives round(share · n_k), of two or more one to each side."""
+    counts = samples_per_class(labels, int(labels.max()) + 1)
+    wanted = np.rint(counts * share).astype(np.int64)
+    if share > 0:
+        wanted = np.clip(wanted, np.minimum(1, counts - 1), np.maximum(counts - 1, 0))
+    held_out = np.sort(cmo_subset(labels, np.maximum(wanted, 0), seed))
+    return np.delete(np.arange(labels.size), held_out), held_out
+
+
+def long_tail(labels: Int64Array, class_names: list[str], imb_factor: float, seed: int) -> Int64Array:
+    """Indices of a long-tailed subset, ascending: the k-th largest class (equals by name) gets n_max · imb_factor^(k/(C−1))."""
+    counts = samples_per_class(labels, len(class_names))
+    by_size = np.argsort(-counts, kind="stable")
+    shares = np.empty_like(counts)
+    shares[by_size] = long_tailed_counts(int(counts.max()), counts.size, imb_factor)
+    short = np.flatnonzero(counts < shares)
+    if short.size:
+        first = int(short[0])
+        raise ValueError(
+            f"--imb-factor {imb_factor}: {short.size} classes have fewer images than their share, the first is "
+            f"{class_names[first]!r} with {counts[first]} of {shares[first]}; this data set is already steeper than that: "
+            "use a smaller --imb-factor or leave it out"
+        )
+    return np.sort(cmo_subset(labels, shares, seed))
