@@ -146,22 +146,20 @@ def _walk_tar(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarf
     """The regular files and folders of the tar in bytes [start, end) of `file`; offsets count from the file's start."""
     file.seek(start)
     try:
-        tar = tarfile.open(fileobj=file, mode="r:")
-        while (member := tar.next()) is not None:
-            tar.members.clear()  # tarfile remembers every member: gigabytes for the larger archives
-            # Another reader, or the walk of an inner tar, may have moved the file; tarfile seeks before each header.
-            if member.isfile() or member.isdir():
-                if member.offset_data + member.size > end:
-                    raise tarfile.ReadError(f"member {member.name} ends behind the archive")
-                yield member
-        # A damaged header looks like an end to tarfile: only the mark tells that nothing is missing.
-        file.seek(tar.offset)
-        if tar.offset + _TAR_BLOCK > end or any(file.read(_TAR_BLOCK)):
-            raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
+        with tarfile.open(fileobj=file, mode="r:") as tar:  # leaves `file` open
+            # tarfile seeks before every header, so that an inner tar can be walked between two members of the outer.
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # it remembers all: gigabytes for the larger archives
+                if member.isfile() or member.isdir():
+                    if member.offset_data + member.size > end:
+                        raise tarfile.ReadError(f"member {member.name} ends behind the archive")
+                    yield member
+            # A damaged header looks like an end to tarfile: only the mark tells that nothing is missing.
+            file.seek(tar.offset)
+            if tar.offset + _TAR_BLOCK > end or any(file.read(_TAR_BLOCK)):
+                raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
     except tarfile.TarError as error:
-        raise ValueError(
-            f"{path}: not a complete tar ({error}); it is truncated or damaged: download it again"
-        ) from error
+        raise _incomplete(path, "tar", error) from error
 
 
 def _tar_member(member: tarfile.TarInfo) -> Member | None:
@@ -210,9 +208,7 @@ def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except zipfile.BadZipFile as error:
-        raise ValueError(
-            f"{path}: not a complete zip ({error}); it is truncated or damaged: download it again"
-        ) from error
+        raise _incomplete(path, "zip", error) from error
 
 
 class _ZipFetcher:
@@ -243,6 +239,10 @@ def _plain_name(name: str) -> str:
     return name.removeprefix("./").rstrip("/")
 
 
+def _incomplete(path: Path, kind: str, error: Exception) -> ValueError:
+    return ValueError(f"{path}: not a complete {kind} ({error}); it is truncated or damaged: download it again")
+
+
 def sniff(path: Path) -> str:
     """What `path` holds: "folder", "tar", "zip" or "gzip", by its content. Raises FileNotFoundError or ValueError."""
     if not path.exists():
@@ -257,9 +257,9 @@ def sniff(path: Path) -> str:
         return "gzip"
     if len(head) == _TAR_BLOCK and _has_tar_checksum(head):
         return "tar"
-    hint = "this is a web page, often an error page saved by the download" if head.lstrip().startswith(b"<") else ""
+    web_page = "; a web page, often an error message saved by the download" if head.lstrip().startswith(b"<") else ""
     raise ValueError(
-        f"{path}: neither a folder nor a tar, tar.gz or zip (its first bytes are {head[:8]!r}{'; ' + hint if hint else ''}); "
+        f"{path}: neither a folder nor a tar, tar.gz or zip (its first bytes are {head[:8]!r}{web_page}); "
         "give the original archive"
     )
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.class_counts import cmo_subset, long_tailed_counts, samples_per_class
+from shards.class_counts import cmo_subset, long_tailed_counts
 from shards.source import JSON, Fetcher, SampleRef, Source
 
 TEST_PER_CLASS = 40

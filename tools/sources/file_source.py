@@ -15,7 +15,7 @@ _SHOWN = 10
 
 
 class FileSource:
-    """A `Source` of image files. `samples` looks the files up when first asked: a spooled archive is unpacked then."""
+    """A `Source` of image files: `names` in `container`, looked up when `samples` is first asked for."""
 
     def __init__(
         self,
@@ -40,18 +40,20 @@ class FileSource:
             shown = "".join(f"\n  {name}" for name in absent[:_SHOWN])
             more = f"\n  and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             raise FileNotFoundError(
-                f"{len(absent)} of the {len(self._names)} listed images are not in {self._container.path}:{shown}{more}\n"
-                "Is this the archive (or the folder) that the list was made for? The names are relative to it."
+                f"{len(absent)} of the {len(self._names)} listed images are not in {self._container.path}:"
+                f"{shown}{more}\nIs this the archive (or folder) that the list was made for? Its names are relative to it."
             )
         return members
 
-    @cached_property
-    def samples(self) -> Sequence[SampleRef]:
+    def _find_samples(self) -> Sequence[SampleRef]:
         members = self._members
         return [
             SampleRef(name, label, members[name].location)
             for name, label in zip(self._names, self._labels, strict=True)
         ]
+
+    # On first use, so that repeating the command of a finished build does not unpack its archive again.
+    samples: Sequence[SampleRef] = cached_property(_find_samples)  # type: ignore[assignment]
 
     def estimated_bytes(self) -> int | None:
         members = self._members
@@ -71,6 +73,6 @@ def check_no_class_is_empty(labels: Sequence[int], class_names: Sequence[str], w
         shown = ", ".join(f"{class_names[label]!r} (label {label})" for label in empty[:_SHOWN])
         more = f" and {empty.size - _SHOWN} more" if empty.size > _SHOWN else ""
         raise ValueError(
-            f"{where}: {empty.size} of {len(class_names)} classes have no image: {shown}{more}; add images or remove the "
-            "class, or pass --allow-partial"
+            f"{where}: {empty.size} of {len(class_names)} classes have no image: {shown}{more}; "
+            "add images or remove the class, or pass --allow-partial"
         )

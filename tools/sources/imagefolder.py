@@ -23,7 +23,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class ClassFolders:
-    """What a tree of class folders holds: class names sorted, file names sorted within their class; labels int64 (N,)."""
+    """A tree of class folders: class names sorted, file names sorted by class and name, labels int64 (N,)."""
 
     class_names: list[str]
     names: list[str]
@@ -47,14 +47,14 @@ class ImageFolder:
         add(
             "--imb-factor",
             type=float,
-            help="make a long-tailed subset: smallest / largest class, such as 0.01; the classes are ranked by their size",
+            help="make a long-tailed subset: smallest / largest class, such as 0.01; larger classes stay larger",
         )
         add(
             "--holdout",
             type=float,
             default=0.0,
             metavar="SHARE",
-            help="share of every class that becomes a validation set, OUT-holdout; taken out before --imb-factor applies",
+            help="share of every class for a validation set, OUT-holdout; taken out before --imb-factor applies",
         )
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
@@ -97,7 +97,7 @@ class ImageFolder:
 
 
 def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
-    """The images below SPLIT_DIR/CLASS/ at any depth. Hidden files and files of other kinds are left out and counted."""
+    """The images below SPLIT_DIR/CLASS/ at any depth. Files of other kinds are left out and counted."""
     prefix = f"{split_dir}/" if split_dir else ""
     classes: set[str] = set()
     found: list[tuple[str, str]] = []
@@ -142,17 +142,21 @@ def _split_of(split_dir: str) -> str:
 
 
 def hold_out(labels: Int64Array, share: float, seed: int) -> tuple[Int64Array, Int64Array]:
-    """Kept and held-out sample indices, ascending. Each class gives round(share · n_k), of two or more one to each side."""
+    """Kept and held-out sample indices, ascending, by class: round(share · n_k) are held out.
+
+    A class of two or more has at least one on each side, a class of one keeps it.
+    """
+    if share == 0:
+        return np.arange(labels.size), np.empty(0, dtype=np.int64)
     counts = samples_per_class(labels, int(labels.max()) + 1)
-    wanted = np.rint(counts * share).astype(np.int64)
-    if share > 0:
-        wanted = np.clip(wanted, np.minimum(1, counts - 1), np.maximum(counts - 1, 0))
-    held_out = np.sort(cmo_subset(labels, np.maximum(wanted, 0), seed))
+    most = np.maximum(counts - 1, 0)
+    wanted = np.clip(np.rint(counts * share).astype(np.int64), np.minimum(1, most), most)
+    held_out = np.sort(cmo_subset(labels, wanted, seed))
     return np.delete(np.arange(labels.size), held_out), held_out
 
 
 def long_tail(labels: Int64Array, class_names: list[str], imb_factor: float, seed: int) -> Int64Array:
-    """Indices of a long-tailed subset, ascending: the k-th largest class (equals by name) gets n_max · imb_factor^(k/(C−1))."""
+    """Indices of a long-tailed subset, ascending; see `long_tailed_counts`, with classes ranked by size, then name."""
     counts = samples_per_class(labels, len(class_names))
     by_size = np.argsort(-counts, kind="stable")
     shares = np.empty_like(counts)
@@ -162,7 +166,7 @@ def long_tail(labels: Int64Array, class_names: list[str], imb_factor: float, see
         first = int(short[0])
         raise ValueError(
             f"--imb-factor {imb_factor}: {short.size} classes have fewer images than their share, the first is "
-            f"{class_names[first]!r} with {counts[first]} of {shares[first]}; this data set is already steeper than that: "
-            "use a smaller --imb-factor or leave it out"
+            f"{class_names[first]!r} with {counts[first]} of {shares[first]}; "
+            "this data set is already steeper than that: use a smaller --imb-factor or leave it out"
         )
     return np.sort(cmo_subset(labels, shares, seed))
