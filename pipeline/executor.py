@@ -6,9 +6,10 @@ from typing import Literal, Protocol
 
 import torch
 
-from pipeline.bad_samples import BadSamples, EncodedDataset
+from pipeline.bad_samples import BadSamples
 from pipeline.plan import StreamPlan
 from pipeline.views import OneOf, View
+from shards.reader import ShardSet
 
 ExecutorName = Literal["auto", "dali", "resident", "reference"]
 
@@ -26,7 +27,7 @@ class Executor(Protocol):
         """Stop threads and free what the device holds; safe to call twice."""
 
 
-def choose_executor(dataset: EncodedDataset) -> Literal["dali", "resident"]:
+def choose_executor(dataset: ShardSet) -> Literal["dali", "resident"]:
     """What "auto" means: sets of small equal images stay decoded on the device, all others are decoded by DALI."""
     from pipeline.resident import fits_resident
 
@@ -35,7 +36,7 @@ def choose_executor(dataset: EncodedDataset) -> Literal["dali", "resident"]:
 
 def make_executor(
     name: ExecutorName,
-    dataset: EncodedDataset,
+    dataset: ShardSet,
     views: tuple[View | OneOf, ...],
     device: torch.device,
     decode_threads: int,

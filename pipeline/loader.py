@@ -16,12 +16,13 @@ import numpy.typing as npt
 import torch
 
 from pipeline.augment import augment
-from pipeline.bad_samples import BadSamples, EncodedDataset
+from pipeline.bad_samples import BadSamples
 from pipeline.executor import Executor, ExecutorName, choose_executor, decode_threads_per_rank, make_executor
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import Plan, StepPlan, StreamPlan, part_indices
 from pipeline.rng import generator
 from pipeline.views import OneOf, View, plan_view
+from shards.reader import ShardSet
 
 Position = tuple[int, int]
 """(epoch, step), both from 0."""
@@ -215,7 +216,7 @@ def _batch(
 
 
 def evaluation_batches(
-    dataset: EncodedDataset,
+    dataset: ShardSet,
     view: View | OneOf,
     batch_size: int,
     device: torch.device,

@@ -6,31 +6,22 @@ micro-batches are contiguous parts of it, so that the number of processes change
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.rng import generator
-from pipeline.sampling import SampledDataset, Sampling, Shuffled
+from pipeline.sampling import Sampling, Shuffled
 from pipeline.views import OneOf, View, ViewPlan, plan_view
+from shards.reader import ShardSet
 
 # Raised whenever the same (seed, epoch, step) would give another plan; a checkpoint of another version is refused.
 PLAN_VERSION = 1
 
 # Training-mode batch normalisation fails on a single value per channel.
 _SMALLEST_PART = 2
-
-
-class PlannedDataset(SampledDataset, Protocol):
-    """What a plan needs of a data set; ``shards.reader.ShardSet`` has it."""
-
-    index: np.ndarray
-    """One record a sample, with the fields label, width and height."""
-
-    @property
-    def checksum(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +100,7 @@ class Plan:
 
     def __init__(
         self,
-        datasets: Mapping[str, PlannedDataset],
+        datasets: Mapping[str, ShardSet],
         streams: tuple[Stream, ...],
         mix_rule: MixRule | None,
         seed: int,
@@ -226,7 +217,7 @@ class Plan:
 
 
 def _check(
-    datasets: Mapping[str, PlannedDataset],
+    datasets: Mapping[str, ShardSet],
     streams: tuple[Stream, ...],
     mix_rule: MixRule | None,
     seed: int,
