@@ -1,0 +1,288 @@
+"""Building a shard set from a source: plan of shard tasks, resumption, disk space, and the files of the whole set.
+
+    build.json                     first: what is being built. A later run continues only the very same build.
+    NNNNNN.tar, .idx, .part.json   a finished task each, in any order
+    index.npy, by_class.npy, …     made of the parts
+    dataset.json                   last: the set is complete; then the parts and build.json are removed
+
+Every file is complete when it has its name, so a build can be killed at any point and run again.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import __version__ as pillow_version
+from PIL import features
+
+from shards.files import remove_temporary_files, write_atomically
+from shards.format import DATASET_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
+from shards.images import ImagePolicy
+from shards.manifest import lasting_inputs, write_set_files
+from shards.pool import run_tasks
+from shards.shard_task import OnBad, ShardResult, ShardTask, TaskSettings, part_path
+from shards.source import JSON, Source
+
+logger = logging.getLogger(__name__)
+
+RECORD_FILE = "build.json"
+
+_MAX_SAMPLES_PER_SHARD = 10_000  # small images too are spread over several shards, so that several workers build them
+_ASSUMED_IMAGE_BYTES = 110_000  # the mean of ImageNet; sizes shards where the source cannot tell the bytes beforehand
+_BYTES_BESIDE_IMAGE = 2048  # two tar headers, a label block, padding, and its share of the index files
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """How a source becomes a shard set.
+
+    policy: how images are checked and encoded.
+    on_bad: a bad image stops the build ("fail"), is left out ("skip"), or is repaired, else left out ("repair").
+    shard_bytes: wanted size of a tar. The number of samples a shard is derived from it and the source's mean.
+    samples_per_shard: given directly instead.
+    seed: of the global shuffle.
+    """
+
+    policy: ImagePolicy = field(default_factory=ImagePolicy)
+    on_bad: OnBad = "fail"
+    shard_bytes: int = 256 * 2**20
+    samples_per_shard: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.on_bad not in ("fail", "skip", "repair"):
+            raise ValueError(f"on_bad {self.on_bad!r}; expected fail, skip or repair")
+        if self.shard_bytes < 1 or (self.samples_per_shard is not None and self.samples_per_shard < 1):
+            raise ValueError(
+                f"shards of {self.shard_bytes} bytes, {self.samples_per_shard} samples; expected at least 1"
+            )
+        if self.seed < 0:
+            raise ValueError(f"seed {self.seed}; expected at least 0")
+
+
+class Progress(Protocol):
+    """Told how a build goes on."""
+
+    def start(self, total: int, done: int) -> None:
+        """The build has `total` samples, `done` of them in shards of an earlier run."""
+        ...
+
+    def advance(self, samples: int, data_bytes: int) -> None:
+        """So many more samples, of so many bytes in the source, are done."""
+        ...
+
+
+class SilentProgress:
+    """Tells nobody."""
+
+    def start(self, total: int, done: int) -> None: ...
+
+    def advance(self, samples: int, data_bytes: int) -> None: ...
+
+
+def build_shard_set(
+    source: Source, folder: Path, options: BuildOptions, workers: int = 1, progress: Progress | None = None
+) -> DatasetInfo:
+    """Write `source` as a shard set into `folder`, continuing an earlier, interrupted build of the same.
+
+    The bytes depend on the source and the options only, not on workers or interruptions. A folder that already holds
+    this set is left as it is.
+
+    Raises ValueError when the folder holds something else or an image is bad (on_bad "fail"), RuntimeError when the
+    disk is full or a worker was killed; the same command continues once the cause is gone.
+    """
+    _check_source(source)
+    record = _record(source, options)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        if (folder / DATASET_FILE).exists():
+            info = _complete_set(folder, record)
+            logger.info("%s: complete already, nothing to do", folder)
+        else:
+            _claim(folder, record)
+            remove_temporary_files(folder)
+            info = _build(source, folder, options, record, workers, progress or SilentProgress())
+        _remove_build_files(folder, info)
+    return info
+
+
+def plan_tasks(source: Source, samples_per_shard: int, seed: int) -> Iterator[ShardTask]:
+    """The shards of a build, in order: a seeded shuffle of all samples, cut into equal pieces (the last is shorter)."""
+    order = shuffled_order(len(source.samples), seed)
+    for shard, first in enumerate(range(0, len(order), samples_per_shard)):
+        samples = tuple(source.samples[i] for i in order[first : first + samples_per_shard])
+        yield ShardTask(shard, first, samples)
+
+
+def shuffled_order(num_samples: int, seed: int) -> list[int]:
+    """A permutation of range(num_samples). Sorted raw Philox words: numpy keeps these stable between its versions,
+    which it does not promise of `permutation`."""
+    words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(num_samples)
+    return np.argsort(words, kind="stable").tolist()
+
+
+def _build(
+    source: Source, folder: Path, options: BuildOptions, record: dict[str, JSON], workers: int, progress: Progress
+) -> DatasetInfo:
+    tasks = list(plan_tasks(source, record["options"]["samples_per_shard"], options.seed))
+    open_tasks = [task for task in tasks if ShardResult.read(folder, task.shard) is None]
+    _check_space(source, folder, options)
+    open_samples = sum(len(task.samples) for task in open_tasks)
+    progress.start(total=len(source.samples), done=len(source.samples) - open_samples)
+    settings = TaskSettings(folder, options.policy, options.on_bad)
+    try:
+        run_tasks(source, open_tasks, settings, workers, progress.advance)
+        return write_set_files(source, folder, tasks, record)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(f"{folder}: {_disk_full(source, folder, options)}") from error
+
+
+def _check_source(source: Source) -> None:
+    num_classes = len(source.class_names)
+    if not source.samples:
+        raise ValueError(f"{source.name} {source.split}: the source offers no samples")
+    wrong = [ref for ref in source.samples if not 0 <= ref.label < num_classes]
+    if wrong:
+        examples = ", ".join(f"{printable_name(ref.name)}: {ref.label}" for ref in wrong[:10])
+        raise ValueError(
+            f"{source.name} {source.split}: {len(wrong)} labels outside 0..{num_classes - 1} ({examples}); "
+            "the list does not belong to these classes"
+        )
+
+
+def _record(source: Source, options: BuildOptions) -> dict[str, JSON]:
+    """What makes two builds the same build, as it reads back from JSON. Its lasting part goes into dataset.json."""
+    digest = hashlib.sha256(json.dumps(source.class_names).encode())
+    for ref in source.samples:
+        digest.update(f"{ref.name}\0{ref.label}\n".encode("utf-8", "surrogatepass"))
+    record = {
+        "name": source.name,
+        "split": source.split,
+        "options": {
+            "source": source.options,
+            "source_sha256": digest.hexdigest(),  # names, labels and classes: an image added or gone is noticed
+            **asdict(options.policy),
+            "on_bad": options.on_bad,
+            "samples_per_shard": _samples_per_shard(source, options),
+            "seed": options.seed,
+        },
+        "inputs": source.inputs,
+        "made_with": {
+            "pillow": pillow_version,
+            "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
+            "zlib": str(features.version("zlib")),
+        },
+    }
+    return json.loads(json.dumps(record))
+
+
+def _samples_per_shard(source: Source, options: BuildOptions) -> int:
+    if options.samples_per_shard is not None:
+        return options.samples_per_shard
+    total = source.estimated_bytes()
+    mean = _ASSUMED_IMAGE_BYTES if total is None else total / len(source.samples)
+    return int(np.clip(options.shard_bytes / (mean + _BYTES_BESIDE_IMAGE), 1, _MAX_SAMPLES_PER_SHARD))
+
+
+def _complete_set(folder: Path, record: dict[str, JSON]) -> DatasetInfo:
+    """The set that `folder` holds, if it is the one that `record` asks for."""
+    info = read_dataset_info(folder)
+    wanted = {key: record[key] for key in ("name", "split", "options")}
+    found: dict[str, JSON] = {"name": info.name, "split": info.split, "options": info.options}
+    # Times of inputs and library versions no longer matter: the bytes are written and have their checksums.
+    _refuse_differences(folder, {**found, "inputs": info.inputs}, {**wanted, "inputs": lasting_inputs(record)})
+    return info
+
+
+def _claim(folder: Path, record: dict[str, JSON]) -> None:
+    """Make the folder ours, or make sure that it already is."""
+    path = folder / RECORD_FILE
+    if path.exists():
+        found = json.loads(path.read_bytes())
+        # Shards that were finished under "fail" hold no bad image, so they are the same under the other two rules.
+        if found["options"]["on_bad"] == "fail":
+            found["options"]["on_bad"] = record["options"]["on_bad"]
+        _refuse_differences(folder, found, record)
+    elif strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")):
+        raise ValueError(
+            f"{folder}: holds {len(strangers)} files that no build of ours wrote ({', '.join(strangers[:3])}, …); "
+            "choose an empty --out folder"
+        )
+    write_atomically(path, json.dumps(record, indent=1).encode())
+
+
+def _refuse_differences(folder: Path, found: dict[str, JSON], wanted: dict[str, JSON]) -> None:
+    before, now = dict(_leaves(found)), dict(_leaves(wanted))
+    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
+    if changed:
+        values = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:10])
+        raise ValueError(
+            f"{folder}: holds another data set or one made with other options or inputs: {values}. "
+            "Choose another --out folder, or delete this one"
+        )
+
+
+def _leaves(value: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
+    if isinstance(value, dict) and value:
+        for key, entry in value.items():
+            yield from _leaves(entry, f"{path}.{key}" if path else key)
+    else:
+        yield path, value
+
+
+def _check_space(source: Source, folder: Path, options: BuildOptions) -> None:
+    needed = _needed_bytes(source, folder, options)
+    if needed is not None and needed > shutil.disk_usage(folder).free:
+        raise RuntimeError(f"{folder}: {_disk_full(source, folder, options)}")
+
+
+def _needed_bytes(source: Source, folder: Path, options: BuildOptions) -> int | None:
+    """An estimate of what is still to be written, or None where only encoding would tell."""
+    image_bytes = source.estimated_bytes()
+    if image_bytes is None or options.policy.encode != "keep":
+        return None
+    done = sum(path.stat().st_size for path in folder.glob("*.tar"))
+    return max(0, image_bytes + len(source.samples) * _BYTES_BESIDE_IMAGE - done)
+
+
+def _disk_full(source: Source, folder: Path, options: BuildOptions) -> str:
+    needed, free = _needed_bytes(source, folder, options), shutil.disk_usage(folder).free
+    wanted = "an unknown number of" if needed is None else f"about {needed:,}"
+    return (
+        f"the disk is too full: {wanted} bytes needed, {free:,} free; "
+        "make room and run the same command again: it continues where it stopped"
+    )
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep a second build out of the folder. The lock belongs to the open folder and ends with this process."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise RuntimeError(f"{folder}: another build is writing to this folder; wait for it or stop it") from error
+    finally:
+        os.close(descriptor)
+
+
+def _remove_build_files(folder: Path, info: DatasetInfo) -> None:
+    for shard in range(len(info.shards)):
+        part_path(folder, shard_file(shard)).unlink(missing_ok=True)
+    remove_temporary_files(folder)
+    (folder / RECORD_FILE).unlink(missing_ok=True)

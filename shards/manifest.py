@@ -1,0 +1,99 @@
+"""The files that describe a whole set, made of the results of its finished shard tasks."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shards.files import hash_file, write_atomically
+from shards.format import (
+    BAD_FILE,
+    BY_CLASS_FILE,
+    DATASET_FILE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    DatasetInfo,
+    FileInfo,
+    ShardInfo,
+    by_class_array,
+    printable_name,
+)
+from shards.shard_task import ShardResult, ShardTask
+from shards.source import JSON, Source
+
+logger = logging.getLogger(__name__)
+
+
+def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], record: dict[str, JSON]) -> DatasetInfo:
+    """Write index.npy, by_class.npy, sources.txt, bad.jsonl (if any image was bad) and, last, dataset.json.
+
+    record: what the build is (`shards.build`); its lasting part becomes options, inputs and made_with.
+    """
+    records: list[np.ndarray] = []
+    shards: list[ShardInfo] = []
+    sources: list[str] = []
+    bad: list[dict[str, JSON]] = []
+    counts: Counter[str] = Counter()
+    for task in tasks:
+        result = ShardResult.read(folder, task.shard)
+        if result is None:
+            raise RuntimeError(f"{folder}: shard {task.shard} vanished during the build; run the same command again")
+        shards.append(result.info)
+        records.append(result.records)
+        bad += result.bad
+        counts.update(result.counts)
+        skipped = set(result.skipped)
+        kept = (ref for position, ref in enumerate(task.samples, task.first_position) if position not in skipped)
+        sources += [printable_name(ref.name) + "\n" for ref in kept]
+    index = np.concatenate(records)
+    samples_per_class = np.bincount(index["label"], minlength=len(source.class_names))
+    _warn_of_empty_classes(folder, source.class_names, samples_per_class)
+
+    if bad:
+        lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
+        write_atomically(folder / BAD_FILE, lines.encode())
+    write_atomically(folder / INDEX_FILE, _npy(index))
+    write_atomically(folder / BY_CLASS_FILE, _npy(by_class_array(index["label"], len(source.class_names))))
+    write_atomically(folder / SOURCES_FILE, "".join(sources).encode())
+    info = DatasetInfo(
+        name=source.name,
+        split=source.split,
+        class_names=tuple(source.class_names),
+        samples_per_class=tuple(samples_per_class.tolist()),
+        shards=tuple(shards),
+        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
+        options=record["options"],
+        inputs=lasting_inputs(record),
+        counts=dict(sorted(counts.items())),
+        made_with=record["made_with"],
+    )
+    write_atomically(folder / DATASET_FILE, info.to_json().encode())
+    return info
+
+
+def lasting_inputs(record: dict[str, JSON]) -> dict[str, JSON]:
+    """The inputs without their times, which another copy of the same archive would change."""
+    return {name: {"bytes": entry["bytes"]} for name, entry in record["inputs"].items()}
+
+
+def _warn_of_empty_classes(folder: Path, class_names: list[str], samples_per_class: np.ndarray) -> None:
+    empty = np.flatnonzero(samples_per_class == 0)
+    if len(empty):
+        names = ", ".join(class_names[i] for i in empty[:10])
+        logger.warning("%s: %d of %d classes have no sample: %s", folder, len(empty), len(class_names), names)
+
+
+def _npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _file_info(path: Path) -> FileInfo:
+    return FileInfo(path.name, path.stat().st_size, hash_file(path))

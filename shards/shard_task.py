@@ -1,0 +1,147 @@
+"""One shard of a build: fetch, check and write its samples, and record the result beside it.
+
+Shard tasks are independent of each other; who runs them is the executor's business (`shards.pool`). The record,
+000042.part.json, is written after the shard has its final name: a task whose record exists is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+import numpy as np
+
+from shards.files import write_atomically
+from shards.format import INDEX_DTYPE, ShardInfo, printable_name, shard_file, shard_index_file
+from shards.images import BadImageError, CheckedImage, ImagePolicy, check_image, repair_image
+from shards.source import JSON, Fetcher, SampleRef
+from shards.writer import ShardWriter
+
+OnBad = Literal["fail", "skip", "repair"]
+
+_SUFFIXES = {
+    "jpeg": {".jpg", ".jpeg", ".jpe", ".jfif"},
+    "mpo": {".jpg", ".jpeg", ".mpo"},
+    "tiff": {".tif", ".tiff"},
+    "ppm": {".ppm", ".pgm", ".pbm", ".pnm"},
+}
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """The samples of one shard, in order.
+
+    shard: its number; first_position: of its first sample in the shuffled order.
+    """
+
+    shard: int
+    first_position: int
+    samples: tuple[SampleRef, ...]
+
+
+@dataclass(frozen=True)
+class TaskSettings:
+    """What all tasks of a build share."""
+
+    folder: Path
+    policy: ImagePolicy
+    on_bad: OnBad
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What a finished task leaves for the end of the build.
+
+    info: the shard's entry of dataset.json; records: INDEX_DTYPE (samples,).
+    skipped: positions (in the shuffled order) of the samples left out.
+    bad: one entry a bad image: position, source, label, action ("skipped" or "repaired"), reason.
+    counts: what the check found, summed over the shard.
+    """
+
+    info: ShardInfo
+    records: np.ndarray
+    skipped: list[int]
+    bad: list[dict[str, JSON]]
+    counts: dict[str, int]
+
+    def write(self, folder: Path) -> None:
+        record = {**asdict(self), "records": self.records.tolist()}
+        write_atomically(part_path(folder, self.info.file), json.dumps(record, ensure_ascii=True).encode("ascii"))
+
+    @classmethod
+    def read(cls, folder: Path, shard: int) -> ShardResult | None:
+        """The result of an earlier run, or None if that shard is not complete."""
+        tar = folder / shard_file(shard)
+        path = part_path(folder, tar.name)
+        if not (path.is_file() and tar.is_file() and (folder / shard_index_file(shard)).is_file()):
+            return None
+        try:
+            record = json.loads(path.read_bytes())
+            records = np.array([tuple(row) for row in record.pop("records")], INDEX_DTYPE)
+            result = cls(info=ShardInfo(**record.pop("info")), records=records, **record)
+        except (ValueError, TypeError, KeyError, OverflowError) as error:
+            raise ValueError(f"{path}: damaged ({error}); delete it, and its shard is built again") from error
+        return result if tar.stat().st_size == result.info.bytes else None
+
+
+def part_path(folder: Path, tar_name: str) -> Path:
+    """Where the result of a shard task is kept until the end of the build."""
+    return folder / f"{PurePosixPath(tar_name).stem}.part.json"
+
+
+def run_shard_task(
+    task: ShardTask, settings: TaskSettings, fetcher: Fetcher, advance: Callable[[int, int], None]
+) -> None:
+    """Write the shard and its record. `advance(samples, bytes)` is called after each sample.
+
+    Raises ValueError naming the sample for a bad image with on_bad "fail", and OSError of reading or writing.
+    """
+    skipped: list[int] = []
+    bad: list[dict[str, JSON]] = []
+    counts: Counter[str] = Counter()
+    with ShardWriter(settings.folder, task.shard) as writer:
+        for position, ref in enumerate(task.samples, start=task.first_position):
+            data = fetcher.fetch(ref)
+            image: CheckedImage | None
+            try:
+                image = check_image(data, settings.policy)
+            except BadImageError as error:
+                image = _after_failure(data, ref, settings, error)
+                action = "repaired" if image else "skipped"
+                entry = {"position": position, "source": printable_name(ref.name), "label": ref.label}
+                bad.append({**entry, "action": action, "reason": str(error)})
+            if image is None:
+                skipped.append(position)
+                counts["skipped"] += 1
+            else:
+                writer.add(position, image.data, image.extension, ref.label, image.width, image.height)
+                counts.update((image.stored_format, *image.notes))
+                counts["misnamed"] += _is_misnamed(ref.name, image.stored_format)
+            advance(1, len(data))
+        info, records = writer.finish()
+    ShardResult(info, records, skipped, bad, dict(+counts)).write(settings.folder)
+
+
+def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: BadImageError) -> CheckedImage | None:
+    """The repaired image, or None where it is to be left out."""
+    if settings.on_bad == "fail":
+        raise ValueError(
+            f"{printable_name(ref.name)}: {error}; "
+            "replace that file, or go on with --on-bad skip (leave it out) or --on-bad repair (keep what can be decoded)"
+        ) from error
+    if settings.on_bad == "skip":
+        return None
+    try:
+        return repair_image(data, settings.policy)
+    except BadImageError:
+        return None
+
+
+def _is_misnamed(name: str, stored_format: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    known = set().union(*_SUFFIXES.values(), {".png", ".webp", ".bmp", ".gif"})
+    return suffix in known and suffix not in _SUFFIXES.get(stored_format, {f".{stored_format}"})
