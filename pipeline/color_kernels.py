@@ -1,0 +1,138 @@
+"""Colour operations on a batch, with Pillow's arithmetic: pixel values stay whole numbers from 0 to 255 after each one.
+
+Every kernel takes `pixels` float32 (n, 3, H, W) holding whole numbers, may change it in place, and returns the result.
+Planar floats because torch's CPU kernels vectorise on them; an integer below 2^24 is exact in float32.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.operations import Kind, PlannedOperation
+
+
+def on_device(values: np.ndarray, like: Tensor) -> Tensor:
+    """One float32 number an image, shaped (n, 1, 1, 1), beside `like`."""
+    column = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(-1, 1, 1, 1)
+    return column.to(like.device, non_blocking=True)
+
+
+def luma(pixels: Tensor) -> Tensor:
+    """Pillow's "L", (19595 R + 38470 G + 7471 B + 2^15) >> 16, shaped (n, 1, H, W); exact: all sums are below 2^24."""
+    red, green, blue = pixels.split(1, dim=1)
+    return red.mul(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).mul_(2.0**-16).floor_()
+
+
+def blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
+    """Pillow's Image.blend: degenerate + factor * (pixels - degenerate), clipped and truncated. Changes `pixels`."""
+    return pixels.sub_(degenerate).mul_(factor).add_(degenerate).clamp_(0, 255).floor_()
+
+
+def grey(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Luma in all three channels."""
+    return luma(pixels).expand_as(pixels)
+
+
+def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Brightness, contrast and saturation in one pass: blends with black, the mean grey, or the grey image.
+
+    One formula for the three needs no regrouping of a batch whose images are at different steps of their jitter.
+    """
+    factor = on_device(operation.arguments[:, 0], pixels)
+    if (operation.kind == Kind.BRIGHTNESS).all():
+        return pixels.mul_(factor).clamp_(0, 255).floor_()
+    luminance = luma(pixels)
+    # The pivot is int(mean + 0.5), as in ImageEnhance.Contrast.
+    pivot = luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
+    is_color = on_device(operation.kind == Kind.COLOR, pixels)
+    is_contrast = on_device(operation.kind == Kind.CONTRAST, pixels)
+    degenerate = luminance.mul_(is_color).add_(pivot * is_contrast)
+    return blend(degenerate, pixels, factor)
+
+
+def hue(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Turns the hue in Pillow's 8-bit HSV, as torchvision does on Pillow images (truncated shift, wrapping at 256)."""
+    red, green, blue = pixels.split(1, dim=1)
+    value, lowest = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
+    chroma = value - lowest
+    safe_chroma = chroma.clamp(min=1)
+    # Double precision as in Pillow, where a quotient is about to be truncated.
+    saturation = ((chroma / value.clamp(min=1)).double() * 255).floor_().float()
+    sector = torch.where(
+        red == value,
+        (green - blue) / safe_chroma,
+        torch.where(green == value, 2 + (blue - red) / safe_chroma, 4 + (red - green) / safe_chroma),
+    )
+    angle = ((sector.double() / 6 + 1).remainder_(1).float().double() * 255).floor_().float()
+    shift = on_device(np.trunc(operation.arguments[:, 0] * 255), pixels)
+    angle = (angle + shift).remainder_(256)
+
+    position = angle * (6.0 / 255)
+    sector = position.floor()
+    fraction = position - sector
+    strength = saturation / 255
+    down = (value * (1 - strength * fraction)).round_()
+    up = (value * (1 - strength * (1 - fraction))).round_()
+    low = (value * (1 - strength)).round_()
+    # Channel c of the six sectors: v q p p t v / t v v q p p / p p t v v q, with p low, q falling, t rising.
+    turned = torch.cat([_channel(sector.remainder(6), offset, value, down, low, up) for offset in (0, 4, 2)], dim=1)
+    return torch.where(saturation == 0, value, turned)
+
+
+def _channel(sector: Tensor, offset: int, value: Tensor, down: Tensor, low: Tensor, up: Tensor) -> Tensor:
+    """Red for offset 0; green and blue are red's pattern turned by 4 and 2 sectors."""
+    sector = (sector + offset).remainder(6)
+    high = (sector == 0) | (sector == 5)
+    return torch.where(high, value, torch.where(sector == 1, down, torch.where(sector == 4, up, low)))
+
+
+def invert(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """255 - value."""
+    return pixels.neg_().add_(255)
+
+
+def posterize(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Keeps the highest bits."""
+    step = on_device(2.0 ** (8 - operation.arguments[:, 0]), pixels)
+    return pixels.div_(step).floor_().mul_(step)
+
+
+def solarize(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Inverts values at or above the threshold."""
+    return torch.where(pixels < on_device(operation.arguments[:, 0], pixels), pixels, 255 - pixels)
+
+
+def solarize_add(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Adds to values below 128."""
+    raised = (pixels + on_device(operation.arguments[:, 0], pixels)).clamp_(max=255)
+    return torch.where(pixels < 128, raised, pixels)
+
+
+def auto_contrast(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Stretches each channel to 0..255."""
+    low = pixels.amin(dim=(2, 3), keepdim=True).double()
+    high = pixels.amax(dim=(2, 3), keepdim=True).double()
+    # Double precision and a true division as in Pillow (scalar / tensor would multiply by a reciprocal): otherwise some
+    # exact values are truncated to the one below.
+    scale = torch.full_like(low, 255.0) / (high - low).clamp(min=1)
+    levels = torch.arange(256, device=pixels.device, dtype=torch.float64)
+    table = (levels * scale.squeeze(3) - (low * scale).squeeze(3)).clamp_(0, 255).floor_()
+    return _look_up(torch.where((high > low).squeeze(3), table, levels), pixels)
+
+
+def equalize(pixels: Tensor, operation: PlannedOperation) -> Tensor:
+    """Flattens the histogram of each channel by the rule of ImageOps.equalize."""
+    values = pixels.flatten(2).long()
+    histogram = torch.zeros((*values.shape[:2], 256), dtype=torch.int64, device=pixels.device)
+    histogram.scatter_add_(2, values, torch.ones((), dtype=torch.int64, device=pixels.device).expand_as(values))
+    levels = torch.arange(256, device=pixels.device)
+    last = values.amax(dim=2, keepdim=True)
+    step = (values.shape[2] - histogram.gather(2, last)) // 255
+    before = histogram.cumsum(2) - histogram
+    table = ((step // 2 + before) // step.clamp(min=1)).clamp_(max=255)
+    return _look_up(torch.where(step > 0, table, levels), pixels)
+
+
+def _look_up(table: Tensor, pixels: Tensor) -> Tensor:
+    """Applies a table (n, 3, 256), one for each channel of each image."""
+    return table.to(pixels.dtype).gather(2, pixels.flatten(2).long()).view_as(pixels)
