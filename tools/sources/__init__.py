@@ -1,10 +1,21 @@
 """Readers of the original data sets, one file a layout."""
 
 from tools.sources.base import SourceCommand
+from tools.sources.cifar import CifarLT
 from tools.sources.digits import DigitsLT
 from tools.sources.imagefolder import ImageFolder
+from tools.sources.imagenet_lt import ImageNetLT
+from tools.sources.inat import INAT
+from tools.sources.listing import PLACES_LT, ListedImages
 
 SOURCES: dict[str, SourceCommand] = {
-    "digits-lt": DigitsLT(),
+    "imagenet-lt": ImageNetLT(),
+    **INAT,
+    "places-lt": ListedImages(
+        "places-lt", "Places-LT from an archive or folder of Places365, with its lists", PLACES_LT
+    ),
+    "list": ListedImages("list", "images of one's own, with a list of `path label` lines or NCL's JSON"),
+    "cifar-lt": CifarLT(),
     "imagefolder": ImageFolder(),
+    "digits-lt": DigitsLT(),
 }

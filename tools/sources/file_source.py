@@ -41,7 +41,7 @@ class FileSource:
             more = f"\n  and {len(absent) - _SHOWN} more" if len(absent) > _SHOWN else ""
             raise FileNotFoundError(
                 f"{len(absent)} of the {len(self._names)} listed images are not in {self._container.path}:"
-                f"{shown}{more}\nIs this the archive (or folder) that the list was made for? Its names are relative to it."
+                f"{shown}{more}\nIs this the archive (or folder) that the list was made for? Its names start there."
             )
         return members
 

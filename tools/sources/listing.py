@@ -1,0 +1,117 @@
+"""Data sets that a list defines: images in one place, names and labels in another. Places-LT and one's own lists."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shards.files import hash_file
+from shards.source import Source
+from tools.sources.archives import Container, file_stamp
+from tools.sources.file_source import FileSource, check_no_class_is_empty
+from tools.sources.lists import Listing, class_names_of_folders, read_listing
+from tools.sources.spool import container_of, scratch_folder
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """The published numbers of a data set. A split that is not named is not checked."""
+
+    num_classes: int
+    samples: Mapping[str, int] = field(default_factory=dict)
+
+    def check(self, name: str, split: str, found: int) -> None:
+        """Raises ValueError, with both numbers, where the list does not have the published number of images."""
+        expected = self.samples.get(split, found)
+        if found != expected:
+            raise ValueError(
+                f"{name} {split}: the list has {found} images, the published one {expected}; is it complete, "
+                "and of this split (--split)? Pass --allow-partial to build it all the same"
+            )
+
+
+PLACES_LT = Expected(365, {"train": 62_500, "val": 7_300, "test": 36_500})
+
+
+class ListedImages:
+    """A subcommand that reads lists: the generic `list`, and every known data set that is one."""
+
+    def __init__(self, name: str, help: str, expected: Expected | None = None) -> None:
+        self.name, self.help, self.expected = name, help, expected
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        add = parser.add_argument
+        self.add_images_argument(parser)
+        add(
+            "--list",
+            "--annotations",
+            dest="lists",
+            type=Path,
+            nargs="+",
+            required=True,
+            metavar="LIST",
+            help="`path label` lines, or the JSON of iNaturalist or NCL; a second list is built into OUT-val or OUT-test",
+        )
+        add("--split", choices=SPLITS, help="which split a single list is (default: by its file name)")
+        add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
+        if self.expected is None:
+            add("--num-classes", type=int, help="number of classes (default: the largest label + 1)")
+
+    def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
+        """Adds --images; its value is what `containers` gets."""
+        help = "folder or archive (tar, tar.gz, zip) that the listed paths are relative to"
+        parser.add_argument("--images", type=Path, required=True, help=help)
+
+    def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
+        num_classes = self.expected.num_classes if self.expected else namespace.num_classes
+        container_for = self.containers(namespace)
+        sources: dict[str, Source] = {}
+        for path, split in zip(namespace.lists, splits_of(namespace.lists, namespace.split), strict=True):
+            listing = read_listing(path, num_classes, namespace.strip_prefix)
+            if self.expected and not namespace.allow_partial:
+                self.expected.check(self.name, split, len(listing.names))
+            if not namespace.allow_partial:
+                check_no_class_is_empty(listing.labels, self.class_names(listing), str(path))
+            container = container_for(listing)
+            sources[f"-{split}" if sources else ""] = FileSource(
+                name=self.name,
+                split=split,
+                class_names=self.class_names(listing),
+                names=listing.names,
+                labels=listing.labels,
+                container=container,
+                options={"list_sha256": hash_file(path), "split": split, "strip_prefix": namespace.strip_prefix},
+                inputs=file_stamp(container.path) | file_stamp(path),
+            )
+        return sources
+
+    def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
+        """Opens what --images names; gives the container of a list's images."""
+        container = container_of(namespace.images, scratch_folder(Path(namespace.out)), users=len(namespace.lists))
+        return lambda listing: container
+
+    def class_names(self, listing: Listing) -> list[str]:
+        """The class names of a list, in the order of the labels."""
+        return listing.class_names or class_names_of_folders(listing.names, listing.labels, listing.num_classes)
+
+
+def splits_of(lists: list[Path], given: str | None) -> list[str]:
+    """The split of each list: the given one, or the one word among train, val and test in its file name."""
+    if given is not None and len(lists) > 1:
+        raise ValueError(f"--split {given} with {len(lists)} lists: the file names tell the splits, leave it out")
+    splits = [given or _split_in_name(path) for path in lists]
+    if len(set(splits)) < len(splits):
+        raise ValueError(f"the lists are of the splits {', '.join(splits)}: give one list a split")
+    return splits
+
+
+def _split_in_name(path: Path) -> str:
+    words = set(re.findall("|".join(SPLITS), path.stem.lower()))
+    if len(words) != 1:
+        raise ValueError(f"{path.name}: the name does not tell whether this is train, val or test; pass --split")
+    return words.pop()
