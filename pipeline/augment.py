@@ -4,7 +4,7 @@ Pillow is the reference (reference.py): values are clipped and rounded to whole 
 Which images an operation touches is known on the host, so nothing here waits for the device.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -53,21 +53,17 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
     if not operations:
         return images
     result = torch.empty_like(images)
-    for chunk in _chunks(images):
-        pixels = images[chunk].permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    size = len(images) if images.is_cuda else max(1, CPU_CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
+    # One buffer for all chunks: fresh ones would cost more in page faults than the copy itself.
+    planes = images.new_empty((min(size, len(images)), 3, *images.shape[1:3]), dtype=torch.float32)
+    for start in range(0, len(images), size):
+        chunk = slice(start, min(start + size, len(images)))
+        pixels = planes[: chunk.stop - start].copy_(images[chunk].permute(0, 3, 1, 2))
         for operation in operations:
             pixels = _apply(pixels, operation.take(chunk))
-        # Contiguous first: a copy that changes both layout and type is half as fast.
+        # Contiguous first: a copy that changes both layout and type is slower.
         result[chunk] = pixels.permute(0, 2, 3, 1).contiguous()
     return result
-
-
-def _chunks(images: Tensor) -> Iterator[slice]:
-    """Slices of the batch that are processed together."""
-    count = len(images)
-    size = count if images.is_cuda else max(1, CPU_CHUNK_PIXELS // (images.shape[1] * images.shape[2]))
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
 
 
 def _apply(pixels: Tensor, operation: PlannedOperation) -> Tensor:
