@@ -1,7 +1,7 @@
 """Executors turn a planned batch into pixels: decode or gather, crop, resize, flip. Which one, and with what."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Literal, Protocol
 
 import torch
@@ -17,7 +17,7 @@ ExecutorName = Literal["auto", "dali", "resident", "reference"]
 class Executor(Protocol):
     """Executes the plans of one stream; operations after the flip are not its business (see ``augment``)."""
 
-    def run(self, requests: Iterator[StreamPlan]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
         """One tuple per request, in order: for each view uint8 (B, height, width, 3) on the executor's device.
 
         ``requests`` is consumed ahead of what is yielded, possibly in a thread. Called once in an executor's life.

@@ -139,7 +139,7 @@ class Loader:
     def close(self) -> None:
         """Stop all executors; afterwards no thread and no pipeline of this loader is left."""
         for feed in self._feeds.values():
-            feed.executor.close()
+            feed.close()
 
     def _positions(self) -> Iterator[Position]:
         epoch, step = self._start
@@ -185,8 +185,8 @@ class _Feed:
     """One stream's executor, and what was asked of it but not yet delivered."""
 
     def __init__(self, executor: Executor, requests: Iterator[_Request], device: torch.device) -> None:
-        self.executor = executor
         self.whole: StreamPlan
+        self._executor = executor
         self._device = device
         # Appended by the executor's read-ahead thread, popped by the training loop: a deque needs no lock for that.
         self._asked: deque[_Request] = deque()
@@ -201,18 +201,18 @@ class _Feed:
         images = next(self._images)
         request = self._asked.popleft()
         self.whole = request.whole
-        return _batch(request.part, request.weights, images, self._device)
+        plan = request.part
+        return Batch(
+            tuple(augment(view, planned.operations) for view, planned in zip(images, plan.views, strict=True)),
+            torch.from_numpy(plan.labels).to(self._device, non_blocking=True),
+            torch.from_numpy(request.weights).to(self._device, non_blocking=True),
+            plan.sample_ids,
+        )
 
-
-def _batch(
-    plan: StreamPlan, weights: npt.NDArray[np.float32], images: tuple[torch.Tensor, ...], device: torch.device
-) -> Batch:
-    return Batch(
-        tuple(augment(view, planned.operations) for view, planned in zip(images, plan.views, strict=True)),
-        torch.from_numpy(plan.labels).to(device, non_blocking=True),
-        torch.from_numpy(weights).to(device, non_blocking=True),
-        plan.sample_ids,
-    )
+    def close(self) -> None:
+        self._executor.close()
+        # What runs in the generator, such as a DALI pipeline, goes with it.
+        self._images.close()
 
 
 def evaluation_batches(
@@ -233,7 +233,7 @@ def evaluation_batches(
     """
     start, stop = len(dataset) * rank // world_size, len(dataset) * (rank + 1) // world_size
 
-    def requests() -> Iterator[StreamPlan]:
+    def requests() -> Iterator[_Request]:
         for first in range(start, stop, batch_size):
             ids = np.arange(first, min(first + batch_size, stop))
             records = dataset.index[ids]
@@ -244,11 +244,12 @@ def evaluation_batches(
                 records["height"],
                 lambda operation, first=first: generator(0, f"evaluation/{operation}", 0, first),  # type: ignore[misc]
             )
-            yield StreamPlan(ids, records["label"].astype(np.int64), (planned,))
+            part = StreamPlan(ids, records["label"].astype(np.int64), (planned,))
+            yield _Request(part, part, np.ones(len(part), dtype=np.float32))
 
     threads = decode_threads or decode_threads_per_rank(world_size)
     bad_samples = BadSamples(dataset, budget=0)
     running = make_executor(executor, dataset, (view,), device, threads, batch_size, bad_samples)
-    with closing(running):
-        for plan, images in zip(requests(), running.run(requests()), strict=True):
-            yield _batch(plan, np.ones(len(plan), dtype=np.float32), images, device)
+    with closing(_Feed(running, requests(), device)) as feed:
+        for _ in range(start, stop, batch_size):
+            yield feed.next_batch()

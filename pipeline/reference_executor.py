@@ -1,6 +1,6 @@
 """Pillow behind the executor interface: the slow executor that the others are compared with."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -27,10 +27,13 @@ class ReferenceExecutor:
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="reference-decode")
         self._ahead: ReadAhead | None = None
 
-    def run(self, requests: Iterator[StreamPlan]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
         """See ``Executor.run``."""
         self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
-        for request in self._ahead:
+        return self._serve(self._ahead)
+
+    def _serve(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
+        for request in requests:
             images = self._decode(request)
             while images is None:
                 request = self._bad_samples.replaced(request)

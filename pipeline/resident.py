@@ -3,7 +3,7 @@
 import io
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
@@ -69,7 +69,7 @@ class ResidentExecutor:
         self._images = by_device[device].images
         self._bad_samples = bad_samples
 
-    def run(self, requests: Iterator[StreamPlan]) -> Iterator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
         """See ``Executor.run``."""
         for request in requests:
             request = self._bad_samples.replaced(request)
