@@ -67,9 +67,8 @@ class ShardSet:
         if sum(file.bytes for file in self.info.files[:2]) <= HASHED_INDEX_BYTES:
             for file in self.info.files[:2]:
                 check_hash(self.path, file)
-        self.index = _map_array(self.path / INDEX_FILE, INDEX_DTYPE, self.info.num_samples)
-        num_classes = len(self.info.class_names)
-        by_class = _map_array(self.path / BY_CLASS_FILE, np.dtype("<u4"), num_classes + 1 + self.info.num_samples)
+        self.index = map_index(self.path, self.info)
+        by_class, num_classes = map_by_class(self.path, self.info), len(self.info.class_names)
         self.class_starts = by_class[: num_classes + 1].astype(np.int64)
         self.sample_ids_by_class = by_class[num_classes + 1 :]
         self.samples_per_class = np.array(self.info.samples_per_class, np.int64)
@@ -125,8 +124,7 @@ class ShardSet:
 
     def source_of(self, sample: int) -> str:
         """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""
-        with (self.path / SOURCES_FILE).open(encoding="utf-8") as lines:
-            return next(itertools.islice(lines, sample, None)).rstrip("\n")
+        return source_line(self.path, sample)
 
     def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
         shard = str(self.path / self.info.shards[int(self.index["shard"][sample])].file)
@@ -150,6 +148,22 @@ def check_hash(folder: Path, file: FileInfo) -> None:
     found = hash_file(folder / file.file)
     if found != file.sha256:
         raise ValueError(f"{folder / file.file}: sha256 {found} found, {file.sha256} written; {_REBUILD}")
+
+
+def map_index(folder: Path, info: DatasetInfo) -> np.ndarray:
+    """index.npy, mapped: INDEX_DTYPE (N,). Raises ValueError if it is not of that type and length."""
+    return _map_array(folder / INDEX_FILE, INDEX_DTYPE, info.num_samples)
+
+
+def map_by_class(folder: Path, info: DatasetInfo) -> np.ndarray:
+    """by_class.npy, mapped: uint32 (C + 1 + N,). Raises ValueError if it is not of that type and length."""
+    return _map_array(folder / BY_CLASS_FILE, np.dtype("<u4"), len(info.class_names) + 1 + info.num_samples)
+
+
+def source_line(folder: Path, sample: int) -> str:
+    """The line of a sample in sources.txt; says so if there is none, because messages about damage call this."""
+    with (folder / SOURCES_FILE).open(encoding="utf-8", errors="replace") as lines:
+        return next(itertools.islice(lines, sample, None), f"not in {SOURCES_FILE}").rstrip("\n")
 
 
 def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

@@ -131,7 +131,7 @@ def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: B
     if settings.on_bad == "fail":
         raise ValueError(
             f"{printable_name(ref.name)}: {error}; "
-            "replace that file, or go on with --on-bad skip (leave it out) or --on-bad repair (keep what can be decoded)"
+            "replace that file, or go on with --on-bad skip (leave it out) or --on-bad repair (keep what is there)"
         ) from error
     if settings.on_bad == "skip":
         return None

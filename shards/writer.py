@@ -41,6 +41,18 @@ def padding(size: int) -> bytes:
     return bytes(-size % TAR_BLOCK)
 
 
+def dali_index_line(image_name: str, image_at: int, image_bytes: int, label_at: int, label_bytes: int) -> str:
+    """A sample in DALI's webdataset index: extension, offset, size and name of each of its two members."""
+    key, extension = image_name.rsplit(".", 1)
+    return f"{extension} {image_at} {image_bytes} {image_name} cls {label_at} {label_bytes} {key}.cls\n"
+
+
+def dali_index(lines: list[str]) -> bytes:
+    """DALI's webdataset index of a shard, as its wds2idx makes it. (DALI refuses one without samples, so a shard whose
+    every image was skipped has to be left out of the paths that its reader gets.)"""
+    return f"{_DALI_INDEX_VERSION} {len(lines)}\n{''.join(lines)}".encode("ascii")
+
+
 class ShardWriter:
     """Write one shard of a set; use as a context manager, call `add` per sample, then `finish`.
 
@@ -83,9 +95,7 @@ class ShardWriter:
         label_at = image_at + len(data) + len(between)
         self._write(tar_header(image_name, len(data)), data, between + text + padding(len(text)))
         self._records.append((self.shard, image_at, len(data), label, width, height, zlib.crc32(data)))
-        self._index_lines.append(
-            f"{extension} {image_at} {len(data)} {image_name} cls {label_at} {len(text)} {label_name}\n"
-        )
+        self._index_lines.append(dali_index_line(image_name, image_at, len(data), label_at, len(text)))
 
     def finish(self) -> tuple[ShardInfo, np.ndarray]:
         """End the archive and give both files their final names, durably.
@@ -95,9 +105,7 @@ class ShardWriter:
         self._write(_END_OF_ARCHIVE)
         os.fsync(self._file.fileno())
         self._file.close()
-        # DALI refuses an empty index; a shard whose every image was skipped gets one all the same, and no reader.
-        header = f"{_DALI_INDEX_VERSION} {len(self._index_lines)}\n"
-        write_atomically(self._idx_path, (header + "".join(self._index_lines)).encode("ascii"))
+        write_atomically(self._idx_path, dali_index(self._index_lines))
         self._tar_temporary.replace(self._tar_path)
         sync_folder(self._tar_path.parent)
         info = ShardInfo(self._tar_path.name, self._offset, self._sha256.hexdigest(), len(self._records))

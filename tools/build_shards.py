@@ -1,0 +1,143 @@
+"""Build WebDataset shards from a data set's original files: python -m tools.build_shards SOURCE … --out DIR.
+
+Interrupted builds continue when the same command is run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from shards.build import BuildOptions, build_shard_set
+from shards.class_counts import imbalance_ratio
+from shards.format import BAD_FILE, DatasetInfo
+from shards.images import ImagePolicy
+from tools.sources import SOURCES
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build what the command line asks for. Returns the exit code; errors are one line on standard error."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    namespace = _parser().parse_args(arguments)
+    try:
+        options = _build_options(namespace)
+        sources = SOURCES[namespace.source].from_args(namespace)
+        for suffix, source in sources.items():
+            folder = namespace.out.with_name(namespace.out.name + suffix)
+            print(f"{folder}: {source.name} {source.split}, {len(source.samples):,} images")
+            with _ProgressBar() as progress:
+                info = build_shard_set(source, folder, options, namespace.workers, progress)
+            print(_summary(folder, info))
+        for source in sources.values():  # after all: they may share one spooled archive
+            source.close()
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to continue", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.build_shards", description=__doc__)
+    sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
+    for name, command in SOURCES.items():
+        subparser = sources.add_parser(name, help=command.help, description=command.help)
+        command.add_arguments(subparser)
+        _add_build_arguments(subparser)
+    return parser
+
+
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults, policy = BuildOptions(), ImagePolicy()
+    add = parser.add_argument_group("build").add_argument
+    add("--out", type=_out_folder, required=True, metavar="DIR", help="folder of the shard set")
+    add("--workers", type=_positive, default=_cores(), help="processes (default: the cores, %(default)s)")
+    add("--seed", type=int, default=defaults.seed, help="of the shuffle (default: %(default)s)")
+    add("--allow-partial", action="store_true", help="accept another number of images than the data set is known for")
+    add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read headers only")
+    add("--on-bad", choices=("fail", "skip", "repair"), default=defaults.on_bad, help=f"bad images go to {BAD_FILE}")
+    add("--encode", choices=("keep", "jpeg"), default=policy.encode, help="keep the original bytes, or encode again")
+    add("--max-side", type=_positive, metavar="PIXELS", help="with --encode jpeg: the longer side is at most this")
+    add("--quality", type=int, default=policy.quality, help="with --encode jpeg: 1..95 (default: %(default)s)")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument(
+        "--shard-size", type=_positive, default=defaults.shard_bytes // 2**20, metavar="MB", help="of a tar"
+    )
+    size.add_argument("--samples-per-shard", type=_positive, metavar="N", help="instead of --shard-size")
+
+
+def _build_options(namespace: argparse.Namespace) -> BuildOptions:
+    return BuildOptions(
+        policy=ImagePolicy(namespace.check, namespace.encode, namespace.max_side, namespace.quality),
+        on_bad=namespace.on_bad,
+        shard_bytes=namespace.shard_size * 2**20,
+        samples_per_shard=namespace.samples_per_shard,
+        seed=namespace.seed,
+    )
+
+
+def _out_folder(text: str) -> Path:
+    path = Path(text)
+    if not path.name:
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; give the folder that the shards are to be in")
+    return path
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} found, at least 1 expected")
+    return value
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _summary(folder: Path, info: DatasetInfo) -> str:
+    megabytes = sum(shard.bytes for shard in info.shards) / 2**20
+    noted = ", ".join(f"{count:,} {what}" for what, count in info.counts.items())
+    ratio = f", imbalance {imbalance_ratio(info.samples_per_class):.4g}" if min(info.samples_per_class) else ""
+    lines = [
+        f"{folder}: {info.num_samples:,} images of {len(info.class_names):,} classes{ratio}",
+        f"  {len(info.shards)} shards, {megabytes:,.0f} MB; {noted}",
+    ]
+    if (folder / BAD_FILE).is_file():
+        lines.append(f"  bad images and their reasons: {folder / BAD_FILE}")
+    return "\n".join(lines)
+
+
+class _ProgressBar:
+    """Images a second, megabytes a second and time left, on standard error."""
+
+    def __init__(self) -> None:
+        self._bar = tqdm(unit=" images", dynamic_ncols=True, smoothing=0.05, leave=False)
+        self._bytes = 0
+
+    def __enter__(self) -> _ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def start(self, total: int, done: int) -> None:
+        self._bar.reset(total)
+        self._bar.initial = self._bar.n = done
+
+    def advance(self, samples: int, data_bytes: int) -> None:
+        self._bytes += data_bytes
+        if self._bar.update(samples):  # it has just drawn itself
+            rate = self._bytes / self._bar.format_dict["elapsed"] / 2**20
+            self._bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

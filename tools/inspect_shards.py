@@ -1,0 +1,125 @@
+"""Show what a shard set holds: python -m tools.inspect_shards DIR [--json] [--contact-sheet sheet.png]."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from shards.class_counts import CMO_RULE, imbalance_ratio, shot_groups
+from shards.files import atomic_file
+from shards.reader import ShardSet
+from shards.source import JSON
+
+_SHEET_CLASSES, _SHEET_COLUMNS = 12, 8
+_TILE, _CAPTION = 112, 16  # pixels
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print a summary. Returns the exit code; errors are one line on standard error."""
+    parser = argparse.ArgumentParser(prog="python -m tools.inspect_shards", description=__doc__)
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of a shard set")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, with the counts of all classes")
+    parser.add_argument(
+        "--contact-sheet", type=Path, metavar="PNG", help="draw samples of classes from largest to smallest"
+    )
+    namespace = parser.parse_args(arguments)
+    try:
+        shards = ShardSet.open(namespace.folder)
+        summary = summarise(shards)
+        print(json.dumps(summary, indent=1, ensure_ascii=False) if namespace.json else describe(summary))
+        if namespace.contact_sheet:
+            with atomic_file(namespace.contact_sheet) as file:
+                contact_sheet(shards).save(file, "PNG")
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def summarise(shards: ShardSet) -> dict[str, JSON]:
+    """Everything that the tool shows, as JSON values. The groups are those of CMO's rule on this set's own counts."""
+    counts, info = shards.samples_per_class, shards.info
+    groups = shot_groups(counts, CMO_RULE)
+    return {
+        "name": info.name,
+        "split": info.split,
+        "samples": len(shards),
+        "classes": shards.num_classes,
+        "shards": len(info.shards),
+        "bytes": sum(shard.bytes for shard in info.shards),
+        "checksum": shards.checksum,
+        "imbalance_ratio": imbalance_ratio(counts) if counts.min() > 0 else None,
+        "empty_classes": int((counts == 0).sum()),
+        "group_rule": CMO_RULE.describe(),
+        "groups": {group: {"classes": len(ids), "samples": int(counts[ids].sum())} for group, ids in groups.items()},
+        "sizes": {
+            field: _quantiles(shards.index[column])
+            for field, column in (("width", "width"), ("height", "height"), ("image_bytes", "size"))
+        },
+        "counts": info.counts,
+        "options": info.options,
+        "samples_per_class": dict(zip(info.class_names, counts.tolist(), strict=True)),
+    }
+
+
+def describe(summary: dict[str, JSON]) -> str:
+    """The summary in a screen of text."""
+    ratio = summary["imbalance_ratio"]
+    by_size = sorted(summary["samples_per_class"].items(), key=lambda item: -item[1])
+    lines = [
+        f"{summary['name']} {summary['split']}: {summary['samples']:,} images of {summary['classes']:,} classes, "
+        f"{summary['shards']} shards, {summary['bytes'] / 2**20:,.1f} MB",
+        f"imbalance ratio  {f'{ratio:.4g}' if ratio else f'none, {summary["empty_classes"]} classes are empty'}",
+    ]
+    for group, size in summary["groups"].items():
+        lines.append(f"{group:<15}  {size['classes']:,} classes, {size['samples']:,} images")
+    lines.append(f"{'':<15}  ({summary['group_rule']})")
+    for field, quantiles in summary["sizes"].items():
+        lines.append(f"{field:<15}  " + ", ".join(f"{name} {value:,}" for name, value in quantiles.items()))
+    lines.append("found            " + ", ".join(f"{count:,} {what}" for what, count in summary["counts"].items()))
+    lines.append("largest          " + ", ".join(f"{name} {count:,}" for name, count in by_size[:5]))
+    lines.append("smallest         " + ", ".join(f"{name} {count:,}" for name, count in by_size[-5:]))
+    lines.append(f"checksum         {summary['checksum']}")
+    return "\n".join(lines)
+
+
+def contact_sheet(shards: ShardSet) -> Image.Image:
+    """A picture with a row a class, from the largest class to the smallest (12 at most, evenly spaced by rank)."""
+    by_size = np.argsort(-shards.samples_per_class, kind="stable")
+    ranks = np.unique(np.linspace(0, len(by_size) - 1, _SHEET_CLASSES).round().astype(int))
+    sheet = Image.new("RGB", (_SHEET_COLUMNS * _TILE, len(ranks) * (_TILE + _CAPTION)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, label in enumerate(by_size[ranks].tolist()):
+        top = row * (_TILE + _CAPTION)
+        caption = f"{label}: {shards.info.class_names[label]}, {shards.samples_per_class[label]:,} images"
+        draw.text((3, top + 2), caption, fill="black")
+        start, end = shards.class_starts[label : label + 2]
+        for column, sample in enumerate(shards.sample_ids_by_class[start:end][:_SHEET_COLUMNS].tolist()):
+            sheet.paste(_tile(shards, sample), (column * _TILE, top + _CAPTION))
+    return sheet
+
+
+def _tile(shards: ShardSet, sample: int) -> Image.Image:
+    """The sample, as large as fits; small images grow by whole factors so that their pixels show."""
+    shards.check_sample(sample)
+    with Image.open(io.BytesIO(shards.encoded(sample).tobytes())) as image:
+        picture = image.convert("RGB")
+    picture.thumbnail((_TILE - 2, _TILE - 2))
+    factor = (_TILE - 2) // max(picture.size)
+    return picture.resize((picture.width * factor, picture.height * factor), Image.Resampling.NEAREST)
+
+
+def _quantiles(values: np.ndarray) -> dict[str, int]:
+    low, middle, high = np.quantile(values, (0, 0.5, 1), method="nearest").tolist()
+    return {"least": int(low), "median": int(middle), "most": int(high)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
