@@ -11,6 +11,7 @@ from shards.files import hash_file
 from shards.format import (
     BY_CLASS_FILE,
     DATASET_FILE,
+    INDEX_DTYPE,
     INDEX_FILE,
     SOURCES_FILE,
     DatasetInfo,
@@ -103,3 +104,22 @@ def flip_a_byte(dataset: ShardSet, sample: int) -> None:
         byte = tar.read(1)
         tar.seek(-1, 1)
         tar.write(bytes([byte[0] ^ 0xFF]))
+
+
+class UnreadableSet:
+    """What planning needs of a data set, without any image."""
+
+    def __init__(self, counts: Sequence[int], seed: int = 0) -> None:
+        labels = np.array(long_tailed_labels(counts, seed))
+        rng = np.random.default_rng(seed)
+        self.index = np.zeros(len(labels), INDEX_DTYPE)
+        self.index["label"] = labels
+        self.index["width"], self.index["height"] = rng.integers(40, 600, (2, len(labels)))
+        by_class = by_class_array(labels, len(counts))
+        self.class_starts = by_class[: len(counts) + 1].astype(np.int64)
+        self.sample_ids_by_class = by_class[len(counts) + 1 :]
+        self.samples_per_class = np.array(counts, dtype=np.int64)
+        self.checksum = f"counts {list(counts)} seed {seed}"
+
+    def __len__(self) -> int:
+        return len(self.index)

@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+
+from pipeline import sampling
+from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, KeyedPermutation, Shuffled
+from shards.class_counts import effective_number_weights
+from tests.pipeline.shard_sets import UnreadableSet
+
+COUNTS = (500, 100, 20, 5)
+
+
+def draws(rule, dataset, number, batch=1000):
+    sampler = rule.over(dataset)
+    return np.concatenate(
+        [sampler.ids(0, "s", 0, step, range(step * batch, (step + 1) * batch)) for step in range(number // batch)]
+    )
+
+
+def chi_square_per_degree(observed, probabilities):
+    expected = observed.sum() * probabilities
+    return ((observed - expected) ** 2 / expected).sum() / (len(probabilities) - 1)
+
+
+@pytest.mark.parametrize("largest_array", [2**24, 0], ids=["array", "bijection"])
+def test_shuffled_shows_each_sample_once_an_epoch_in_a_new_order(monkeypatch, largest_array):
+    monkeypatch.setattr(sampling, "_LARGEST_ARRAY", largest_array)
+    sampler = Shuffled().over(UnreadableSet(COUNTS))
+    slots = [range(start, min(start + 100, 625)) for start in range(0, 625, 100)]
+    epochs = [
+        np.concatenate([sampler.ids(0, "s", epoch, step, each) for step, each in enumerate(slots)])
+        for epoch in range(3)
+    ]
+    for order in epochs:
+        assert sorted(order.tolist()) == list(range(625))
+        assert order.dtype == np.int64
+    # Two independent orders agree at about one position.
+    assert (epochs[0] == epochs[1]).sum() < 10
+    assert (epochs[1] == epochs[2]).sum() < 10
+
+
+@pytest.mark.parametrize("largest_array", [2**24, 0], ids=["array", "bijection"])
+def test_shuffled_does_not_depend_on_what_was_asked_before(monkeypatch, largest_array):
+    monkeypatch.setattr(sampling, "_LARGEST_ARRAY", largest_array)
+    used = Shuffled().over(UnreadableSet(COUNTS))
+    for epoch in range(3):
+        used.ids(0, "s", epoch, 0, range(10))
+    fresh = Shuffled().over(UnreadableSet(COUNTS))
+    np.testing.assert_array_equal(used.ids(0, "s", 1, 4, range(40, 50)), fresh.ids(0, "s", 1, 4, range(40, 50)))
+
+
+def test_shuffled_refuses_to_go_beyond_its_data_set():
+    with pytest.raises(ValueError, match="up to 626 of an epoch of 625 samples"):
+        Shuffled().over(UnreadableSet(COUNTS)).ids(0, "s", 0, 0, range(600, 626))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1009, 2**16 + 1])
+def test_keyed_permutation_is_a_bijection(size):
+    image = KeyedPermutation(size, np.random.default_rng(size))(np.arange(size, dtype=np.uint64))
+    assert sorted(image.tolist()) == list(range(size))
+
+
+def test_keyed_permutation_spreads_positions_and_neighbours_evenly():
+    size, keys = 12, 12_000
+    places, distances = np.zeros((size, size)), np.zeros(size)
+    for key in range(keys):
+        image = KeyedPermutation(size, np.random.default_rng(key))(np.arange(size, dtype=np.uint64))
+        places[np.arange(size), image] += 1
+        distances[(image[1] - image[0]) % size] += 1
+    assert ((places - keys / size) ** 2 / (keys / size)).sum() / (size - 1) ** 2 < 1.4
+    assert distances[0] == 0
+    assert chi_square_per_degree(distances[1:], np.full(size - 1, 1 / (size - 1))) < 2.2
+
+
+def test_keyed_permutation_of_a_hundred_million_stays_in_range_without_repeats():
+    size = 10**8
+    permutation = KeyedPermutation(size, np.random.default_rng(0))
+    image = permutation(np.arange(size - 50_000, size, dtype=np.uint64))
+    assert image.min() >= 0
+    assert image.max() < size
+    assert len(set(image.tolist())) == 50_000
+    # Neighbours land anywhere: the mean of 50,000 uniform values has a spread of 0.0013 of the range.
+    assert abs(image.mean() / size - 0.5) < 0.006
+
+
+@pytest.mark.parametrize(
+    ("exponent", "probabilities"),
+    [
+        (0.0, (0.8, 0.16, 0.032, 0.008)),
+        # Published with CMO's code for n = (500, 100, 20, 5).
+        (0.5, (0.57233987, 0.25595817, 0.11446797, 0.05723399)),
+        (1.0, (0.25, 0.25, 0.25, 0.25)),
+        (2.0, (0.00763359, 0.03816794, 0.19083969, 0.76335878)),
+    ],
+)
+def test_the_exponent_weighs_samples_not_classes(exponent, probabilities):
+    dataset = UnreadableSet(COUNTS)
+    labels = dataset.index["label"][draws(ClassWeighted(exponent), dataset, 200_000)]
+    assert chi_square_per_degree(np.bincount(labels, minlength=4), np.array(probabilities)) < 4
+
+
+def test_effective_number_sampling_weighs_samples_by_the_effective_number():
+    dataset = UnreadableSet((500, 100, 20, 5))
+    weights = effective_number_weights(COUNTS, 0.99) * COUNTS
+    labels = dataset.index["label"][draws(ClassWeightedEffectiveNumber(0.99), dataset, 200_000)]
+    assert chi_square_per_degree(np.bincount(labels, minlength=4), weights / weights.sum()) < 4
+
+
+def test_all_samples_of_a_class_are_drawn_alike():
+    dataset = UnreadableSet(COUNTS)
+    ids = draws(ClassWeighted(), dataset, 200_000)
+    members = np.flatnonzero(dataset.index["label"] == 1)
+    observed = np.bincount(ids, minlength=625)[members]
+    assert chi_square_per_degree(observed, np.full(100, 0.01)) < 1.7
+
+
+@pytest.mark.parametrize("rule", [ClassWeighted(1.0), ClassWeighted(2.0), ClassWeightedEffectiveNumber(0.999)])
+def test_empty_classes_are_never_drawn(rule):
+    dataset = UnreadableSet((0, 30, 0, 3, 0))
+    labels = dataset.index["label"][draws(rule, dataset, 20_000)]
+    assert set(labels.tolist()) == {1, 3}
+
+
+def test_beta_outside_its_range_is_refused():
+    with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), found 1"):
+        ClassWeightedEffectiveNumber(1.0)
