@@ -60,23 +60,28 @@ def summarise(shards: ShardSet) -> dict[str, JSON]:
         "group_rule": CMO_RULE.describe(),
         "groups": {group: {"classes": len(ids), "samples": int(counts[ids].sum())} for group, ids in groups.items()},
         "sizes": {
-            field: _quantiles(shards.index[column])
-            for field, column in (("width", "width"), ("height", "height"), ("image_bytes", "size"))
+            "width": _quantiles(shards.index["width"]),
+            "height": _quantiles(shards.index["height"]),
+            "image_bytes": _quantiles(shards.index["size"]),
         },
         "counts": info.counts,
         "options": info.options,
-        "samples_per_class": dict(zip(info.class_names, counts.tolist(), strict=True)),
+        # a list: names need not be unique (ImageNet has two "crane" and two "maillot")
+        "samples_per_class": [
+            {"class": name, "samples": count} for name, count in zip(info.class_names, counts.tolist(), strict=True)
+        ],
     }
 
 
 def describe(summary: dict[str, JSON]) -> str:
     """The summary in a screen of text."""
     ratio = summary["imbalance_ratio"]
-    by_size = sorted(summary["samples_per_class"].items(), key=lambda item: -item[1])
+    imbalance = f"{ratio:.4g}" if ratio else f"none, {summary['empty_classes']} classes are empty"
+    by_size = sorted(((entry["samples"], entry["class"]) for entry in summary["samples_per_class"]), reverse=True)
     lines = [
         f"{summary['name']} {summary['split']}: {summary['samples']:,} images of {summary['classes']:,} classes, "
         f"{summary['shards']} shards, {summary['bytes'] / 2**20:,.1f} MB",
-        f"imbalance ratio  {f'{ratio:.4g}' if ratio else f'none, {summary["empty_classes"]} classes are empty'}",
+        f"imbalance ratio  {imbalance}",
     ]
     for group, size in summary["groups"].items():
         lines.append(f"{group:<15}  {size['classes']:,} classes, {size['samples']:,} images")
@@ -84,8 +89,8 @@ def describe(summary: dict[str, JSON]) -> str:
     for field, quantiles in summary["sizes"].items():
         lines.append(f"{field:<15}  " + ", ".join(f"{name} {value:,}" for name, value in quantiles.items()))
     lines.append("found            " + ", ".join(f"{count:,} {what}" for what, count in summary["counts"].items()))
-    lines.append("largest          " + ", ".join(f"{name} {count:,}" for name, count in by_size[:5]))
-    lines.append("smallest         " + ", ".join(f"{name} {count:,}" for name, count in by_size[-5:]))
+    lines.append("largest          " + ", ".join(f"{name} {count:,}" for count, name in by_size[:5]))
+    lines.append("smallest         " + ", ".join(f"{name} {count:,}" for count, name in by_size[-5:]))
     lines.append(f"checksum         {summary['checksum']}")
     return "\n".join(lines)
 
