@@ -1,0 +1,22 @@
+"""`python -m train`, alone or under `accelerate launch`."""
+
+import logging
+import sys
+
+from train.options import parse
+from train.run import FAILED, train
+
+
+def main() -> int:
+    """Train as the command line says; see train/run.py for the exit statuses."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    options = parse(sys.argv[1:])
+    try:
+        return train(options)
+    except (ValueError, FileNotFoundError, FileExistsError) as error:
+        print(f"python -m train: error: {error}", file=sys.stderr)
+        return FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

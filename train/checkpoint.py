@@ -1,0 +1,123 @@
+"""Checkpoints: complete, atomic, and refused where they do not fit the run.
+
+A checkpoint is one file of tensors and plain containers, read with `weights_only`, so that loading one never executes
+anything. It is written under a temporary name and renamed when it is whole: a file under its final name is complete.
+"""
+
+import logging
+import os
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+_NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
+_TEMPORARY_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """The next step to run."""
+
+    epoch: int
+    step: int
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that ``path`` never holds an incomplete one."""
+    temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
+    with temporary.open("wb") as file:
+        torch.save({"format_version": FORMAT_VERSION, **content}, file)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the rename may not survive a power cut
+    finally:
+        os.close(directory)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read a checkpoint to the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, is not one of ours, or holds something other than tensors and plain containers.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
+        ) from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}") from error
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path}: checkpoint format {found}, expected {FORMAT_VERSION} as this version of the code writes"
+        )
+    return content
+
+
+def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, naming both values of everything that differs."""
+    differences = [
+        f"{name}: {found.get(name)!r} in the checkpoint, {expected.get(name)!r} in this run"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"{path} does not fit this run:\n  {listed}\nGive the options it was made with, or start over in another --run_dir"
+        )
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the last few by position, and the best."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    @property
+    def best(self) -> Path:
+        """Where the best model is kept."""
+        return self.folder / "best.pt"
+
+    def prepare(self) -> None:
+        """Make the folder, and clear what a killed run was writing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"*{_TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+
+    def positions(self) -> list[tuple[Position, Path]]:
+        """Complete checkpoints, oldest first."""
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("epoch*-step*.pt"))
+        return sorted((Position(int(m[1]), int(m[2])), path) for m, path in matches if m)
+
+    def save(self, position: Position, content: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of a position, then drop the oldest beyond `keep`."""
+        path = self.folder / f"epoch{position.epoch:04d}-step{position.step:06d}.pt"
+        save(path, content)
+        for _, old in self.positions()[: -self.keep]:
+            old.unlink()
+        return path
+
+    def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read; a damaged one is reported and the one before it taken."""
+        for _, path in reversed(self.positions()):
+            try:
+                return path, load(path)
+            except ValueError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        return None

@@ -1,0 +1,131 @@
+"""From a model and an evaluation set to numbers: every image exactly once, on any number of processes.
+
+Ranks evaluate disjoint samples and exchange one record a sample, so no image is padded, repeated or averaged twice, and
+the numbers are plain functions of those records.
+"""
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from pipeline.loader import Batch
+from shards.class_counts import GroupRule, shot_groups
+from train.losses import cross_entropy
+from train.methods.base import Method
+
+CALIBRATION_BINS = 15  # Guo et al., ICML 2017
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One record an evaluated sample, ordered by sample id; all arrays (samples,).
+
+    labels, predicted int64; in_top5 bool (among the min(5, classes) highest); loss float32, the cross entropy of the
+    raw logits; confidence float32, the softmax probability of the predicted class.
+    """
+
+    labels: np.ndarray
+    predicted: np.ndarray
+    in_top5: np.ndarray
+    loss: np.ndarray
+    confidence: np.ndarray
+
+
+@torch.inference_mode()
+def predict(
+    method: Method,
+    model: nn.Module,
+    batches: Iterable[Batch],
+    samples: int,
+    autocast: Callable[[], AbstractContextManager[Any]],
+) -> Predictions:
+    """Run the unwrapped model over this rank's batches and put the records of all ranks together.
+
+    Raises:
+        RuntimeError: a sample was evaluated twice or not at all (a fault of this program, never of the data).
+    """
+    model.eval()
+    ids, columns = [], []
+    for batch in batches:
+        with autocast():
+            logits = method.eval_logits(model, method.setting.assembler.plain(batch.images[0])).float()
+        confidence, predicted = logits.softmax(dim=1).max(dim=1)
+        in_top5 = (logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]).any(dim=1)
+        loss = cross_entropy(logits, batch.labels)
+        columns.append(torch.stack([batch.labels, predicted, in_top5, loss, confidence], dim=1).double())
+        ids.append(batch.sample_ids)
+    mine = torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 5))
+    all_ids, records = _gather(np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64), mine)
+    if not np.array_equal(np.sort(all_ids), np.arange(samples)):
+        raise RuntimeError(f"evaluated {len(all_ids)} records of {samples} samples: some twice or not at all")
+    labels, predicted, in_top5, losses, confidences = records[np.argsort(all_ids)].T
+    return Predictions(
+        labels.astype(np.int64),
+        predicted.astype(np.int64),
+        in_top5.astype(bool),
+        losses.astype(np.float32),
+        confidences.astype(np.float32),
+    )
+
+
+def _gather(ids: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if not dist.is_initialized():
+        return ids, records
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, (ids, records))
+    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Numbers of one evaluation, accuracies in percent; None where a group has no class.
+
+    recall: float64 (classes,), NaN where the evaluation set has no sample of a class. confusion: int64
+    (classes, classes), rows are true classes.
+    """
+
+    numbers: dict[str, float | None]
+    recall: np.ndarray
+    confusion: np.ndarray
+
+
+def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRule) -> Scores:
+    """Accuracy over all samples and over classes of many, medium and few *training* samples.
+
+    A group's accuracy is the unweighted mean of its classes' recalls, as in the published code.
+    """
+    classes = len(samples_per_class)
+    confusion = np.zeros((classes, classes), dtype=np.int64)
+    np.add.at(confusion, (predictions.labels, predictions.predicted), 1)
+    totals = confusion.sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        recall = np.diag(confusion) / totals
+    correct = predictions.labels == predictions.predicted
+    numbers: dict[str, float | None] = {
+        "all": 100 * float(correct.mean()),
+        **{name: _mean_percent(recall[members]) for name, members in shot_groups(samples_per_class, rule).items()},
+        "top5": 100 * float(predictions.in_top5.mean()),
+        "balanced": _mean_percent(recall),
+        "loss": float(predictions.loss.mean(dtype=np.float64)),
+        "calibration_error": 100 * expected_calibration_error(predictions.confidence, correct),
+        "samples": float(len(correct)),
+    }
+    return Scores(numbers, recall, confusion)
+
+
+def _mean_percent(recall: np.ndarray) -> float | None:
+    present = recall[~np.isnan(recall)]
+    return 100 * float(present.mean()) if len(present) else None
+
+
+def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
+    """Mean gap between confidence and accuracy over equal-width bins, weighted by their samples (Guo et al., eq. 3)."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
+    gaps = np.bincount(bins, weights=confidence.astype(np.float64) - correct, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(correct))

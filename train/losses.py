@@ -1,0 +1,40 @@
+"""Losses of long-tailed training, one value a sample.
+
+Every function returns the loss of each sample, float32 (batch,): the mean over the batch belongs to the *global* batch
+of an optimizer step, whose size and class weights only the plan knows (see `criterion.py`). Logits are taken to float32
+first: margins, priors and log-softmax lose their small classes in bfloat16.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log softmax(z)_y. logits (batch, classes), labels int64 (batch,)."""
+    return F.cross_entropy(logits.float(), labels, reduction="none")
+
+
+def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
+    """Cross entropy on z_k + log pi_k, pi_k = n_k / N (Ren et al., NeurIPS 2020, eq. 4). Evaluation uses z itself."""
+    return cross_entropy(logits.float() + log_prior, labels)
+
+
+def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tensor:
+    """Cross entropy on s (z - m_y onehot(y)), z cosines (Cao et al., NeurIPS 2019, eq. 13)."""
+    z = cosines.float()
+    target = F.one_hot(labels, z.shape[1])
+    return cross_entropy(scale * (z - target * margins[labels, None]), labels)
+
+
+def log_prior(samples_per_class: np.ndarray) -> Tensor:
+    """log(n_k / N), float32 (classes,). Computed in double precision."""
+    counts = np.asarray(samples_per_class, dtype=np.float64)
+    return torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
+
+
+def ldam_margins(samples_per_class: np.ndarray, max_margin: float = 0.5) -> Tensor:
+    """m_k = max_margin (n_min / n_k)^(1/4), float32 (classes,) (Cao et al., eq. 12)."""
+    counts = np.asarray(samples_per_class, dtype=np.float64)
+    return torch.from_numpy((max_margin * (counts.min() / counts) ** 0.25).astype(np.float32))

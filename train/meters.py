@@ -1,0 +1,44 @@
+"""Running training metrics that stay on the device until someone reads them."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+_FIELDS = ("loss", "correct", "samples", "steps")
+
+
+class Meter:
+    """Sums of loss, correct predictions, samples and steps, float64 on the device; `read` is the only host sync."""
+
+    def __init__(self, device: torch.device):
+        self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
+
+    def add_step(self, first_rank: bool) -> None:
+        """Count a step, on one rank only: sums are added over the ranks."""
+        if first_rank:
+            self._sums[3] += 1
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
+        """Add a micro-batch. loss: its share of the step's loss; weights: 0 for padding rows."""
+        correct = ((logits.detach().argmax(dim=1) == labels) * weights).sum()
+        self._sums[:3] += torch.stack([loss.detach().double(), correct.double(), weights.sum().double()])
+
+    def totals(self) -> Tensor:
+        """The sums over all ranks, float64 (4,) on the device."""
+        totals = self._sums.clone()
+        if dist.is_initialized():
+            dist.all_reduce(totals)
+        return totals
+
+    def read(self) -> dict[str, float]:
+        """Means since the last reset, over all ranks: loss a step, accuracy in percent."""
+        loss, correct, samples, steps = self.totals().tolist()
+        return {"loss": loss / max(steps, 1), "accuracy": 100 * correct / max(samples, 1)}
+
+    def reset(self) -> None:
+        """Start over."""
+        self._sums.zero_()
+
+    def restore(self, totals: Tensor, first_rank: bool) -> None:
+        """Continue from saved totals; they live on one rank, whatever the number of ranks was."""
+        self._sums.copy_(totals if first_rank else torch.zeros_like(totals))

@@ -1,0 +1,107 @@
+"""What a training method is: the streams it reads, its model, its loss, and the state it keeps.
+
+A method never draws a random number and never talks to other ranks: the plan holds every decision, and `loss` returns
+this micro-batch's share of the loss of the *global* batch (shares add up to it over ranks and micro-batches).
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.loader import Batch
+from pipeline.mix_rule import MixPlan, MixRule
+from pipeline.plan import StepPlan, Stream
+from pipeline.views import OneOf, View
+from train.assemble import Assembler
+from train.models.build import ModelOptions
+from train.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a run tells its method.
+
+    Args:
+        samples_per_class: training counts (classes,).
+        view: how training images are augmented.
+        schedule: the learning rates; `schedule.rescaled` fits phase starts to the length of the run.
+        assembler: from uint8 images to the network's input.
+        device: where tensors live.
+    """
+
+    samples_per_class: np.ndarray
+    view: View | OneOf
+    schedule: Schedule
+    assembler: Assembler
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One rank's micro-batch of an optimizer step.
+
+    Args:
+        plan: the plan of the whole step, all ranks and micro-batches.
+        positions: int64 (rows,), the rows of the global batch that this micro-batch holds.
+        batches: the images, by stream; a stream that this step does not need is absent.
+        mix: how these rows are mixed; None for a method without a mix rule.
+    """
+
+    plan: StepPlan
+    positions: np.ndarray
+    batches: Mapping[str, Batch]
+    mix: MixPlan | None
+
+    def to_device(self, rows: np.ndarray) -> Tensor:
+        """Host values of these rows as a tensor beside the batches; floating point becomes float32."""
+        device = next(iter(self.batches.values())).labels.device
+        dtype = np.float32 if rows.dtype.kind == "f" else rows.dtype
+        return torch.from_numpy(np.ascontiguousarray(rows, dtype=dtype)).to(device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """loss: scalar, this micro-batch's share; logits (rows, classes): for the training accuracy."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Method(ABC):
+    """A training method. Subclasses set `Options`, a frozen dataclass that recipe and command line fill."""
+
+    Options: ClassVar[type]
+    drop_last: ClassVar[bool] = False
+
+    def __init__(self, options: Any, setting: Setting):
+        self.options = options
+        self.setting = setting
+
+    @abstractmethod
+    def streams(self) -> tuple[Stream, ...]:
+        """The streams to read. The one named "original" carries the labels of the training accuracy."""
+
+    def mix_rule(self) -> MixRule | None:
+        """When and how two streams are mixed; None where the method does not mix."""
+        return None
+
+    @abstractmethod
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        """The network, with the heads that the method needs."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        """Forward pass and this micro-batch's share of the loss."""
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits that an evaluation ranks, (batch, classes), from assembled images."""
+        return model(images)
+
+    def derived_options(self) -> dict[str, Any]:
+        """What follows from the options and the length of the run, to be printed and saved with it."""
+        return {}

@@ -1,0 +1,70 @@
+"""Plain training on the original stream under any loss and class-weight rule: CE, CE-DRW, LDAM-DRW, BS."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from pipeline.plan import Stream
+from pipeline.sampling import Shuffled
+from train.criterion import Criterion, Loss, Rule
+from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.models.build import ModelOptions, build_model
+
+
+@dataclass(frozen=True)
+class VanillaOptions:
+    """Loss and class weights.
+
+    Args:
+        loss: ce, bs (balanced softmax) or ldam (brings a cosine classifier).
+        rule: none, reweight (effective-number class weights) or drw (the same, deferred to `drw_start`).
+        drw_start: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
+    """
+
+    loss: Loss = "ce"
+    rule: Rule = "none"
+    drw_start: int = 160
+
+
+class Vanilla(Method):
+    """One stream, one view, one forward pass."""
+
+    Options = VanillaOptions
+
+    def __init__(self, options: VanillaOptions, setting: Setting):
+        super().__init__(options, setting)
+        self.criterion = Criterion(
+            options.loss,
+            options.rule,
+            setting.samples_per_class,
+            setting.schedule.rescaled(options.drw_start),
+            setting.device,
+        )
+
+    def streams(self) -> tuple[Stream, ...]:
+        return (Stream("original", Shuffled(), (self.setting.view,)),)
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        return build_model(options, len(self.setting.samples_per_class), self.criterion.head, seed)
+
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        batch = step.batches["original"]
+        logits = model(self.setting.assembler.plain(batch.images[0]))
+        return StepOutput(self.term(step, "original", logits), logits)
+
+    def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
+        """This micro-batch's part of sum_i share_i c_i L(z_i, y_i), y the labels of a stream.
+
+        share: weight of the term for each row, float64 (rows,). The coefficients c belong to the global batch.
+        """
+        batch = step.batches[stream]
+        coefficients = self.criterion.coefficients(step.plan.epoch, step.plan.streams[stream].labels)[step.positions]
+        weights = step.to_device(share * coefficients) * batch.weights
+        return (weights * self.criterion.per_sample(logits, batch.labels)).sum()
+
+    def derived_options(self) -> dict[str, Any]:
+        if self.options.rule != "drw":
+            return {}
+        return {"drw_start": self.criterion.drw_epoch}

@@ -1,0 +1,73 @@
+"""From a model's name to a network with the right classifier."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import timm
+import torch
+from timm.models import is_model_in_modules
+from torch import nn
+
+from train.models.heads import CosineClassifier
+from train.models.resnet_cifar import ResNet32
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """The backbone.
+
+    Args:
+        name: "resnet32" (32-pixel images) or any timm model, for example resnet50, wide_resnet50_2, resnext50_32x4d.
+        width: channels of the first stage of resnet32 (16 as published, 64 for GLMC).
+        pretrained: start from timm's ImageNet weights (downloads them once).
+    """
+
+    name: str = "resnet32"
+    width: int = 16
+    pretrained: bool = False
+
+    def __post_init__(self) -> None:
+        if self.name == "resnet32":
+            if self.pretrained:
+                raise ValueError("model.pretrained: there are no published weights for resnet32; leave it out")
+        elif not timm.is_model(self.name):
+            similar = ", ".join(timm.list_models(f"*{self.name[:6]}*")[:5]) or "see timm.list_models()"
+            raise ValueError(f"model.name {self.name!r} is neither resnet32 nor a timm model; similar names: {similar}")
+
+
+def build_model(options: ModelOptions, classes: int, head: Literal["linear", "cosine"], seed: int) -> nn.Module:
+    """A network whose weights are a function of the options and the seed.
+
+    timm's ResNets are built without zero-initialised residual branches: torchvision's initialisation, which the
+    published ImageNet-LT and iNat18 runs use (their state-dict names are torchvision's too).
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if options.name == "resnet32":
+            model: nn.Module = ResNet32(classes, options.width)
+        else:
+            extra = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
+            model = timm.create_model(options.name, num_classes=classes, pretrained=options.pretrained, **extra)
+        if head == "cosine":
+            replace_classifier(model, CosineClassifier)
+    return model
+
+
+def classifier_name(model: nn.Module) -> str:
+    """Name of the last linear layer: "linear" for resnet32, what timm says otherwise (fc, head.fc, classifier …)."""
+    if isinstance(model, ResNet32):
+        return "linear"
+    name = getattr(model, "default_cfg", {}).get("classifier")
+    if not isinstance(name, str):
+        raise ValueError(f"{type(model).__name__} names no single classifier layer; choose another backbone")
+    return name
+
+
+def replace_classifier(model: nn.Module, head: type[nn.Module]) -> None:
+    """Put ``head(features, classes)`` in the place of the last linear layer."""
+    parent_name, _, name = classifier_name(model).rpartition(".")
+    parent = model.get_submodule(parent_name)
+    old = getattr(parent, name)
+    if not isinstance(old, nn.Linear):
+        raise ValueError(f"the classifier {name} is a {type(old).__name__}, expected a Linear; choose another backbone")
+    setattr(parent, name, head(old.in_features, old.out_features))

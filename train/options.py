@@ -1,0 +1,210 @@
+"""The options of a run: typed, filled from a recipe (YAML) and the command line, checked before anything is loaded."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser
+
+from pipeline.recipes import RECIPES
+from shards.class_counts import GroupRule
+from train.methods import method_class, method_names
+from train.models.build import ModelOptions
+from train.schedules import ScheduleOptions
+
+
+def _at_least(minimum: float, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"{name} is {value}, expected at least {minimum}")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Shard sets and how their images are read.
+
+    Args:
+        train: folder of the training shard set (made by `python -m tools.build_shards`).
+        test: folder of the shard set that the final numbers come from.
+        validation: folder of a shard set to select the best epoch on; without one, the best epoch on the test set is
+            reported too, as the papers do, and labelled so.
+        recipe: augmentation, evaluation crop and normalisation, by name.
+        executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
+        decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
+        many_min: a class with at least this many training samples is "many".
+        few_max: a class with at most this many training samples is "few"; those between are "medium".
+        bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
+    """
+
+    train: Path
+    test: Path
+    validation: Path | None = None
+    recipe: str = "imagenet"
+    executor: Literal["auto", "dali", "resident", "reference"] = "auto"
+    decode_threads: int | None = None
+    many_min: int = 101
+    few_max: int = 19
+    bad_sample_budget: int = 10
+
+    def __post_init__(self) -> None:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"data.recipe {self.recipe!r} is unknown; expected one of {', '.join(sorted(RECIPES))}")
+        _at_least(1, decode_threads=self.decode_threads)
+        _at_least(0, bad_sample_budget=self.bad_sample_budget)
+        self.group_rule()
+
+    def group_rule(self) -> GroupRule:
+        """Which classes are many, medium and few."""
+        return GroupRule(many_min=self.many_min, few_max=self.few_max)
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Stochastic gradient descent on all parameters, batch norm and biases included.
+
+    Args:
+        lr: base learning rate; it is not scaled with the batch size.
+        momentum: momentum.
+        nesterov: Nesterov's form of it.
+        weight_decay: weight decay.
+    """
+
+    lr: float = 0.1
+    momentum: float = 0.9
+    nesterov: bool = False
+    weight_decay: float = 2e-4
+
+    def __post_init__(self) -> None:
+        _at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Length, batch, device and bookkeeping of a run.
+
+    Args:
+        epochs: passes over the original stream; milestones and phase starts are rescaled to it.
+        batch_size: samples of an optimizer step, over all processes and micro-batches.
+        accumulation: micro-batches a process runs one after the other in a step, to fit the memory.
+        seed: decides every draw: initial weights, samples, crops, pastes.
+        device: auto (a GPU where there is one), cpu or cuda.
+        mixed_precision: bf16 runs the network (never the losses) in bfloat16.
+        deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
+        run_dir: the run's folder; by default runs/RECIPE-seedSEED.
+        resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
+        checkpoint_every_steps: steps between checkpoints, beside the one at the end of every epoch.
+        checkpoint_every_minutes: minutes between checkpoints, likewise.
+        keep_checkpoints: how many of the latest checkpoints to keep.
+        evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
+        max_steps: end the run after this many steps, to try something out.
+        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …
+    """
+
+    epochs: int = 200
+    batch_size: int = 128
+    accumulation: int = 1
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    mixed_precision: Literal["no", "bf16"] = "no"
+    deterministic: bool = False
+    run_dir: Path | None = None
+    resume: str = "never"
+    checkpoint_every_steps: int | None = None
+    checkpoint_every_minutes: float | None = None
+    keep_checkpoints: int = 2
+    evaluate_every: int = 1
+    log_every_steps: int = 50
+    max_steps: int | None = None
+    trackers: tuple[str, ...] = ("tensorboard",)
+
+    def __post_init__(self) -> None:
+        _at_least(
+            1,
+            epochs=self.epochs,
+            accumulation=self.accumulation,
+            checkpoint_every_steps=self.checkpoint_every_steps,
+            keep_checkpoints=self.keep_checkpoints,
+            evaluate_every=self.evaluate_every,
+            log_every_steps=self.log_every_steps,
+            max_steps=self.max_steps,
+        )
+        _at_least(2, batch_size=self.batch_size)  # batch normalisation needs two samples
+        _at_least(0, seed=self.seed)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run; `resolved` is the same as plain containers, as saved with the run."""
+
+    data: DataOptions
+    model: ModelOptions
+    method_name: str
+    method: Any
+    optimizer: OptimizerOptions
+    schedule: ScheduleOptions
+    run: RunOptions
+    resolved: dict[str, Any]
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Options from a command line such as ``--recipe recipes/demo.yaml --epochs 20``.
+
+    An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
+    """
+    method_name = _method_name(arguments)
+    if method_name not in method_names():
+        sys.exit(f"python -m train: error: no method {method_name!r}; expected one of {', '.join(method_names())}")
+    method_options = method_class(method_name).Options
+    parser = _parser(method_options)
+    namespace = parser.parse_args(list(arguments))
+    recipes = namespace.pop("recipe")
+    resolved = yaml.safe_load(parser.dump(namespace))
+    values = namespace.as_dict()
+    method_values = values.pop("method")
+    del method_values["name"]
+    try:
+        sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
+        run = RunOptions(**values)
+        if run.run_dir is None:
+            stem = Path(str(recipes[-1])).stem if recipes else method_name
+            run = replace(run, run_dir=Path("runs") / f"{stem}-seed{run.seed}")
+        return Options(
+            **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
+        )
+    except ValueError as error:
+        parser.error(str(error))
+        raise AssertionError("parser.error does not return") from error
+
+
+_SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
+
+
+def _parser(method_options: type) -> ArgumentParser:
+    parser = ArgumentParser(prog="python -m train", description="Train a classifier on a long-tailed shard set.")
+    parser.add_argument("--recipe", action=ActionConfigFile, help="a YAML file with any of the options below")
+    parser.add_argument("--method.name", default="cmo", help=f"one of {', '.join(method_names())}")
+    parser.add_class_arguments(method_options, "method")
+    for name, section in _SECTIONS.items():
+        parser.add_class_arguments(section, name)
+    parser.add_class_arguments(RunOptions)
+    return parser
+
+
+def _method_name(arguments: Sequence[str]) -> str:
+    """The method decides which options exist, so its name comes first: from the command line, else the recipe."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--method.name", dest="name")
+    finder.add_argument("--recipe", action="append", default=[])
+    known, _ = finder.parse_known_args([a for a in arguments if a != "--help"])
+    if known.name:
+        return known.name
+    for path in reversed(known.recipe):
+        content = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
+        if isinstance(content, dict) and isinstance(content.get("method"), dict) and "name" in content["method"]:
+            return str(content["method"]["name"])
+    return "cmo"

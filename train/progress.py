@@ -1,0 +1,69 @@
+"""One live line of a training run; a line an epoch where there is no terminal."""
+
+import sys
+import time
+
+import torch
+from tqdm import tqdm
+
+
+class Progress:
+    """Shows epoch, loss, learning rate, images/s, share of time waiting for data, GPU memory and time left.
+
+    Rates cover the steps of this process since it started, so a resumed run does not count what it did not do.
+    """
+
+    def __init__(self, epochs: int, enabled: bool):
+        self._epochs, self._enabled = epochs, enabled
+        self._bar: tqdm | None = None
+        self._images = 0
+        self._wait_seconds = 0.0
+        self._started = time.perf_counter()
+        self.loss: float | None = None
+
+    def start(self, total_steps: int, done_steps: int) -> None:
+        """Show the line, where there is a terminal to show it on."""
+        if self._enabled and sys.stderr.isatty():
+            line = "{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}"
+            self._bar = tqdm(total=total_steps, initial=done_steps, dynamic_ncols=True, bar_format=line)
+        self.reset()
+
+    def step(self, epoch: int, lr: float, images: int, wait_seconds: float) -> None:
+        """Count an optimizer step of ``images`` samples over all ranks."""
+        self._images += images
+        self._wait_seconds += wait_seconds
+        if self._bar is not None:
+            self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
+            self._bar.set_postfix_str(self._summary(lr), refresh=False)
+            self._bar.update()
+
+    def rates(self) -> dict[str, float]:
+        """images_per_second over all ranks and data_wait_share (0–1), since the last `reset`."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        return {"images_per_second": self._images / seconds, "data_wait_share": self._wait_seconds / seconds}
+
+    def reset(self) -> None:
+        """Start the rates over, at the head of an epoch."""
+        self._images, self._wait_seconds, self._started = 0, 0.0, time.perf_counter()
+
+    def epoch_line(self, text: str) -> None:
+        """Print a line that stays."""
+        if self._enabled:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def _summary(self, lr: float) -> str:
+        rates = self.rates()
+        parts = [f"loss {self.loss:.3f}"] if self.loss is not None else []
+        parts += [
+            f"lr {lr:.3g}",
+            f"{rates['images_per_second']:.0f} images/s",
+            f"data wait {100 * rates['data_wait_share']:.0f}%",
+        ]
+        if torch.cuda.is_initialized():
+            parts.append(f"GPU {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB")
+        return ", ".join(parts)

@@ -1,0 +1,245 @@
+"""From options to a finished run: open the data, put the parts together, train, evaluate, report."""
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline.executor import decode_threads_per_rank
+from pipeline.loader import Loader
+from pipeline.plan import Plan
+from pipeline.recipes import RECIPES, DatasetRecipe
+from shards.reader import ShardSet
+from train import report
+from train.assemble import Assembler
+from train.checkpoint import load
+from train.datasets import open_datasets
+from train.evaluator import Evaluator
+from train.launch import check_device, make_accelerator
+from train.methods import method_class
+from train.methods.base import Method, Setting
+from train.options import Options
+from train.progress import Progress
+from train.run_folder import RunFolder
+from train.schedules import Schedule
+from train.signals import StopRequest
+from train.trainer import NonFiniteLossError, Parts, PreemptedError, Trainer
+
+logger = logging.getLogger(__name__)
+
+# Exit statuses of `python -m train`. A launcher of several processes replaces them by its own; see status.json.
+FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
+
+
+def train(options: Options) -> int:
+    """Train, evaluate and report as the options say; returns the exit status.
+
+    Raises:
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
+    """
+    check_device(options.run.device)
+    folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
+    folder.check_free(options.run.resume)
+    datasets = open_datasets(options.data)
+    accelerator = make_accelerator(options.run)
+    try:
+        return _Run(options, folder, datasets, accelerator).execute()
+    finally:
+        accelerator.end_training()
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _run_dir(options: Options) -> Path:
+    assert options.run.run_dir is not None, "options.parse fills it"
+    return options.run.run_dir
+
+
+class _Run:
+    """The parts of a run, made in the order in which they can fail cheaply."""
+
+    def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
+        self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
+        self.recipe: DatasetRecipe = RECIPES[options.data.recipe]
+        self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
+        self.method = self._make_method()
+        self.plan = Plan(
+            datasets,
+            self.method.streams(),
+            self.method.mix_rule(),
+            options.run.seed,
+            options.run.batch_size,
+            options.run.epochs,
+            self.method.drop_last,
+        )
+        self._set_torch_up()
+        bare_model = self.method.build_model(options.model, options.run.seed)
+        self.parameters = sum(p.numel() for p in bare_model.parameters())
+        self.model: nn.Module = accelerator.prepare_model(
+            bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
+        )
+        self.evaluator = Evaluator(options, datasets, self.recipe, self.method, self.model, accelerator)
+        self.stop_request = StopRequest()
+        self.progress = Progress(options.run.epochs, accelerator.is_main_process)
+        self.trainer = self._make_trainer()
+        self._resume()
+
+    def _make_method(self) -> Method:
+        device = self.accelerator.device
+        assembler = Assembler.create(self.recipe.normalization, device)
+        counts = self.datasets["train"].samples_per_class
+        setting = Setting(counts, self.recipe.train, self.schedule, assembler, device)
+        return method_class(self.options.method_name)(self.options.method, setting)
+
+    def _set_torch_up(self) -> None:
+        torch.use_deterministic_algorithms(self.options.run.deterministic)
+        if self.accelerator.device.type == "cpu":
+            torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
+
+    def _make_trainer(self) -> Trainer:
+        o = self.options.optimizer
+        # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
+        optimizer = torch.optim.SGD(
+            self.model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
+        )
+        parts = Parts(
+            accelerator=self.accelerator,
+            method=self.method,
+            model=self.model,
+            optimizer=optimizer,
+            schedule=self.schedule,
+            plan=self.plan,
+            folder=self.folder,
+            stop_request=self.stop_request,
+            progress=self.progress,
+            autocast=self.evaluator.autocast,
+            evaluate=self.evaluator.selection_scores,
+            fit=self._fit(),
+        )
+        return Trainer(parts, self.options.run)
+
+    def _fit(self) -> dict[str, Any]:
+        """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
+        resolved = self.options.resolved
+        sections = ("model", "method", "optimizer", "schedule")
+        return {
+            "classes": self.datasets["train"].num_classes,
+            "recipe": self.options.data.recipe,
+            "accumulation": self.options.run.accumulation,
+            "mixed_precision": self.options.run.mixed_precision,
+            **{f"{name}.{key}": value for name in sections for key, value in resolved[name].items()},
+            **{f"plan.{key}": value for key, value in self.plan.fingerprint().items()},
+        }
+
+    def _resume(self) -> None:
+        choice = self.options.run.resume
+        if choice == "never":
+            return
+        if choice != "auto":
+            self.trainer.restore(Path(choice), load(Path(choice)))
+        elif (found := self.folder.checkpoints.load_latest()) is not None:
+            self.trainer.restore(*found)
+            logger.info("continuing from %s", found[0])
+
+    # ---------------------------------------------------------------- execution
+
+    def execute(self) -> int:
+        """Train and report; returns the exit status."""
+        run = self.options.run
+        loader = Loader(
+            self.plan,
+            self.accelerator.device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            accumulation=run.accumulation,
+            start=self.trainer.next_step,
+            stop=self.trainer.end,
+            executor=self.options.data.executor,
+            decode_threads=self.options.data.decode_threads,
+            bad_sample_budget=self.options.data.bad_sample_budget,
+        )
+        with loader:
+            derived = self._derived(loader)
+            self._announce(derived)
+            self.stop_request.install()
+            status = self._train(loader)
+            if status != FINISHED:
+                return status
+            self._report(derived, loader)
+        return FINISHED
+
+    def _derived(self, loader: Loader) -> dict[str, Any]:
+        o, world_size = self.options, self.accelerator.num_processes
+        return {
+            "parameters": self.parameters,
+            "device": self.accelerator.device.type,
+            "processes": world_size,
+            "micro_batch": -(-o.run.batch_size // (world_size * o.run.accumulation)),
+            "steps_per_epoch": self.plan.steps_per_epoch,
+            "paste_steps": sum(len(self.plan.paste_steps(epoch)) for epoch in range(self.plan.epochs)),
+            **({"milestones": list(self.schedule.milestones)} if o.schedule.kind == "steps" else {}),
+            **self.method.derived_options(),
+            "executors": loader.executor_names,
+            "decode_threads": o.data.decode_threads or decode_threads_per_rank(world_size),
+            "group_rule": o.data.group_rule().describe(),
+            "selected_on": self.evaluator.selection,
+        }
+
+    def _announce(self, derived: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.folder.prepare(self.options.resolved, derived)
+            self.folder.write_status("running", pid=os.getpid())
+            report.print_options(self.options.resolved, derived)
+            self.accelerator.init_trackers("tracker")
+        self.accelerator.wait_for_everyone()
+
+    def _train(self, loader: Loader) -> int:
+        try:
+            self.progress.start(self.trainer.total_steps, self.trainer.done_steps)
+            self.trainer.run(loader)
+        except PreemptedError:
+            self._write_status("preempted", signal=self.stop_request.signal)
+            return PREEMPTED
+        except NonFiniteLossError as error:
+            logger.error("%s", error)
+            self._write_status("non-finite", **error.details)
+            return NON_FINITE
+        except BaseException as error:
+            self._write_status("failed", error=f"{type(error).__name__}: {error}")
+            raise
+        finally:
+            self.progress.close()
+        return FINISHED
+
+    def _write_status(self, outcome: str, **details: Any) -> None:
+        if self.accelerator.is_main_process:
+            position = self.trainer.position
+            self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
+
+    def _report(self, derived: dict[str, Any], loader: Loader) -> None:
+        """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
+        last = self.evaluator.scores("test")
+        best_content = load(self.folder.checkpoints.best)
+        self.trainer.bare_model.load_state_dict(best_content["model"])
+        best = self.evaluator.scores("test")
+        if self.accelerator.is_main_process:
+            material = report.Material(
+                options=self.options,
+                derived=derived,
+                folder=self.folder,
+                datasets=self.datasets,
+                plan=self.plan,
+                recipe=self.recipe,
+                history=self.trainer.history,
+                last=last,
+                best=best,
+                replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
+            )
+            report.write(material)
+            self._write_status("finished")
+        self.accelerator.wait_for_everyone()

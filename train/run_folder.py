@@ -1,0 +1,84 @@
+"""The folder of a run: its options, metrics, status and result, and who may write to it."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from train.checkpoint import CheckpointFolder
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that ``path`` never holds half of it."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.replace(path)
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object a line, cut back on resume to what the checkpoint had seen."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes written so far; part of a checkpoint."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def restore(self, size_bytes: int) -> None:
+        """Forget the lines that a killed run wrote after its last checkpoint; they are going to be written again."""
+        if self.size_bytes < size_bytes:
+            raise ValueError(
+                f"{self.path} has {self.size_bytes} bytes, fewer than the {size_bytes} its checkpoint had seen; "
+                "it was edited or removed: restore it, or start over in another --run_dir"
+            )
+        if self.path.exists():
+            os.truncate(self.path, size_bytes)
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add a line."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def records(self) -> list[dict[str, Any]]:
+        """All lines."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+
+
+class RunFolder:
+    """Paths of a run, and what is written there once."""
+
+    def __init__(self, path: Path, keep_checkpoints: int):
+        self.path = path
+        self.checkpoints = CheckpointFolder(path / "checkpoints", keep_checkpoints)
+        self.metrics = MetricsFile(path / "metrics.jsonl")
+
+    @property
+    def result(self) -> Path:
+        """The numbers of a finished run."""
+        return self.path / "result.json"
+
+    def check_free(self, resume: str) -> None:
+        """Refuse to write over an earlier run by accident.
+
+        Raises:
+            FileExistsError: the folder holds a run, and nobody asked to resume it.
+        """
+        if resume == "never" and (self.path / "options.yaml").exists():
+            raise FileExistsError(
+                f"{self.path} holds a run already; continue it with --resume auto, or choose another --run_dir"
+            )
+
+    def prepare(self, options: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
+        """Make the folders and save the resolved and the derived options."""
+        self.checkpoints.prepare()
+        text = yaml.safe_dump({**options, "derived": dict(derived)}, sort_keys=False)
+        (self.path / "options.yaml").write_text(text)
+
+    def write_status(self, outcome: str, **details: Any) -> None:
+        """status.json: running, finished, preempted, non-finite or failed, and where."""
+        write_json(self.path / "status.json", {"outcome": outcome, **details})

@@ -1,0 +1,89 @@
+"""Stop requests, checkpoint requests and non-finite losses, agreed on by all ranks without waiting for the device.
+
+Each step posts its flags as one small tensor, reduced over the ranks. They are read one step later, at the same point
+of the loop on every rank, so all ranks act after the same step and the device never runs dry.
+"""
+
+import os
+import signal
+from collections import deque
+from dataclasses import dataclass
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is what Slurm can send ahead of its time limit
+LAG_STEPS = 1
+
+
+class StopRequest:
+    """Set by the first stop signal; a second one ends the process at once with status 128 + its number."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        """Take over the stop signals of this process (main thread only)."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            os._exit(128 + number)
+        self.signal = number
+        message = f"\n{signal.Signals(number).name}: writing a checkpoint, then stopping; again to stop at once\n"
+        os.write(2, message.encode())  # not logging: the signal may have interrupted a call that holds its lock
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the ranks agreed on; epoch and step are those of the first non-finite loss, or of the last flags read."""
+
+    epoch: int
+    step: int
+    non_finite: bool
+    stop: bool
+    save: bool
+
+
+class SharedFlags:
+    """A queue of posted flags, read `LAG_STEPS` steps late."""
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._posted: deque[tuple[int, int, Tensor, torch.cuda.Event | None]] = deque()
+
+    def post(self, epoch: int, step: int, loss: Tensor, stop: bool, save: bool) -> None:
+        """Share this rank's flags of a step. loss: scalar on the device."""
+        wishes = torch.tensor([float(stop), float(save)]).to(self._device, non_blocking=True)
+        flags = torch.cat([(~torch.isfinite(loss.detach())).float().reshape(1), wishes])
+        if dist.is_initialized():
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        event = None
+        if self._device.type == "cuda":
+            flags = flags.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()
+            event.record()
+        self._posted.append((epoch, step, flags, event))
+
+    def read(self, drain: bool = False) -> Verdict | None:
+        """What is due (all that was posted, with ``drain``) as one verdict; None where no flag is up.
+
+        Once a flag is up, everything posted since is looked at too, so that a checkpoint written on a verdict never
+        holds weights of a step whose loss nobody has seen.
+        """
+        verdict = None
+        while len(self._posted) > (0 if drain or verdict else LAG_STEPS):
+            epoch, step, flags, event = self._posted.popleft()
+            if event is not None:
+                event.synchronize()
+            non_finite, stop, save = (flag > 0 for flag in flags.tolist())
+            if verdict is not None:
+                stop, save = stop or verdict.stop, save or verdict.save
+            if non_finite or stop or save:
+                verdict = Verdict(epoch, step, non_finite, stop, save)
+            if non_finite:
+                return verdict
+        return verdict
