@@ -10,7 +10,7 @@ from pipeline.rng import generator
 
 # Up to here an epoch's permutation is an array (64 MB); above it a keyed bijection that needs no memory.
 _LARGEST_ARRAY = 2**24
-# Six rounds already pass the uniformity tests; two more cost 0.1 µs a draw.
+# With six, neighbours are visibly related in sets of a dozen samples; with eight they are not (see the tests).
 _FEISTEL_ROUNDS = 8
 
 
@@ -164,8 +164,9 @@ class _ClassWeightedSampler:
         self._cumulative /= self._cumulative[-1]
 
     def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        rng = generator(seed, purpose, epoch, step)
+        uniform = generator(seed, purpose, epoch, step).random((len(slots), 2))
         # side="right": a class with probability 0 has an empty interval and is never chosen.
-        classes = np.searchsorted(self._cumulative, rng.random(len(slots)), side="right")
-        members = rng.integers(0, self._samples_per_class[classes])
+        classes = np.searchsorted(self._cumulative, uniform[:, 0], side="right")
+        # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
+        members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
         return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
