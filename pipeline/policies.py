@@ -12,35 +12,29 @@ from pipeline.operations import GEOMETRIC, Draw, Interpolation, Kind, PlannedOpe
 LEVELS = 10.0  # magnitudes are tenths of a range
 
 
-@dataclass(frozen=True)
-class _Range:
-    """Argument of a kind at level t in [0, 1]: offset + scale * t, perhaps truncated, perhaps of random sign."""
-
-    kind: Kind
-    offset: float = 0.0
-    scale: float = 0.0
-    is_whole: bool = False
-    is_signed: bool = False
-
-
-# In the order of timm's list. Translations are shares of the side.
-RAND_AUGMENT_RANGES = (
-    _Range(Kind.AUTO_CONTRAST),
-    _Range(Kind.EQUALIZE),
-    _Range(Kind.INVERT),
-    _Range(Kind.ROTATE, scale=30.0, is_signed=True),
-    _Range(Kind.POSTERIZE, scale=4, is_whole=True),
-    _Range(Kind.SOLARIZE, scale=256, is_whole=True),
-    _Range(Kind.SOLARIZE_ADD, scale=110, is_whole=True),
-    _Range(Kind.COLOR, offset=0.1, scale=1.8),
-    _Range(Kind.CONTRAST, offset=0.1, scale=1.8),
-    _Range(Kind.BRIGHTNESS, offset=0.1, scale=1.8),
-    _Range(Kind.SHARPNESS, offset=0.1, scale=1.8),
-    _Range(Kind.SHEAR_X, scale=0.3, is_signed=True),
-    _Range(Kind.SHEAR_Y, scale=0.3, is_signed=True),
-    _Range(Kind.TRANSLATE_X, scale=0.45, is_signed=True),
-    _Range(Kind.TRANSLATE_Y, scale=0.45, is_signed=True),
+# Argument of a kind at level t in [0, 1]: offset + scale * t, perhaps truncated, perhaps of random sign. In the order
+# of timm's list; translations are shares of the side.
+RAND_AUGMENT_RANGES = np.array(
+    [
+        (Kind.AUTO_CONTRAST, 0.0, 0.0, False, False),
+        (Kind.EQUALIZE, 0.0, 0.0, False, False),
+        (Kind.INVERT, 0.0, 0.0, False, False),
+        (Kind.ROTATE, 0.0, 30.0, False, True),
+        (Kind.POSTERIZE, 0.0, 4.0, True, False),
+        (Kind.SOLARIZE, 0.0, 256.0, True, False),
+        (Kind.SOLARIZE_ADD, 0.0, 110.0, True, False),
+        (Kind.COLOR, 0.1, 1.8, False, False),
+        (Kind.CONTRAST, 0.1, 1.8, False, False),
+        (Kind.BRIGHTNESS, 0.1, 1.8, False, False),
+        (Kind.SHARPNESS, 0.1, 1.8, False, False),
+        (Kind.SHEAR_X, 0.0, 0.3, False, True),
+        (Kind.SHEAR_Y, 0.0, 0.3, False, True),
+        (Kind.TRANSLATE_X, 0.0, 0.45, False, True),
+        (Kind.TRANSLATE_Y, 0.0, 0.45, False, True),
+    ],
+    dtype=[("kind", "u1"), ("offset", "f8"), ("scale", "f8"), ("is_whole", "?"), ("is_signed", "?")],
 )
+IS_GEOMETRIC = np.isin(np.arange(len(Kind)), GEOMETRIC)
 
 
 @dataclass(frozen=True)
@@ -67,20 +61,14 @@ class RandAugment:
         uniform = draw("randaugment").random((count, self.count, 4))
         normal = draw("randaugment/magnitude").standard_normal((count, self.count))
         level = np.clip(self.magnitude + self.magnitude_std * normal, 0.0, LEVELS) / LEVELS
-        chosen = (uniform[..., 0] * len(RAND_AUGMENT_RANGES)).astype(np.int64)
-
-        def of_chosen(field: str) -> np.ndarray:
-            return np.array([getattr(entry, field) for entry in RAND_AUGMENT_RANGES])[chosen]
-
-        kind = of_chosen("kind")
-        argument = of_chosen("offset") + of_chosen("scale") * level
-        argument = np.where(of_chosen("is_whole"), np.floor(argument), argument)
-        argument = np.where(of_chosen("is_signed") & (uniform[..., 2] < 0.5), -argument, argument)
-        argument = argument * _sides(kind, size)
+        drawn = RAND_AUGMENT_RANGES[(uniform[..., 0] * len(RAND_AUGMENT_RANGES)).astype(np.int64)]
+        kind = drawn["kind"]
+        argument = drawn["offset"] + drawn["scale"] * level
+        argument = np.where(drawn["is_whole"], np.floor(argument), argument)
+        argument = np.where(drawn["is_signed"] & (uniform[..., 2] < 0.5), -argument, argument) * _sides(kind, size)
         interpolation = np.where(uniform[..., 3] < 0.5, Interpolation.BILINEAR, Interpolation.BICUBIC)
-        interpolation = np.where(np.isin(kind, GEOMETRIC), interpolation, 0)
-        kind = np.where(uniform[..., 1] < self.probability, kind, Kind.IDENTITY)
-        return _columns(kind, argument, interpolation, self.fill)
+        applied = np.where(uniform[..., 1] < self.probability, kind, np.uint8(Kind.IDENTITY))
+        return _columns(applied, argument, interpolation * IS_GEOMETRIC[kind], self.fill)
 
 
 def _sides(kind: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -93,10 +81,7 @@ def _columns(
 ) -> tuple[PlannedOperation, ...]:
     """One planned operation for each column of arrays (B, columns)."""
     arguments = np.stack([argument, interpolation], axis=2)
-    return tuple(
-        PlannedOperation(kind[:, column].astype(np.uint8), arguments[:, column], fill)
-        for column in range(kind.shape[1])
-    )
+    return tuple(PlannedOperation(kind[:, column], arguments[:, column], fill) for column in range(kind.shape[1]))
 
 
 # Cubuk et al., 2019, appendix: two (kind, probability, magnitude 0 to 9) a sub-policy. 0 where a kind has no magnitude.
@@ -142,8 +127,35 @@ CIFAR10_ARGUMENTS = {
     Kind.POSTERIZE: np.array([8, 8, 7, 7, 6, 6, 5, 5, 4, 4]),
     Kind.SOLARIZE: np.linspace(256.0, 0.0, 10),
 }
-ENHANCEMENTS = (Kind.COLOR, Kind.CONTRAST, Kind.SHARPNESS, Kind.BRIGHTNESS)
+ENHANCEMENTS = (Kind.COLOR, Kind.CONTRAST, Kind.SHARPNESS, Kind.BRIGHTNESS)  # factor 1 + argument
 SIGNED = (*ENHANCEMENTS, Kind.SHEAR_X, Kind.SHEAR_Y, Kind.TRANSLATE_X, Kind.TRANSLATE_Y)
+SHEARS = (Kind.SHEAR_X, Kind.SHEAR_Y)
+
+# The policy with its arguments worked out, (25, 2).
+CIFAR10_STEPS = np.array(
+    [
+        [
+            (
+                kind,
+                probability,
+                kind in ENHANCEMENTS,
+                CIFAR10_ARGUMENTS[kind][magnitude] if kind in CIFAR10_ARGUMENTS else 0.0,
+                kind in SIGNED,
+                Interpolation.BICUBIC if kind in SHEARS else Interpolation.NEAREST,
+            )
+            for kind, probability, magnitude in pair
+        ]
+        for pair in CIFAR10_POLICY
+    ],
+    dtype=[
+        ("kind", "u1"),
+        ("probability", "f8"),
+        ("offset", "f8"),
+        ("amount", "f8"),
+        ("is_signed", "?"),
+        ("interpolation", "u1"),
+    ],
+)
 
 
 @dataclass(frozen=True)
@@ -156,18 +168,8 @@ class AutoAugmentCifar10:
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         uniform = draw("autoaugment").random((count, 5))
-        chosen = (uniform[:, 0] * len(CIFAR10_POLICY)).astype(np.int64)
-        kind = np.array([[kind for kind, _, _ in pair] for pair in CIFAR10_POLICY])[chosen]
-        probability = np.array([[probability for _, probability, _ in pair] for pair in CIFAR10_POLICY])[chosen]
-        argument = np.array(
-            [
-                [CIFAR10_ARGUMENTS[kind][magnitude] if kind in CIFAR10_ARGUMENTS else 0 for kind, _, magnitude in pair]
-                for pair in CIFAR10_POLICY
-            ]
-        )[chosen]
-        argument = np.where(np.isin(kind, SIGNED) & (uniform[:, 3:] < 0.5), -argument, argument)
-        argument = argument * _sides(kind, size) + np.isin(kind, ENHANCEMENTS)  # an enhancement is 1 +- argument
-        is_shear = np.isin(kind, (Kind.SHEAR_X, Kind.SHEAR_Y))
-        interpolation = np.where(is_shear, Interpolation.BICUBIC, Interpolation.NEAREST)
-        kind = np.where(uniform[:, 1:3] < probability, kind, Kind.IDENTITY)
-        return _columns(kind, argument, interpolation, fill=(128, 128, 128))
+        drawn = CIFAR10_STEPS[(uniform[:, 0] * len(CIFAR10_STEPS)).astype(np.int64)]
+        amount = np.where(drawn["is_signed"] & (uniform[:, 3:] < 0.5), -drawn["amount"], drawn["amount"])
+        argument = drawn["offset"] + amount * _sides(drawn["kind"], size)
+        applied = np.where(uniform[:, 1:3] < drawn["probability"], drawn["kind"], np.uint8(Kind.IDENTITY))
+        return _columns(applied, argument, drawn["interpolation"], fill=(128, 128, 128))
