@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,30 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a checkpoint's model weights into a model; what only one of the two has is logged.
+
+    Raises:
+        ValueError: a shared parameter differs in shape, or nothing is shared.
+    """
+    weights, own = load(path)["model"], model.state_dict()
+    shared = {name: value for name, value in weights.items() if name in own}
+    shapes = [
+        f"{name} {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name, value in shared.items()
+        if value.shape != own[name].shape
+    ]
+    if shapes or not shared:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(shapes[:5]) or 'no parameter name is shared'}")
+    for what, names in (
+        ("not in the model", set(weights) - set(own)),
+        ("not in the checkpoint", set(own) - set(weights)),
+    ):
+        if names:
+            logger.warning("%s: %d tensors are %s: %s", path, len(names), what, ", ".join(sorted(names)))
+    model.load_state_dict(shared, strict=False)
+
+
 def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run, naming both values of everything that differs."""
     differences = [
@@ -78,7 +103,8 @@ def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any])
     if differences:
         listed = "\n  ".join(differences)
         raise ValueError(
-            f"{path} does not fit this run:\n  {listed}\nGive the options it was made with, or start over in another --run_dir"
+            f"{path} does not fit this run:\n  {listed}\n"
+            "Give the options it was made with, or start over in another --run_dir"
         )
 
 

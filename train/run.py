@@ -17,7 +17,7 @@ from pipeline.recipes import RECIPES, DatasetRecipe
 from shards.reader import ShardSet
 from train import report
 from train.assemble import Assembler
-from train.checkpoint import load
+from train.checkpoint import load, load_weights
 from train.datasets import open_datasets
 from train.evaluator import Evaluator
 from train.launch import check_device, make_accelerator
@@ -79,6 +79,10 @@ class _Run:
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
+        if options.model.init_from is not None:
+            load_weights(bare_model, options.model.init_from)
+        for name, parameter in bare_model.named_parameters():
+            parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
@@ -104,9 +108,8 @@ class _Run:
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        optimizer = torch.optim.SGD(
-            self.model.parameters(), o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov
-        )
+        trained = [p for p in self.model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov)
         parts = Parts(
             accelerator=self.accelerator,
             method=self.method,

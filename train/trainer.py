@@ -159,6 +159,7 @@ class Trainer:
             for meter in (self._epoch_meter, self._window_meter):
                 meter.add(output.loss, output.logits, batches["original"].labels, batches["original"].weights)
             loss += output.loss.detach()
+        p.method.before_optimizer(self.bare_model)
         p.optimizer.step()
         p.optimizer.zero_grad(set_to_none=True)
         for meter in (self._epoch_meter, self._window_meter):
@@ -216,6 +217,7 @@ class Trainer:
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch = self.position.epoch
+        self.parts.method.after_epoch(self.bare_model, epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
         record |= self.parts.progress.rates()
         self._epoch_meter.reset()
@@ -272,6 +274,7 @@ class Trainer:
                 "position": asdict(self.position),
                 "model": self.bare_model.state_dict(),
                 "optimizer": self.parts.optimizer.state_dict(),
+                "method": self.parts.method.state_dict(),
                 "meters": meters,
                 "history": history,
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
@@ -295,6 +298,7 @@ class Trainer:
         self.position = Position(**state["position"])
         self.bare_model.load_state_dict(state["model"])
         self.parts.optimizer.load_state_dict(state["optimizer"])
+        self.parts.method.load_state_dict(state["method"])
         self.history = History(**state["history"])
         for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):
             meter.restore(state["meters"][name], self._first_rank)

@@ -98,6 +98,23 @@ class Method(ABC):
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """Forward pass and this micro-batch's share of the loss."""
 
+    def trainable(self, parameter_name: str) -> bool:
+        """Whether a parameter of the model is trained; by default all are. Frozen ones stay out of the optimizer."""
+        return True
+
+    def before_optimizer(self, model: nn.Module) -> None:
+        """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        """After the last optimizer step of an epoch, before its evaluation; ``model`` is unwrapped (projections)."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the method keeps between steps beside the model's own parameters and buffers; part of a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take `state_dict` back."""
+
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits that an evaluation ranks, (batch, classes), from assembled images."""
         return model(images)

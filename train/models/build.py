@@ -1,6 +1,7 @@
 """From a model's name to a network with the right classifier."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import timm
@@ -20,11 +21,14 @@ class ModelOptions:
         name: "resnet32" (32-pixel images) or any timm model, for example resnet50, wide_resnet50_2, resnext50_32x4d.
         width: channels of the first stage of resnet32 (16 as published, 64 for GLMC).
         pretrained: start from timm's ImageNet weights (downloads them once).
+        init_from: start from the weights of a checkpoint; how a second stage (a new classifier on trained features)
+            follows a first. Parameters that only one side has are listed, never ignored silently.
     """
 
     name: str = "resnet32"
     width: int = 16
     pretrained: bool = False
+    init_from: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name == "resnet32":
