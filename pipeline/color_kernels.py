@@ -52,38 +52,36 @@ def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 def hue(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Turns the hue in Pillow's 8-bit HSV, as torchvision does on Pillow images (truncated shift, wrapping at 256)."""
-    red, green, blue = pixels.split(1, dim=1)
-    value, lowest = pixels.amax(1, keepdim=True), pixels.amin(1, keepdim=True)
-    chroma = value - lowest
-    safe_chroma = chroma.clamp(min=1)
-    # Double precision as in Pillow, where a quotient is about to be truncated.
+    red, green, _ = pixels.split(1, dim=1)
+    value = pixels.amax(1, keepdim=True)
+    chroma = value - pixels.amin(1, keepdim=True)
+    # Float and double are mixed as in Pillow's C code: quotients are about to be truncated, and rounding decides.
     saturation = ((chroma / value.clamp(min=1)).double() * 255).floor_().float()
+    from_red, from_green, from_blue = ((value - pixels) / chroma.clamp(min=1)).double().split(1, dim=1)
     sector = torch.where(
         red == value,
-        (green - blue) / safe_chroma,
-        torch.where(green == value, 2 + (blue - red) / safe_chroma, 4 + (red - green) / safe_chroma),
-    )
-    angle = ((sector.double() / 6 + 1).remainder_(1).float().double() * 255).floor_().float()
+        from_blue - from_green,
+        torch.where(green == value, 2 + from_red - from_blue, 4 + from_green - from_red),
+    ).float()
+    angle = ((sector.double() / 6 + 1).remainder_(1).float() * 255).floor_()
     shift = on_device(np.trunc(operation.arguments[:, 0] * 255), pixels)
     angle = (angle + shift).remainder_(256)
 
-    position = angle * (6.0 / 255)
+    position = angle * 6 / 255
     sector = position.floor()
     fraction = position - sector
     strength = saturation / 255
-    down = (value * (1 - strength * fraction)).round_()
-    up = (value * (1 - strength * (1 - fraction))).round_()
-    low = (value * (1 - strength)).round_()
-    # Channel c of the six sectors: v q p p t v / t v v q p p / p p t v v q, with p low, q falling, t rising.
-    turned = torch.cat([_channel(sector.remainder(6), offset, value, down, low, up) for offset in (0, 4, 2)], dim=1)
-    return torch.where(saturation == 0, value, turned)
-
-
-def _channel(sector: Tensor, offset: int, value: Tensor, down: Tensor, low: Tensor, up: Tensor) -> Tensor:
-    """Red for offset 0; green and blue are red's pattern turned by 4 and 2 sectors."""
-    sector = (sector + offset).remainder(6)
-    high = (sector == 0) | (sector == 5)
-    return torch.where(high, value, torch.where(sector == 1, down, torch.where(sector == 4, up, low)))
+    falling = (value * (1 - strength * fraction) + 0.5).floor_()
+    rising = (value * (1 - strength * (1 - fraction)) + 0.5).floor_()
+    low = (value * (1 - strength) + 0.5).floor_()
+    # Each channel is a trapezoid over six sectors: top, falling, bottom, bottom, rising, top for red; green and blue
+    # are the same, two and four sectors later.
+    channels = []
+    for delay in (0, 2, 4):
+        phase = (sector - delay).remainder_(6)
+        slope = torch.where(phase == 1, falling, torch.where(phase == 4, rising, low))
+        channels.append(torch.where((phase == 0) | (phase == 5), value, slope))
+    return torch.where(saturation == 0, value, torch.cat(channels, dim=1))
 
 
 def invert(pixels: Tensor, operation: PlannedOperation) -> Tensor:

@@ -13,6 +13,12 @@ from torch.nn import functional
 from pipeline.color_kernels import blend, on_device
 from pipeline.operations import Interpolation, Kind, PlannedOperation
 
+MOVES_X, MOVES_Y = 1, 2
+MOVED_AXES = np.zeros(len(Kind), np.int64)
+MOVED_AXES[[Kind.SHEAR_X, Kind.TRANSLATE_X]] = MOVES_X
+MOVED_AXES[[Kind.SHEAR_Y, Kind.TRANSLATE_Y]] = MOVES_Y
+MOVED_AXES[Kind.ROTATE] = MOVES_X | MOVES_Y
+
 BLUR_PASSES = 3  # Pillow approximates a Gaussian by three extended box filters in each direction
 
 
@@ -91,19 +97,23 @@ def affine_matrices(operation: PlannedOperation, height: int, width: int) -> np.
 
 def transform(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Rotation, shear and translation: each output pixel reads the source at its centre's image under the matrix."""
-    height, width = pixels.shape[2:]
-    matrices = affine_matrices(operation, height, width)
-    interpolation = operation.arguments[:, 1]
+    matrices = affine_matrices(operation, *pixels.shape[2:])
+    # Grouped by method and by the axes along which pixels move: an axis at rest needs no interpolation.
+    methods = operation.arguments[:, 1].astype(np.int64)
+    moves = MOVED_AXES[operation.kind]
     result = torch.empty_like(pixels)
-    for method in np.unique(interpolation):
-        rows = np.flatnonzero(interpolation == method)
+    for group in np.unique(methods * 4 + moves):
+        rows = np.flatnonzero(methods * 4 + moves == group)
         index = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
-        sampled = _sample(pixels.index_select(0, index), matrices[rows], Interpolation(int(method)), operation.fill)
+        method, moved = divmod(int(group), 4)
+        sampled = _sample(pixels.index_select(0, index), matrices[rows], Interpolation(method), moved, operation.fill)
         result.index_copy_(0, index, sampled)
     return result
 
 
-def _sample(pixels: Tensor, matrices: np.ndarray, method: Interpolation, fill: tuple[int, int, int]) -> Tensor:
+def _sample(
+    pixels: Tensor, matrices: np.ndarray, method: Interpolation, moved: int, fill: tuple[int, int, int]
+) -> Tensor:
     """Reads `pixels` at the mapped centres; where these lie outside, the fill colour."""
     height, width = pixels.shape[2:]
     planes = pixels.flatten(2)
@@ -113,11 +123,10 @@ def _sample(pixels: Tensor, matrices: np.ndarray, method: Interpolation, fill: t
         sampled = _pick(planes, source_x, source_y, height, width)
     else:
         source_x, source_y = _source_coordinates(matrices, pixels, fixed_point=False)
-        taps = _linear_taps if method == Interpolation.BILINEAR else _cubic_taps
         sampled = torch.zeros_like(pixels)
-        for y, weight_y in taps(source_y - 0.5):
+        for y, weight_y in _taps(source_y - 0.5, method if moved & MOVES_Y else Interpolation.NEAREST):
             row = torch.zeros_like(pixels)
-            for x, weight_x in taps(source_x - 0.5):
+            for x, weight_x in _taps(source_x - 0.5, method if moved & MOVES_X else Interpolation.NEAREST):
                 row.addcmul_(_pick(planes, x, y, height, width), weight_x)
             sampled.addcmul_(row, weight_y)
         sampled.clamp_(0, 255).floor_()
@@ -151,19 +160,18 @@ def _pick(planes: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Tens
     return planes.gather(2, index.flatten(2).expand_as(planes)).view(-1, 3, height, width)
 
 
-def _linear_taps(position: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Neighbours and their weights in linear interpolation."""
-    first = position.floor()
-    fraction = position - first
-    yield first, 1 - fraction
-    yield first + 1, fraction
-
-
-def _cubic_taps(position: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Neighbours and their weights in Pillow's cubic interpolation for transforms: convolution with a = -1."""
+def _taps(position: Tensor, method: Interpolation) -> Iterator[tuple[Tensor, Tensor]]:
+    """Coordinates of the neighbours along one axis, and their weights."""
     first = position.floor()
     t = position - first
-    yield first - 1, t * (t * (2 - t) - 1)
-    yield first, t * t * (t - 2) + 1
-    yield first + 1, t * (1 + t * (1 - t))
-    yield first + 2, t * t * (t - 1)
+    match method:
+        case Interpolation.NEAREST:
+            yield first, torch.ones_like(t)
+        case Interpolation.BILINEAR:
+            yield first, 1 - t
+            yield first + 1, t
+        case Interpolation.BICUBIC:  # convolution with a = -1, Pillow's choice for transforms
+            yield first - 1, t * (t * (2 - t) - 1)
+            yield first, t * t * (t - 2) + 1
+            yield first + 1, t * (1 + t * (1 - t))
+            yield first + 2, t * t * (t - 1)
