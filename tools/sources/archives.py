@@ -186,8 +186,8 @@ class _TarFetcher:
 class Zip:
     """A zip archive; the location of a member is its position in the archive's directory."""
 
-    def __init__(self, path: Path, key: NameKey = same_name) -> None:
-        self.path, self._key = path, key
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         with _open_zip(self.path) as archive:
@@ -195,7 +195,7 @@ class Zip:
                 yield _plain_name(info.filename), None if info.is_dir() else Member(position, info.file_size)
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
-        return _locate_by_walking(self, {self._key(name): name for name in names})
+        return _locate_by_walking(self, {name: name for name in names})
 
     def open(self) -> Fetcher:
         return _ZipFetcher(self.path)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
 from shards.class_counts import samples_per_class
 from shards.source import JSON, Fetcher, SampleRef
-from tools.sources.archives import Container, Member
+from tools.sources.archives import Container
 
 _SHOWN = 10
 
@@ -33,7 +34,8 @@ class FileSource:
         self._names, self._labels, self._container = names, labels, container
 
     @cached_property
-    def _members(self) -> dict[str, Member]:
+    def _found(self) -> tuple[list[SampleRef], int]:
+        """The samples and the sum of their sizes in bytes."""
         members = self._container.locate(self._names)
         absent = [name for name in self._names if name not in members]
         if absent:
@@ -43,21 +45,25 @@ class FileSource:
                 f"{len(absent)} of the {len(self._names)} listed images are not in {self._container.path}:"
                 f"{shown}{more}\nIs this the archive (or folder) that the list was made for? Its names start there."
             )
-        return members
-
-    def _find_samples(self) -> Sequence[SampleRef]:
-        members = self._members
-        return [
+        samples = [
             SampleRef(name, label, members[name].location)
             for name, label in zip(self._names, self._labels, strict=True)
         ]
+        return samples, sum(members[name].size for name in self._names)
 
-    # On first use, so that repeating the command of a finished build does not unpack its archive again.
-    samples: Sequence[SampleRef] = cached_property(_find_samples)  # type: ignore[assignment]
+    def _samples(self) -> Sequence[SampleRef]:
+        return self._found[0]
+
+    # On first use: a fault in a second list is found before the archive of the first is unpacked.
+    samples: Sequence[SampleRef] = cached_property(_samples)  # type: ignore[assignment]
 
     def estimated_bytes(self) -> int | None:
-        members = self._members
-        return sum(members[name].size for name in self._names)
+        return self._found[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker only opens the container, its tasks bring their samples: a million names stay in the parent.
+        kept_back = ("_names", "_labels", "_found", "samples")
+        return {key: value for key, value in self.__dict__.items() if key not in kept_back}
 
     def open(self) -> Fetcher:
         return self._container.open()

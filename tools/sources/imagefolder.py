@@ -19,6 +19,7 @@ from tools.sources.spool import container_of, scratch_folder
 _log = logging.getLogger(__name__)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+_SPLIT_FOLDERS = {"train", "training", "val", "valid", "validation", "test"}
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,7 @@ class ImageFolder:
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         if not 0 <= namespace.holdout < 1:
             raise ValueError(f"--holdout is {namespace.holdout}, expected a share from 0 up to 1, such as 0.1")
-        shared = 2 if namespace.holdout else 1
-        container = container_of(namespace.images, scratch_folder(Path(namespace.out)), users=shared)
+        container = container_of(namespace.images, scratch_folder(namespace.out))
         split_dir = namespace.split_dir.strip("/")
         split = namespace.split or _split_of(split_dir)
         tree = list_class_folders(container, split_dir)
@@ -126,6 +126,10 @@ def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
     if outside or others:
         _log.warning("%s: left out %d images outside class folders and %d other files", container.path, outside, others)
     class_names = sorted(classes)
+    if not split_dir and set(class_names) <= _SPLIT_FOLDERS:
+        raise ValueError(
+            f"{container.path}: the folders {', '.join(class_names)} are splits, not classes; give one with --split-dir"
+        )
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
     found.sort()
     labels = np.array([label_of[class_name] for class_name, _ in found], dtype=np.int64)
@@ -138,7 +142,9 @@ def _is_clutter(name: str) -> bool:
 
 def _split_of(split_dir: str) -> str:
     last = posixpath.basename(split_dir).lower()
-    return last if last in ("val", "test") else "train"
+    if last in ("val", "valid", "validation"):
+        return "val"
+    return "test" if last == "test" else "train"
 
 
 def hold_out(labels: Int64Array, share: float, seed: int) -> tuple[Int64Array, Int64Array]:

@@ -37,7 +37,7 @@ class ImageNetLT(ListedImages):
                 archive = TRAIN_TAR if side == "train" else VAL_TAR
                 given = ", ".join(map(str, namespace.images))
                 raise FileNotFoundError(
-                    f"the list names images of {side}/, but --images {given} has neither {side}/ nor {archive}; add its path"
+                    f"the list names images of {side}/: neither that folder nor {archive} is in --images {given}"
                 )
             return by_side[side]
 

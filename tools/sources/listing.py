@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from shards.files import hash_file
 from shards.source import Source
 from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
@@ -55,7 +54,7 @@ class ListedImages:
             nargs="+",
             required=True,
             metavar="LIST",
-            help="`path label` lines, or the JSON of iNaturalist or NCL; a second list is built into OUT-val or OUT-test",
+            help="`path label` lines, or the JSON of iNaturalist or NCL; a second list makes OUT-val or OUT-test",
         )
         add("--split", choices=SPLITS, help="which split a single list is (default: by its file name)")
         add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
@@ -85,14 +84,14 @@ class ListedImages:
                 names=listing.names,
                 labels=listing.labels,
                 container=container,
-                options={"list_sha256": hash_file(path), "split": split, "strip_prefix": namespace.strip_prefix},
+                options={"list": path.name},
                 inputs=file_stamp(container.path) | file_stamp(path),
             )
         return sources
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         """Opens what --images names; gives the container of a list's images."""
-        container = container_of(namespace.images, scratch_folder(Path(namespace.out)), users=len(namespace.lists))
+        container = container_of(namespace.images, scratch_folder(namespace.out))
         return lambda listing: container
 
     def class_names(self, listing: Listing) -> list[str]:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from shards.files import atomic_file, remove_temporary_files
 from shards.source import Fetcher
-from tools.sources.archives import Container, Folder, Member, NameKey, Tar, Zip, same_name, sniff
+from tools.sources.archives import Container, Folder, Member, Tar, Zip, sniff
 
 _log = logging.getLogger(__name__)
 
@@ -25,18 +25,17 @@ _EXPECTED_GROWTH = 1.1
 class SpooledTar:
     """The tar inside a .tar.gz, spooled into the folder `scratch` when a question about its members is first asked.
 
-    Several sources may share one object: `users` says how many, and the spool goes when the last one closes. A complete
-    spool survives an interrupted build and is found again; its name carries the archive's size and time, so that a
-    replaced archive is spooled anew.
+    Sources of one command share the object, and close it after all of them are built. A complete spool survives an
+    interrupted build and is found again; its name carries the archive's size and time, so that a replaced archive is
+    spooled anew.
     """
 
-    def __init__(self, path: Path, scratch: Path, key: NameKey = same_name, users: int = 1) -> None:
+    def __init__(self, path: Path, scratch: Path) -> None:
         status = path.stat()
         stem = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
         self.path = path
-        self.users = users
         self._spool = scratch / f"{stem}-{status.st_size}-{status.st_mtime_ns}.tar"
-        self._tar = Tar(self._spool, key)
+        self._tar = Tar(self._spool)
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         self._fill()
@@ -50,11 +49,9 @@ class SpooledTar:
         return self._tar.open()
 
     def close(self) -> None:
-        self.users -= 1
-        if self.users == 0:
-            self._spool.unlink(missing_ok=True)
-            with suppress(OSError):  # not empty, or never made: another archive's spool may lie there
-                self._spool.parent.rmdir()
+        self._spool.unlink(missing_ok=True)
+        with suppress(OSError):  # never made, closed before, or another archive's spool lies there
+            self._spool.parent.rmdir()
 
     def _fill(self) -> None:
         if self._spool.exists():
@@ -77,17 +74,17 @@ class SpooledTar:
             raise ValueError(f"{self.path}: truncated or damaged ({error}); download it again") from error
 
 
-def container_of(path: Path, scratch: Path, key: NameKey = same_name, users: int = 1) -> Container:
-    """The container at `path`, by its content; `users` sources will share it. `scratch` is only made for a tar.gz."""
+def container_of(path: Path, scratch: Path) -> Container:
+    """The container at `path`, by its content. The folder `scratch` is only made for a tar.gz."""
     match sniff(path):
         case "folder":
-            return Folder(path, key)
+            return Folder(path)
         case "zip":
-            return Zip(path, key)
+            return Zip(path)
         case "tar":
-            return Tar(path, key)
+            return Tar(path)
         case _:
-            return SpooledTar(path, scratch, key, users)
+            return SpooledTar(path, scratch)
 
 
 def scratch_folder(out: Path) -> Path:
