@@ -58,16 +58,10 @@ class ReadAhead:
     def _work(self, requests: Iterator[StreamPlan]) -> None:
         last: BaseException | None = None
         try:
-            advised: deque[StreamPlan] = deque()
-            for request in requests:
-                self._advise(request)
-                advised.append(request)
-                if len(advised) > _ADVISED_AHEAD:
-                    self._deliver(advised.popleft())
+            for request in self._advised(requests):
+                self._put(self._bad_samples.replaced(request))
                 if self._stopping.is_set():
                     return
-            for request in advised:
-                self._deliver(request)
         except BaseException as error:  # whatever it is, the consumer must not wait for ever
             last = error
         finally:
@@ -75,8 +69,21 @@ class ReadAhead:
             for descriptor in self._descriptors.values():
                 os.close(descriptor)
 
-    def _deliver(self, request: StreamPlan) -> None:
-        self._put(self._bad_samples.replaced(request))
+    def _advised(self, requests: Iterator[StreamPlan]) -> Iterator[StreamPlan]:
+        """The requests, each advised some requests before it is passed on."""
+        pending: deque[StreamPlan] = deque()
+        failure: Exception | None = None
+        try:
+            for request in requests:
+                self._advise(request)
+                pending.append(request)
+                if len(pending) > _ADVISED_AHEAD:
+                    yield pending.popleft()
+        except Exception as error:
+            failure = error  # in its turn: what was planned before is served before
+        yield from pending
+        if failure is not None:
+            raise failure
 
     def _put(self, item: StreamPlan | BaseException | None) -> None:
         if not self._stopping.is_set():
