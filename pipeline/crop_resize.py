@@ -16,7 +16,7 @@ def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
     """The geometry of ``plan`` on decoded images.
 
     images: uint8 (B, height, width, 3); returns uint8 (B, *plan.output_size, 3) on the same device.
-    Equal to Pillow's antialiased bilinear resize to one grey level, exactly equal where nothing is resized.
+    Exactly Pillow's pixels where nothing is resized; else its antialiased bilinear resize, but for ties of rounding.
     """
     device = images.device
     region, resized, window = (

@@ -1,0 +1,50 @@
+"""Running an executor on planned views, for the tests of single executors."""
+
+import numpy as np
+import torch
+
+from pipeline.bad_samples import BadSamples
+from pipeline.executor import make_executor
+from pipeline.plan import StreamPlan
+from pipeline.rng import generator
+from pipeline.views import plan_view
+
+
+def plan_batches(dataset, views, batches, seed=0):
+    """A StreamPlan for each list of sample ids."""
+    planned = []
+    for step, ids in enumerate(batches):
+        records = dataset.index[np.array(ids)]
+        drawn = tuple(
+            plan_view(
+                view,
+                records["width"],
+                records["height"],
+                lambda purpose, number=number, step=step: generator(seed, f"{number}/{purpose}", 0, step),
+            )
+            for number, view in enumerate(views)
+        )
+        planned.append(StreamPlan(np.array(ids), records["label"].astype(np.int64), drawn))
+    return planned
+
+
+def execute(name, dataset, views, requests, threads=1):
+    """For each request, one uint8 array (B, height, width, 3) a view."""
+    largest = max(len(request) for request in requests)
+    running = make_executor(name, dataset, views, torch.device("cpu"), threads, largest, BadSamples(dataset, budget=0))
+    results = running.run(iter(requests))
+    try:
+        return [[image.numpy().copy() for image in images] for images in results]
+    finally:
+        running.close()
+
+
+def assert_same_pictures(found, expected, largest=3, mean=0.5):
+    """Grey levels: no pixel further than ``largest``, and ``mean`` on average over each image."""
+    assert len(found) == len(expected) > 0
+    for views, expected_views in zip(found, expected, strict=True):
+        for one, other in zip(views, expected_views, strict=True):
+            assert one.shape == other.shape
+            difference = np.abs(one.astype(int) - other.astype(int))
+            assert difference.max() <= largest
+            assert difference.mean(axis=(1, 2, 3)).max() <= mean
