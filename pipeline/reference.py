@@ -85,6 +85,11 @@ def _grey(image: Image.Image, _: float) -> Image.Image:
     return image.convert("L").convert("RGB")
 
 
+def _posterize(image: Image.Image, bits: float) -> Image.Image:
+    # Not ImageOps.posterize: newer versions refuse the 0 bits of a low RandAugment magnitude.
+    return image.point([value & ~(255 >> int(bits)) for value in range(256)] * 3)
+
+
 def _solarize_add(image: Image.Image, addition: float) -> Image.Image:
     return image.point([min(255, value + int(addition)) if value < 128 else value for value in range(256)] * 3)
 
@@ -99,7 +104,7 @@ SIMPLE: dict[Kind, Callable[[Image.Image, float], Image.Image]] = {
     Kind.GREY: _grey,
     Kind.BLUR: lambda image, radius: image.filter(ImageFilter.GaussianBlur(radius)),
     Kind.INVERT: lambda image, _: ImageOps.invert(image),
-    Kind.POSTERIZE: lambda image, bits: ImageOps.posterize(image, int(bits)),
+    Kind.POSTERIZE: _posterize,
     Kind.SOLARIZE: lambda image, threshold: ImageOps.solarize(image, threshold),  # type: ignore[arg-type]
     Kind.SOLARIZE_ADD: _solarize_add,
     Kind.AUTO_CONTRAST: lambda image, _: ImageOps.autocontrast(image),
