@@ -49,7 +49,8 @@ def test_every_container_gives_the_same_samples(tmp_path, kind, caplog):
 
 
 @pytest.mark.parametrize(
-    ("split_dir", "split"), [("train", "train"), ("data/val/", "val"), ("test", "test"), ("", "train")]
+    ("split_dir", "split"),
+    [("train", "train"), ("data/val/", "val"), ("validation", "val"), ("test", "test"), ("", "train")],
 )
 def test_the_split_is_told_by_the_folder(tmp_path, split_dir, split):
     images = pack("zip", tmp_path, class_folders(prefix=split_dir.strip("/")))
@@ -81,6 +82,18 @@ def test_names_in_archives_never_lead_out_of_them(tmp_path):
         found = contents(the_source("imagefolder", "--images", pack(kind, folder, files)))
         assert found == [("cat/a.jpg", 0, b"4"), ("dog/b.jpg", 1, b"5")]
         assert len(list(folder.iterdir())) == 1
+
+
+def test_a_name_packed_twice_is_one_sample_with_the_later_bytes_and_links_are_told(tmp_path, caplog):
+    images = pack("tar", tmp_path, {"cat/a.jpg": b"old", "dog/b.jpg": b"5"})
+    with tarfile.open(images, "a") as tar:
+        newer, link = tarfile.TarInfo("cat/a.jpg"), tarfile.TarInfo("cat/c.jpg")
+        newer.size, link.type, link.linkname = 3, tarfile.SYMTYPE, "a.jpg"
+        tar.addfile(newer, io.BytesIO(b"new"))
+        tar.addfile(link)
+    found = contents(the_source("imagefolder", "--images", images))
+    assert found == [("cat/a.jpg", 0, b"new"), ("dog/b.jpg", 1, b"5")]
+    assert "left out 1 links" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])

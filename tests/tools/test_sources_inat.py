@@ -1,5 +1,6 @@
 """iNaturalist from its tar.gz, spooled once, and from the unpacked folder; JSON and lists."""
 
+import errno
 import json
 import shutil
 from collections import namedtuple
@@ -71,6 +72,17 @@ def test_too_little_space_is_said_before_anything_is_written(downloads, tmp_path
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
     with pytest.raises(OSError, match=r"0\.0 GB free.*give --images the folder of the unpacked archive"):
+        _ = inat(downloads, "train2018.json", out=tmp_path / "out")[""].samples
+    assert not list(tmp_path.rglob("*-scratch/*"))
+
+
+def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(downloads, tmp_path, monkeypatch):
+    def full(source, target, length):
+        target.write(b"some")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match=r"unpacking train_val2018\.tar\.gz failed, .*No space left"):
         _ = inat(downloads, "train2018.json", out=tmp_path / "out")[""].samples
     assert not list(tmp_path.rglob("*-scratch/*"))
 

@@ -5,6 +5,7 @@ Names inside archives are keys for looking up bytes; they never become file name
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import tarfile
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
 from shards.source import JSON, Fetcher, SampleRef
+
+_log = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 
@@ -76,7 +79,7 @@ class Folder:
             if not entry.is_dir():
                 yield entry.name, Member(entry.name, entry.stat().st_size)
                 continue
-            for folder, folders, files in os.walk(entry):
+            for folder, folders, files in os.walk(entry, onerror=_raise):
                 folders.sort()
                 inside = Path(folder).relative_to(self.path).as_posix()
                 yield inside, None
@@ -98,6 +101,10 @@ class Folder:
 
     def close(self) -> None:
         pass
+
+
+def _raise(error: OSError) -> None:
+    raise error  # os.walk would leave out a folder that it may not read
 
 
 class _FolderFetcher:
@@ -144,6 +151,7 @@ class Tar:
 
 def _walk_tar(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
     """The regular files and folders of the tar in bytes [start, end) of `file`; offsets count from the file's start."""
+    links = 0
     file.seek(start)
     try:
         with tarfile.open(fileobj=file, mode="r:") as tar:  # leaves `file` open
@@ -154,12 +162,15 @@ def _walk_tar(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarf
                     if member.offset_data + member.size > end:
                         raise tarfile.ReadError(f"member {member.name} ends behind the archive")
                     yield member
+                links += member.issym() or member.islnk()
             # A damaged header looks like an end to tarfile: only the mark tells that nothing is missing.
             file.seek(tar.offset)
             if tar.offset + _TAR_BLOCK > end or any(file.read(_TAR_BLOCK)):
                 raise tarfile.ReadError(f"no end mark at byte {tar.offset}")
     except tarfile.TarError as error:
         raise _incomplete(path, "tar", error) from error
+    if links:
+        _log.warning("%s: left out %d links, which are not followed; pack the files themselves", path, links)
 
 
 def _tar_member(member: tarfile.TarInfo) -> Member | None:

@@ -98,8 +98,10 @@ def _layout_of(archive: Path) -> tuple[str, Layout]:
     for name, layout in LAYOUTS.items():
         if archive.name.startswith(f"{name}-python"):
             return name, layout
-    raise ValueError(f"{archive.name}: the file name tells CIFAR-10 from CIFAR-100; expected cifar-10-python.tar.gz or "
-                     "cifar-100-python.tar.gz")  # fmt: skip
+    raise ValueError(
+        f"{archive.name}: the file name tells CIFAR-10 from CIFAR-100; "
+        "expected cifar-10-python.tar.gz or cifar-100-python.tar.gz"
+    )
 
 
 def read_cifar(archive: Path, layout: Layout, split: str) -> tuple[NDArray[np.uint8], Int64Array, list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import posixpath
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from shards.class_counts import Int64Array, cmo_subset, long_tailed_counts, samp
 from shards.source import Source
 from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
+from tools.sources.lists import is_one_line
 from tools.sources.spool import container_of, scratch_folder
 
 _log = logging.getLogger(__name__)
@@ -89,7 +91,7 @@ class ImageFolder:
                 inputs=file_stamp(namespace.images),
             )
 
-        name = namespace.images.name.split(".")[0]
+        name = re.sub(r"\.(zip|tar|tar\.gz|tgz)$", "", namespace.images.resolve().name)
         sources = {"": source(kept, name, split)}
         if namespace.holdout:
             sources["-holdout"] = source(held_out, f"{name}-holdout", "val")
@@ -100,7 +102,7 @@ def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
     """The images below SPLIT_DIR/CLASS/ at any depth. Files of other kinds are left out and counted."""
     prefix = f"{split_dir}/" if split_dir else ""
     classes: set[str] = set()
-    found: list[tuple[str, str]] = []
+    class_of: dict[str, str] = {}  # a tar may hold a name twice, the later one counts
     outside = others = 0
     for name, member in container.members():
         class_name, _, inside = name.removeprefix(prefix).partition("/")
@@ -112,12 +114,12 @@ def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
             outside += name.lower().endswith(IMAGE_SUFFIXES)
         elif not inside.lower().endswith(IMAGE_SUFFIXES):
             others += 1
-        elif not name.isprintable():
+        elif not is_one_line(name):
             raise ValueError(f"{container.path}: the name {name!r} cannot be listed as a line of UTF-8 text; rename it")
         else:
             classes.add(class_name)
-            found.append((class_name, name))
-    if not found:
+            class_of[name] = class_name
+    if not class_of:
         tops = sorted({name.split("/")[0] for name, _ in container.members() if not _is_clutter(name)})
         raise ValueError(
             f"{container.path}: no {', '.join(IMAGE_SUFFIXES)} file inside a class folder of {split_dir or 'the top'}; "
@@ -131,9 +133,9 @@ def list_class_folders(container: Container, split_dir: str) -> ClassFolders:
             f"{container.path}: the folders {', '.join(class_names)} are splits, not classes; give one with --split-dir"
         )
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    found.sort()
-    labels = np.array([label_of[class_name] for class_name, _ in found], dtype=np.int64)
-    return ClassFolders(class_names, [name for _, name in found], labels)
+    names = sorted(class_of, key=lambda name: (class_of[name], name))
+    labels = np.array([label_of[class_of[name]] for name in names], dtype=np.int64)
+    return ClassFolders(class_names, names, labels)
 
 
 def _is_clutter(name: str) -> bool:

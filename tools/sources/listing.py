@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from shards.source import Source
@@ -22,7 +22,7 @@ class Expected:
     """The published numbers of a data set. A split that is not named is not checked."""
 
     num_classes: int
-    samples: Mapping[str, int] = field(default_factory=dict)
+    samples: Mapping[str, int]
 
     def check(self, name: str, split: str, found: int) -> None:
         """Raises ValueError, with both numbers, where the list does not have the published number of images."""
@@ -54,7 +54,8 @@ class ListedImages:
             nargs="+",
             required=True,
             metavar="LIST",
-            help="`path label` lines, or the JSON of iNaturalist or NCL; a second list makes OUT-val or OUT-test",
+            help="`path label` lines, or the JSON of iNaturalist or NCL; further lists make OUT-val and OUT-test "
+            "from the same archive",
         )
         add("--split", choices=SPLITS, help="which split a single list is (default: by its file name)")
         add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
@@ -74,13 +75,14 @@ class ListedImages:
             listing = read_listing(path, num_classes, namespace.strip_prefix)
             if self.expected and not namespace.allow_partial:
                 self.expected.check(self.name, split, len(listing.names))
+            class_names = self.class_names(listing)
             if not namespace.allow_partial:
-                check_no_class_is_empty(listing.labels, self.class_names(listing), str(path))
+                check_no_class_is_empty(listing.labels, class_names, str(path))
             container = container_for(listing)
             sources[f"-{split}" if sources else ""] = FileSource(
                 name=self.name,
                 split=split,
-                class_names=self.class_names(listing),
+                class_names=class_names,
                 names=listing.names,
                 labels=listing.labels,
                 container=container,

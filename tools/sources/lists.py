@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -36,7 +37,7 @@ def read_listing(path: Path, num_classes: int | None = None, strip_prefix: str =
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a text file: byte {error.start} is not UTF-8; give the list itself") from error
+        raise ValueError(f"{path}: no text: byte {error.start} is not UTF-8; give the list itself, unpacked") from error
     parse = parse_json if path.suffix.lower() == ".json" else parse_lines
     try:
         return parse(text, num_classes, strip_prefix)
@@ -145,16 +146,23 @@ def _relative_name(name: str, strip_prefix: str, where: str) -> str:
     name = name[len(strip_prefix) :].removeprefix("./")
     if strip_prefix:
         name = name.lstrip("/")
-    if not name.isprintable():
+    if not is_one_line(name):
         raise ValueError(f"{where}: path {name[:200]!r} holds control characters")
-    parts = PurePosixPath(name).parts
-    if not parts or parts[0] == "/":
+    if name in ("", ".") or name.startswith("/"):
         raise ValueError(
             f"{where}: path {name[:200]!r} is not relative; give what --images replaces with --strip-prefix"
         )
-    if ".." in parts:
+    if "/../" in f"/{name}/":
         raise ValueError(f"{where}: path {name[:200]!r} leaves the image folder")
     return name
+
+
+def is_one_line(name: str) -> bool:
+    """Whether a name can be written as one line of UTF-8: no control character, line separator or lone surrogate.
+
+    File names on Unix may hold any of them.
+    """
+    return name.isprintable() or not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
 
 
 def class_names_of_folders(names: Sequence[str], labels: Sequence[int], num_classes: int) -> list[str]:

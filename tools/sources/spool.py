@@ -72,6 +72,8 @@ class SpooledTar:
                 shutil.copyfileobj(compressed, spool, _CHUNK_BYTES)
         except (gzip.BadGzipFile, EOFError, zlib.error) as error:
             raise ValueError(f"{self.path}: truncated or damaged ({error}); download it again") from error
+        except OSError as error:
+            raise OSError(f"{scratch}: unpacking {self.path.name} failed, its remains are removed: {error}") from error
 
 
 def container_of(path: Path, scratch: Path) -> Container:
