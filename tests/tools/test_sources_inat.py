@@ -77,11 +77,11 @@ def test_too_little_space_is_said_before_anything_is_written(downloads, tmp_path
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(downloads, tmp_path, monkeypatch):
-    def full(source, target, length):
-        target.write(b"some")
+    def fill(file, spool, compressed_bytes):
+        spool.write(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr("tools.sources.spool._unpack", fill)
     with pytest.raises(OSError, match=r"unpacking train_val2018\.tar\.gz failed, .*No space left"):
         _ = inat(downloads, "train2018.json", out=tmp_path / "out")[""].samples
     assert not list(tmp_path.rglob("*-scratch/*"))
