@@ -168,6 +168,20 @@ def content_checksum(info: DatasetInfo) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def npy_header(dtype: np.dtype, length: int) -> bytes:
+    """What numpy.save writes before the data of an array of shape (length,): the .npy format, version 1.0 (NEP 1).
+
+    Compared as bytes when a set is opened, not parsed: the expected header is known, so what others wrote is not
+    interpreted. Spelled out here, because numpy may change its padding, and sets must stay readable.
+    """
+    text = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': ({length},), }}"
+    text += " " * (21 - len(str(length)))  # numpy leaves room for the length to grow in place
+    prefix = b"\x93NUMPY\x01\x00"
+    before_padding = len(prefix) + 2 + len(text) + 1
+    text += " " * (64 - before_padding % 64) + "\n"
+    return prefix + len(text).to_bytes(2, "little") + text.encode("ascii")
+
+
 def by_class_array(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """The content of by_class.npy: uint32 (C + 1 + N,): where each class starts (the last entry is N), then the sample
     ids sorted by class, ascending within a class. One array, so that it maps as one file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 from collections import Counter
@@ -22,6 +21,7 @@ from shards.format import (
     FileInfo,
     ShardInfo,
     by_class_array,
+    npy_header,
     printable_name,
 )
 from shards.shard_task import ShardResult, ShardTask
@@ -90,9 +90,7 @@ def _warn_of_empty_classes(folder: Path, class_names: list[str], samples_per_cla
 
 
 def _npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    return npy_header(array.dtype, len(array)) + array.tobytes()
 
 
 def _file_info(path: Path) -> FileInfo:

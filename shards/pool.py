@@ -66,7 +66,7 @@ def _run_in_processes(
             ) from error
         finally:
             shared.stop.set()
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _wait_for(futures: list[Future[None]], reporter: _Reporter) -> None:
@@ -107,7 +107,8 @@ class _StoppedError(Exception):
 class _Worker:
     """The state of a worker process, made by `start` when the process begins."""
 
-    fetcher: ClassVar[Fetcher]
+    source: ClassVar[Source]
+    fetcher: ClassVar[Fetcher | None] = None
     settings: ClassVar[TaskSettings]
     shared: ClassVar[_Shared]
 
@@ -115,10 +116,12 @@ class _Worker:
     def start(cls, source: Source, settings: TaskSettings, shared: _Shared) -> None:
         threading.Thread(target=_exit_with_parent, daemon=True).start()
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
-        cls.fetcher, cls.settings, cls.shared = source.open(), settings, shared
+        cls.source, cls.settings, cls.shared = source, settings, shared
 
     @classmethod
     def run(cls, task: ShardTask) -> None:
+        if cls.fetcher is None:  # opened here, not in `start`, so that its errors reach the parent
+            cls.fetcher = cls.source.open()
         run_shard_task(task, cls.settings, cls.fetcher, cls._advance)
 
     @classmethod

@@ -23,7 +23,9 @@ from shards.format import (
     DatasetInfo,
     FileInfo,
     content_checksum,
+    npy_header,
     read_dataset_info,
+    shard_file,
 )
 
 # Opening hashes index.npy and by_class.npy together up to this size (0.3 s; ~14 million samples). Above, only
@@ -110,11 +112,10 @@ class ShardSet:
         Raises CorruptSampleError if the index points outside of the tar.
         """
         record = self.index[sample]
-        offset, size = int(record["offset"]), int(record["size"])
-        tar = self._tars[record["shard"]]
-        if offset + size > len(tar):
-            raise self._corrupt(sample, f"its bytes {offset} to {offset + size} lie beyond the {len(tar)} of the tar")
-        return tar[offset : offset + size]
+        shard, offset, size = int(record["shard"]), int(record["offset"]), int(record["size"])
+        if shard >= len(self._tars) or offset + size > len(self._tars[shard]):
+            raise self._corrupt(sample, f"index.npy says {size} bytes at {offset}, which lie outside of the tar")
+        return self._tars[shard][offset : offset + size]
 
     def check_sample(self, sample: int) -> None:
         """Compare the bytes of a sample with the checksum of the build. Raises CorruptSampleError."""
@@ -127,7 +128,7 @@ class ShardSet:
         return source_line(self.path, sample)
 
     def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
-        shard = str(self.path / self.info.shards[int(self.index["shard"][sample])].file)
+        shard = str(self.path / shard_file(int(self.index["shard"][sample])))
         return CorruptSampleError(shard, int(sample), self.source_of(sample), fault)
 
 
@@ -167,24 +168,23 @@ def source_line(folder: Path, sample: int) -> str:
 
 
 def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError) as error:
-        raise ValueError(f"{path}: not readable ({error}); {_REBUILD}") from error
-    if array.dtype != dtype or array.shape != (length,):
-        raise ValueError(f"{path}: {array.dtype} {array.shape} found, {dtype} {(length,)} expected; {_REBUILD}")
-    return array
+    header = npy_header(dtype, length)
+    with path.open("rb") as file:
+        if file.read(len(header)) != header or path.stat().st_size != len(header) + length * dtype.itemsize:
+            raise ValueError(f"{path}: is no array of {length} × {dtype}; {_REBUILD}")
+    if length == 0:  # nothing to map
+        return np.zeros(0, dtype)
+    return np.memmap(path, dtype, "r", offset=len(header), shape=(length,))
 
 
 def _map_tar(path: Path) -> np.ndarray:
     """uint8 (bytes,). Each mapping keeps a file descriptor open (Python's mmap duplicates it)."""
     try:
-        file = path.open("rb")
+        with path.open("rb") as file:
+            return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
         raise RuntimeError(
             f"{path}: too many open files; raise the limit (ulimit -n) above the shards in use"
         ) from error
-    with file:
-        return np.frombuffer(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ), np.uint8)

@@ -29,7 +29,8 @@ class SampleRef:
 
 
 class Fetcher(Protocol):
-    """The opened source. Opened once in each worker process, used by one thread, closed at the end of the build."""
+    """The opened source. Opened once in each worker process, used by one thread, closed or dropped with
+    its process."""
 
     def fetch(self, ref: SampleRef) -> bytes:
         """The encoded image, byte for byte as stored. Raises OSError or ValueError, naming the sample, if it cannot."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
@@ -10,11 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shards.format import (
+    INDEX_DTYPE,
     DatasetInfo,
     FileInfo,
     ShardInfo,
     by_class_array,
     content_checksum,
+    npy_header,
     printable_name,
     read_dataset_info,
 )
@@ -101,6 +104,18 @@ def test_by_class_array_equals_slow_grouping(labels: list[int]) -> None:
     groups = [[i for i, label in enumerate(labels) if label == c] for c in range(5)]
     assert [ids[starts[c] : starts[c + 1]] for c in range(5)] == groups
     assert starts[-1] == len(labels)
+
+
+@pytest.mark.parametrize("dtype", [INDEX_DTYPE, np.dtype("<u4")])
+@pytest.mark.parametrize("length", [0, 1, 99, 12_345_678])
+def test_npy_header_is_numpys(dtype: np.dtype, length: int) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, np.broadcast_to(np.zeros((), dtype), length)[:99])
+    if length <= 99:
+        assert buffer.getvalue().startswith(npy_header(dtype, length))
+    stream = io.BytesIO(npy_header(dtype, length)[8:])
+    assert np.lib.format.read_array_header_1_0(stream) == ((length,), False, dtype)
+    assert len(npy_header(dtype, length)) % 64 == 0
 
 
 def test_checksum_depends_on_data_and_classes_only() -> None:

@@ -186,10 +186,11 @@ def test_encoding_again_shrinks_the_longer_side(mode: str, size: tuple[int, int]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"check": "no"}, {"encode": "webp"}, {"max_side": 10}, {"encode": "jpeg", "max_side": 0}, {"quality": 100}]
+    "wrong",
+    [{"check": "no"}, {"encode": "webp"}, {"max_side": 10}, {"encode": "jpeg", "max_side": 0}, {"quality": 100}],
 )
 def test_contradictory_policies_are_refused(wrong: dict) -> None:
-    with pytest.raises(ValueError, match="expected|needs"):
+    with pytest.raises(ValueError, match=r"expected|needs"):
         ImagePolicy(**wrong)
 
 
