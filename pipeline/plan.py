@@ -33,6 +33,8 @@ class Stream:
         views: one recipe for each picture of a sample that a step needs.
         when: "mixing" streams exist only on steps that paste; on the others they are neither read nor decoded.
         dataset: the key of its data set among those that the plan is given.
+        first_epoch: the stream exists from this epoch on; before, it is neither read nor decoded.
+        full_batches: its batches keep the global batch size where the last batch of an epoch is short.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Stream:
     views: tuple[View | OneOf, ...]
     when: Literal["always", "mixing"] = "always"
     dataset: str = "train"
+    first_epoch: int = 0
+    full_batches: bool = False
 
 
 def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
@@ -91,7 +95,7 @@ class Plan:
     """All steps of a run; random access, no state.
 
     The first stream sets the length: an epoch shows ``len(its data set)`` samples, and the last batch stays short
-    unless ``drop_last``. Every other stream has batches of the same size.
+    unless ``drop_last``. Every other stream has batches of the same size, or always full ones.
 
     Attributes:
         datasets, streams, mix_rule, seed, global_batch_size, epochs, drop_last: as given.
@@ -136,19 +140,23 @@ class Plan:
 
     def paste_steps(self, epoch: int) -> npt.NDArray[np.int64]:
         """The steps of an epoch that mix, ascending."""
-        return np.flatnonzero([self.pastes(epoch, step) for step in range(self.steps_per_epoch)])
+        if self.mix_rule is None:
+            return np.empty(0, dtype=np.int64)
+        return self.mix_rule.mixing_steps(self.seed, epoch, self.steps_per_epoch, self.epochs)
 
     def uses(self, stream_name: str, epoch: int, step: int) -> bool:
         """Whether the step has a batch of this stream."""
-        return self.streams[stream_name].when == "always" or self.pastes(epoch, step)
+        stream = self.streams[stream_name]
+        return epoch >= stream.first_epoch and (stream.when == "always" or self.pastes(epoch, step))
 
     def stream_step(self, stream_name: str, epoch: int, step: int) -> StreamPlan:
         """One stream's part of a step, whether the step uses it or not."""
         stream = self.streams[stream_name]
         index = self.datasets[stream.dataset].index
-        ids = self._samplers[stream_name].ids(
-            self.seed, f"{stream_name}/samples", epoch, step, self._slots(epoch, step)
-        )
+        slots = self._slots(epoch, step)
+        if stream.full_batches:
+            slots = range(slots.start, slots.start + self.global_batch_size)
+        ids = self._samplers[stream_name].ids(self.seed, f"{stream_name}/samples", epoch, step, slots)
         records = index[ids]
         views = tuple(
             plan_view(
@@ -224,7 +232,8 @@ def _check(
     global_batch_size: int,
     epochs: int,
 ) -> None:
-    if not streams or streams[0].when != "always":
+    first_is_lasting = bool(streams) and streams[0].when == "always" and streams[0].first_epoch == 0
+    if not first_is_lasting or streams[0].full_batches:
         raise ValueError("plan: expected a first stream that is used on every step; it sets the length of an epoch")
     names = [stream.name for stream in streams]
     if len(set(names)) < len(names):
@@ -241,7 +250,8 @@ def _check(
             raise ValueError(f"plan: stream {stream.name} has no view")
         if stream.dataset not in datasets:
             raise ValueError(
-                f"plan: stream {stream.name} reads the data set {stream.dataset!r}; given are {sorted(datasets)}"
+                f"plan: stream {stream.name} reads the data set {stream.dataset!r}; given are {sorted(datasets)}; "
+                f"name a shard set with --data.{stream.dataset}"
             )
         if stream.when == "mixing" and mix_rule is None:
             raise ValueError(f"plan: stream {stream.name} is for mixing steps, but there is no mix rule")
@@ -253,8 +263,9 @@ def _check(
             f"{global_batch_size}; set a global batch of at most {samples}"
         )
     for stream in streams[1:]:
-        if isinstance(stream.sampling, Shuffled) and len(datasets[stream.dataset]) < samples:
+        needed = -(-samples // global_batch_size) * global_batch_size if stream.full_batches else samples
+        if isinstance(stream.sampling, Shuffled) and len(datasets[stream.dataset]) < needed:
             raise ValueError(
                 f"plan: stream {stream.name} shuffles {len(datasets[stream.dataset])} samples, but an epoch has "
-                f"{samples} (those of {first.name}); use a class-weighted stream, which draws with replacement"
+                f"{needed} ({first.name} sets it); use a class-weighted stream, which draws with replacement"
             )

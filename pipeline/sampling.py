@@ -47,6 +47,33 @@ class Shuffled:
 
 
 @dataclass(frozen=True)
+class Redrawn:
+    """Every step draws its batch anew from the whole set; no sample comes twice in a batch that the set can fill.
+
+    The balanced meta stream of MetaSAug (Li et al., CVPR 2021). A larger batch repeats the set as evenly as possible.
+
+    Attributes:
+        per_class: draw from this many samples of each class only, the same ones in the whole run, or from all that a
+            class has if it has fewer; None draws from the whole set. They are chosen by the rule of the official code,
+            numpy's legacy generator with seed 6, on the order of the shard set instead of that of the original list.
+    """
+
+    per_class: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.per_class is not None and self.per_class < 1:
+            raise ValueError(f"redrawn sampling: per_class must be at least 1, found {self.per_class}")
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        members = np.asarray(dataset.sample_ids_by_class, dtype=np.int64)
+        if self.per_class is None:
+            return _RedrawnSampler(members)
+        rng = np.random.RandomState(6)
+        classes = np.split(members, dataset.class_starts[1:-1])
+        return _RedrawnSampler(np.concatenate([rng.permutation(ids)[: self.per_class] for ids in classes]))
+
+
+@dataclass(frozen=True)
 class ClassWeighted:
     """Independent draws with replacement; a sample of class k has weight n_k^(−exponent).
 
@@ -110,6 +137,15 @@ class _ShuffledSampler:
         if isinstance(self._order, KeyedPermutation):
             return self._order(np.arange(slots.start, slots.stop, dtype=np.uint64))
         return self._order[slots.start : slots.stop].astype(np.int64)
+
+
+class _RedrawnSampler:
+    def __init__(self, members: npt.NDArray[np.int64]) -> None:
+        self._members = members
+
+    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
+        order = generator(seed, purpose, epoch, step).permutation(len(self._members))
+        return self._members[np.resize(order, len(slots))]
 
 
 class KeyedPermutation:

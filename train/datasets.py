@@ -5,12 +5,12 @@ from train.options import DataOptions
 
 
 def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
-    """The shard sets of a run by role: train, test, and validation where one is given.
+    """The shard sets of a run by role: train, test, and validation and meta where they are given.
 
     Raises:
         ValueError: training and evaluation sets have different classes, or a training class is empty.
     """
-    paths = {"train": options.train, "test": options.test, "validation": options.validation}
+    paths = {"train": options.train, "test": options.test, "validation": options.validation, "meta": options.meta}
     datasets = {role: ShardSet.open(path) for role, path in paths.items() if path is not None}
     train_set = datasets["train"]
     for role, dataset in datasets.items():

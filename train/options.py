@@ -32,6 +32,7 @@ class DataOptions:
         test: folder of the shard set that the final numbers come from.
         validation: folder of a shard set to select the best epoch on; without one, the best epoch on the test set is
             reported too, as the papers do, and labelled so.
+        meta: folder of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
         recipe: augmentation, evaluation crop and normalisation, by name.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
@@ -43,6 +44,7 @@ class DataOptions:
     train: Path
     test: Path
     validation: Path | None = None
+    meta: Path | None = None
     recipe: str = "imagenet"
     executor: Literal["auto", "dali", "resident", "reference"] = "auto"
     decode_threads: int | None = None

@@ -97,8 +97,14 @@ class _Run:
         device = self.accelerator.device
         assembler = Assembler.create(self.recipe.normalization, device)
         counts = self.datasets["train"].samples_per_class
-        setting = Setting(counts, self.recipe.train, self.schedule, assembler, device)
-        return method_class(self.options.method_name)(self.options.method, setting)
+        setting = Setting(counts, self.recipe.train, self.recipe.evaluation, self.schedule, assembler, device)
+        method = method_class(self.options.method_name)(self.options.method, setting)
+        if self.options.run.accumulation > 1 and not method.accumulates:
+            raise ValueError(
+                f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
+                "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
+            )
+        return method
 
     def _set_torch_up(self) -> None:
         torch.use_deterministic_algorithms(self.options.run.deterministic)

@@ -29,6 +29,7 @@ class Setting:
     Args:
         samples_per_class: training counts (classes,).
         view: how training images are augmented.
+        evaluation_view: how images are shown in an evaluation.
         schedule: the learning rates; `schedule.rescaled` fits phase starts to the length of the run.
         assembler: from uint8 images to the network's input.
         device: where tensors live.
@@ -36,6 +37,7 @@ class Setting:
 
     samples_per_class: np.ndarray
     view: View | OneOf
+    evaluation_view: View
     schedule: Schedule
     assembler: Assembler
     device: torch.device
@@ -77,6 +79,7 @@ class Method(ABC):
 
     Options: ClassVar[type]
     drop_last: ClassVar[bool] = False
+    accumulates: ClassVar[bool] = True  # False: a step's micro-batches cannot be run one after the other
 
     def __init__(self, options: Any, setting: Setting):
         self.options = options
