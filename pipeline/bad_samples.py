@@ -29,8 +29,8 @@ class BadSamples:
         self._dataset = dataset
         self._budget = budget
         self._reasons: dict[int, str] = {}
-        # Bytes are compared with their checksum the first time this process uses them: on every use it would cost 5 %
-        # of the decoding. The pages of this array come into being as they are written.
+        # Bytes are compared with their checksum the first time this process uses them, which costs about 1.5 % of
+        # decoding them on a CPU core; after that nothing. Zeros take memory only where they are written to.
         self._checked = np.zeros(len(dataset), dtype=bool)
         self._lock = threading.Lock()
 

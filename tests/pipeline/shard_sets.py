@@ -17,6 +17,7 @@ from shards.format import (
     DatasetInfo,
     FileInfo,
     by_class_array,
+    npy_header,
 )
 from shards.reader import ShardSet
 from shards.writer import ShardWriter
@@ -54,8 +55,9 @@ def write_shard_set(folder: Path, encoded: Sequence[bytes], labels: Sequence[int
         infos.append(info)
         records.append(shard_records)
     num_classes = max(labels) + 1
-    np.save(folder / INDEX_FILE, np.concatenate(records))
-    np.save(folder / BY_CLASS_FILE, by_class_array(np.array(labels), num_classes))
+    arrays = {INDEX_FILE: np.concatenate(records), BY_CLASS_FILE: by_class_array(np.array(labels), num_classes)}
+    for name, array in arrays.items():
+        (folder / name).write_bytes(npy_header(array.dtype, len(array)) + array.tobytes())
     (folder / SOURCES_FILE).write_text("".join(f"original/{position}.jpg\n" for position in range(len(encoded))))
     files = tuple(
         FileInfo(name, (folder / name).stat().st_size, hash_file(folder / name))

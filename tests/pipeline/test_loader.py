@@ -288,6 +288,26 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_class(broken_set, executor_
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
+def test_a_resumed_run_replaces_by_the_same_sample(broken_set, executor_name):
+    plan = make_plan(broken_set, View(RandomResizedCrop(32), 0.5), epochs=2)
+    straight = contents(load(plan, executor=executor_name))
+    assert contents(load(plan, executor=executor_name, start=(1, 0))) == straight[plan.steps_per_epoch :]
+
+
+def test_several_undecodable_samples_of_one_batch(tmp_path):
+    encoded = [encode(photo(i, 64, 64)) for i in range(24)]
+    for bad in (3, 4, 11, 17):
+        encoded[bad] = encoded[bad][:-800]
+    dataset = write_shard_set(tmp_path / "many", encoded, [0, 1] * 12)
+    plan = make_plan(dataset, View(RandomResizedCrop(32)), epochs=1, batch=24)
+    with Loader(plan, CPU, executor="dali", decode_threads=2) as loader:
+        [step] = loader
+        assert sorted(loader.bad_samples["train"].reasons) == [3, 4, 11, 17]
+    assert len(step.micro_batches[0]["original"].images[0]) == 24
+
+
+@pytest.mark.parametrize("executor_name", EXECUTORS)
+@pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
 def test_past_the_budget_of_bad_samples_the_run_stops(broken_set, executor_name):
     plan = make_plan(broken_set, View(RandomResizedCrop(32)), epochs=1)
     with (

@@ -60,7 +60,7 @@ def test_keyed_permutation_is_a_bijection(size):
 
 
 def test_keyed_permutation_spreads_positions_and_neighbours_evenly():
-    size, keys = 12, 12_000
+    size, keys = 12, 6_000
     places, distances = np.zeros((size, size)), np.zeros(size)
     for key in range(keys):
         image = KeyedPermutation(size, np.random.default_rng(key))(np.arange(size, dtype=np.uint64))

@@ -1,0 +1,79 @@
+import itertools
+import os
+import time
+from collections import Counter
+
+import pytest
+
+from pipeline import readahead
+from pipeline.bad_samples import BadSamples
+from pipeline.readahead import ReadAhead
+from pipeline.views import View, Whole
+from shards.reader import ShardSet
+from tests.pipeline.executors import plan_batches
+from tests.pipeline.shard_sets import photos
+
+
+@pytest.fixture(scope="module")
+def photo_set(tmp_path_factory):
+    return photos(tmp_path_factory.mktemp("sets") / "photos", (20, 12))
+
+
+def start(dataset, requests):
+    return ReadAhead(iter(requests), dataset, BadSamples(dataset, budget=0))
+
+
+def test_requests_come_in_order_and_then_the_end(photo_set):
+    requests = plan_batches(photo_set, (View(Whole(32)),), [[i] for i in range(32)])
+    ahead = start(photo_set, requests)
+    assert list(ahead) == requests
+    with pytest.raises(StopIteration):
+        next(ahead)
+    ahead.close()
+
+
+def test_the_kernel_is_told_the_bytes_of_later_requests(photo_set, monkeypatch):
+    told = []
+    monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: told.append(arguments[1:]))
+    requests = plan_batches(photo_set, (View(Whole(32)),), [[i] for i in range(32)])
+    ahead = start(photo_set, requests)
+    for number, request in enumerate(ahead):
+        assert request is requests[number]
+        # Before a request is passed on, those after it have been advised.
+        assert len(told) >= min(number + 1 + readahead._ADVISED_AHEAD, 32)
+    ahead.close()
+    records = photo_set.index[:32]
+    expected = [(int(r["offset"]), int(r["size"]), os.POSIX_FADV_WILLNEED) for r in records]
+    assert told == expected
+
+
+def test_it_runs_ahead_but_not_away(photo_set):
+    taken = itertools.count()
+    position = 0
+
+    def endless():
+        nonlocal position
+        while True:
+            position = next(taken)
+            yield request
+
+    [request] = plan_batches(photo_set, (View(Whole(32)),), [[3]])
+    ahead = start(photo_set, endless())
+    next(ahead)
+    time.sleep(0.2)
+    assert position <= 2 + readahead._ADVISED_AHEAD + readahead._READY_AHEAD
+    ahead.close()
+    ahead.close()
+
+
+def test_the_checksum_of_a_sample_is_computed_once(photo_set, monkeypatch):
+    checked = Counter()
+    check = ShardSet.check_sample
+    monkeypatch.setattr(
+        ShardSet, "check_sample", lambda self, sample: (checked.update([sample]), check(self, sample))[1]
+    )
+    requests = plan_batches(photo_set, (View(Whole(32)),), [range(10), range(10), [2, 2, 15]])
+    ahead = start(photo_set, requests)
+    assert len(list(ahead)) == 3
+    ahead.close()
+    assert checked == Counter([*range(10), 15])
