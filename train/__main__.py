@@ -1,6 +1,7 @@
 """`python -m train`, alone or under `accelerate launch`."""
 
 import logging
+import os
 import sys
 
 from train.options import parse
@@ -9,7 +10,9 @@ from train.run import FAILED, train
 
 def main() -> int:
     """Train as the command line says; see train/run.py for the exit statuses."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
+    level = logging.INFO if first_rank else logging.WARNING
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
     options = parse(sys.argv[1:])
     try:
         return train(options)

@@ -6,13 +6,15 @@ normaliser. The paper's listings paste in every step; the official code, which p
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from torch import nn
+import numpy as np
+from torch import Tensor, nn
 
-from pipeline.mix_rule import MixRule
+from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import Stream
-from pipeline.sampling import ClassWeighted
+from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, Sampling, Shuffled
+from pipeline.views import OneOf, View
 from train.methods.base import MicroStep, StepOutput
 from train.methods.vanilla import Vanilla, VanillaOptions
 
@@ -31,6 +33,9 @@ class CMOOptions(VanillaOptions):
         beta: the box's share of the background, lam, is drawn from Beta(beta, beta).
         start_data_aug: epochs 0 … start_data_aug are plain.
         end_data_aug: the last end_data_aug epochs are plain.
+        foreground: weighted (by weighted_alpha), effective (by effective numbers, the paper's E(k)) or shuffled.
+        background: shuffled or weighted (by weighted_alpha). The paper's CMO_minor is weighted under weighted, its
+            CMO_back weighted under a shuffled foreground; neither is in the official code. Plain steps see it too.
     """
 
     weighted_alpha: float = 1.0
@@ -38,16 +43,34 @@ class CMOOptions(VanillaOptions):
     beta: float = 1.0
     start_data_aug: int = 3
     end_data_aug: int = 3
+    foreground: Literal["weighted", "effective", "shuffled"] = "weighted"
+    background: Literal["shuffled", "weighted"] = "shuffled"
 
 
 class CMO(Vanilla):
-    """Two streams; the second is read only for the steps that paste."""
+    """Two streams; the second is read only for the steps that paste. Its parts are what other mixing methods change."""
 
     Options = CMOOptions
 
     def streams(self) -> tuple[Stream, ...]:
-        weighted = ClassWeighted(self.options.weighted_alpha)
-        return (*super().streams(), Stream("weighted", weighted, (self.setting.view,), when="mixing"))
+        return (
+            Stream("original", self.background(), (self.setting.view,)),
+            Stream("weighted", self.foreground(), (self.foreground_view(),), when="mixing"),
+        )
+
+    def background(self) -> Sampling:
+        """Which samples are pasted on; all steps see them."""
+        return ClassWeighted(self.options.weighted_alpha) if self.options.background == "weighted" else Shuffled()
+
+    def foreground(self) -> Sampling:
+        """Which samples are pasted."""
+        if self.options.foreground == "effective":
+            return ClassWeightedEffectiveNumber()
+        return ClassWeighted(self.options.weighted_alpha) if self.options.foreground == "weighted" else Shuffled()
+
+    def foreground_view(self) -> View | OneOf:
+        """How the pasted samples are augmented."""
+        return self.setting.view
 
     def mix_rule(self) -> MixRule:
         o = self.options
@@ -62,13 +85,22 @@ class CMO(Vanilla):
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         if step.mix is None or not step.mix.paste:
             return super().loss(model, step)
-        background, foreground = step.batches["original"], step.batches["weighted"]
-        boxes = step.to_device(step.mix.boxes)
-        logits = model(self.setting.assembler.paste(background.images[0], foreground.images[0], boxes))
-        lam = step.mix.lam
-        loss = self.term(step, "original", logits, lam) + self.term(step, "weighted", logits, 1 - lam)
+        logits = model(self.mixed(step, step.mix))
+        share = self.background_share(step, step.mix)
+        loss = self.term(step, "original", logits, share) + self.term(step, "weighted", logits, 1 - share)
         return StepOutput(loss, logits)
 
+    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+        """The network's input on a step that mixes."""
+        background, foreground = step.batches["original"].images[0], step.batches["weighted"].images[0]
+        return self.setting.assembler.paste(background, foreground, step.to_device(mix.boxes))
+
+    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+        """Weight of the background's label, float64 (rows,); the foreground's has the rest."""
+        return mix.lam
+
     def derived_options(self) -> dict[str, Any]:
-        last = self.setting.schedule.epochs - self.options.end_data_aug - 1
-        return {**super().derived_options(), "pasting_epochs": [self.options.start_data_aug + 1, last]}
+        rule = self.mix_rule()
+        first, end = rule.plain_first, self.setting.schedule.epochs - rule.plain_last
+        shown = f"{first} to {end - 1}" if first < end else "none: the run is shorter than its plain epochs"
+        return {**super().derived_options(), "mixing_epochs": shown}

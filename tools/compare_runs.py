@@ -1,0 +1,88 @@
+"""Compare finished runs: python -m tools.compare_runs RUN_DIR [RUN_DIR …] [--out comparison.md]
+
+Runs of one recipe that differ in their seed become one row: mean ± standard deviation of the test accuracy.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+GROUPS = ("all", "many", "medium", "few")
+
+
+def read_result(run_dir: Path) -> dict[str, Any]:
+    """result.json of a run.
+
+    Raises:
+        FileNotFoundError: the run is not finished, or the folder is none.
+    """
+    path = run_dir / "result.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: not found; is the run finished? See {run_dir / 'status.json'}")
+    return json.loads(path.read_text())
+
+
+def row_name(run_dir: Path, result: dict[str, Any]) -> str:
+    """Name of a run without its seed: what the default run folder is called before "-seed"."""
+    return run_dir.name.removesuffix(f"-seed{result['options']['seed']}")
+
+
+def check_comparable(results: Sequence[dict[str, Any]]) -> None:
+    """Refuse to put numbers beside each other that were measured on different data or by different group rules."""
+    for what, values in {
+        "training sets": {r["data"]["train"]["checksum"] for r in results},
+        "test sets": {r["data"]["test"]["checksum"] for r in results},
+        "group rules": {r["group_rule"] for r in results},
+    }.items():
+        if len(values) > 1:
+            raise ValueError(f"the runs have {len(values)} different {what}: {sorted(values)}; compare them apart")
+
+
+def table(results: dict[Path, dict[str, Any]], weights: str = "last") -> str:
+    """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for run_dir, result in results.items():
+        rows.setdefault(row_name(run_dir, result), []).append(result)
+    lines = ["| run | seeds | epochs | All | Many | Medium | Few |", "|---|---|---|---|---|---|---|"]
+    for name, members in rows.items():
+        epochs = sorted({m["options"]["epochs"] for m in members})
+        cells = [_mean_and_spread([m["test"][weights][group] for m in members]) for group in GROUPS]
+        lines.append(f"| {name} | {len(members)} | {', '.join(map(str, epochs))} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _mean_and_spread(values: Sequence[float | None]) -> str:
+    present = [v for v in values if v is not None]
+    if not present:
+        return "–"
+    spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
+    return f"{statistics.mean(present):.1f}{spread}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table, and write it where --out says."""
+    parser = argparse.ArgumentParser(prog="python -m tools.compare_runs", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser.add_argument("--weights", choices=("last", "best"), default="last", help="final weights or the best epoch's")
+    parser.add_argument("--out", type=Path, help="write the table (Markdown) to this file too")
+    options = parser.parse_args(arguments)
+    try:
+        results = {run_dir: read_result(run_dir) for run_dir in options.run_dirs}
+        check_comparable(list(results.values()))
+    except (FileNotFoundError, ValueError) as error:
+        print(f"compare_runs: error: {error}", file=sys.stderr)
+        return 1
+    first = next(iter(results.values()))
+    text = f"Test accuracy (%), {options.weights} epoch; {first['group_rule']}.\n\n{table(results, options.weights)}"
+    print(text)
+    if options.out is not None:
+        options.out.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
