@@ -16,29 +16,35 @@ def step_factor(
     factors: Sequence[float],
     warmup_epochs: int,
     warmup_overshoots: bool = False,
+    warmup_start: float = 0.0,
 ) -> float:
     """Factor on the base rate: linear warm-up, then ``factors[k]`` from ``milestones[k]`` on.
 
     Schedules S1-S3 of CMO (CIFAR, ImageNet-LT, iNat18) warm up over epochs 0 … warmup_epochs-1. S4 (CIFAR, 400 epochs)
     lets the ramp run one epoch longer (``warmup_overshoots``), so that epoch 10 trains at 1.1 times the base rate: odd,
-    and needed to reproduce the published numbers.
+    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (``warmup_start``).
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
-        return (epoch + 1) / warmup_epochs
+        done = (epoch + 1) / warmup_epochs
+        return warmup_start * (1 - done) + done
     return ([1.0] + [f for m, f in zip(milestones, factors, strict=True) if epoch >= m])[-1]
 
 
-def cosine_factor(epoch: int, epochs: int, warmup_epochs: int) -> float:
+def cosine_factor(
+    epoch: int, epochs: int, warmup_epochs: int, ends_at_zero: bool = False, warmup_overshoots: bool = False
+) -> float:
     """Factor on the base rate: linear warm-up, then half a cosine.
 
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
     earlier than the ramp ends, ``(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2``, and never reaches zero. With w = 0 it
-    is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs.
+    is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
+    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its
+    last epoch has factor 0, and none has 1.
     """
-    if epoch < warmup_epochs:
+    if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         return (epoch + 1) / warmup_epochs
-    start = max(warmup_epochs - 1, 0)
-    return 0.5 * (1 + math.cos(math.pi * (epoch - start) / (epochs - start)))
+    start, end = (warmup_epochs - 1, epochs - 1) if ends_at_zero else (max(warmup_epochs - 1, 0), epochs)
+    return 0.5 * (1 + math.cos(math.pi * (epoch - start) / (end - start)))
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,10 @@ class ScheduleOptions:
         milestones: zero-based epochs at which the factor changes (steps only).
         factors: factor on the base rate from the milestone of the same position on (steps only).
         warmup_epochs: length of the linear ramp.
-        warmup_overshoots: let the ramp run one epoch longer, as the published 400-epoch CIFAR schedule does.
+        warmup_overshoots: let the ramp run one epoch longer, as CMO's 400-epoch CIFAR schedule and GLMC's 224-pixel one
+            do: its last epoch trains above the base rate.
+        late: every epoch trains with the rate of the epoch before, and the first with the base rate, as where the rate
+            is updated after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch so precedes the warm-up).
     """
 
     kind: Literal["steps", "cosine"] = "steps"
@@ -61,6 +70,7 @@ class ScheduleOptions:
     factors: tuple[float, ...] = (0.01, 0.0001)
     warmup_epochs: int = 5
     warmup_overshoots: bool = False
+    late: bool = False
 
     def __post_init__(self) -> None:
         if self.for_epochs < 1:
@@ -93,6 +103,11 @@ class Schedule:
     def lr(self, epoch: int) -> float:
         """Learning rate of a zero-based epoch."""
         o = self.options
+        epoch -= o.late
+        if epoch < 0:
+            return self.base_lr
         if o.kind == "cosine":
-            return self.base_lr * cosine_factor(epoch, self.epochs, o.warmup_epochs)
+            return self.base_lr * cosine_factor(
+                epoch, self.epochs, o.warmup_epochs, warmup_overshoots=o.warmup_overshoots
+            )
         return self.base_lr * step_factor(epoch, self.milestones, o.factors, o.warmup_epochs, o.warmup_overshoots)
