@@ -38,8 +38,8 @@ def cosine_factor(
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
     earlier than the ramp ends, ``(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2``, and never reaches zero. With w = 0 it
     is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
-    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its
-    last epoch has factor 0, and none has 1.
+    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its last epoch has factor 0, and
+    none has 1.
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         return (epoch + 1) / warmup_epochs
@@ -62,6 +62,9 @@ class ScheduleOptions:
             do: its last epoch trains above the base rate.
         late: every epoch trains with the rate of the epoch before, and the first with the base rate, as where the rate
             is updated after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch so precedes the warm-up).
+        warmup_start: factor that the ramp rises from (steps only); NCL begins at 1/3.
+        final_lr: rate that the cosine descends to; NCL's is 1e-4.
+        ends_at_zero: let the cosine reach its end in the last epoch, as NCL's does, instead of one epoch later.
     """
 
     kind: Literal["steps", "cosine"] = "steps"
@@ -71,6 +74,9 @@ class ScheduleOptions:
     warmup_epochs: int = 5
     warmup_overshoots: bool = False
     late: bool = False
+    warmup_start: float = 0.0
+    final_lr: float = 0.0
+    ends_at_zero: bool = False
 
     def __post_init__(self) -> None:
         if self.for_epochs < 1:
@@ -107,7 +113,8 @@ class Schedule:
         if epoch < 0:
             return self.base_lr
         if o.kind == "cosine":
-            return self.base_lr * cosine_factor(
-                epoch, self.epochs, o.warmup_epochs, warmup_overshoots=o.warmup_overshoots
-            )
-        return self.base_lr * step_factor(epoch, self.milestones, o.factors, o.warmup_epochs, o.warmup_overshoots)
+            factor = cosine_factor(epoch, self.epochs, o.warmup_epochs, o.ends_at_zero, o.warmup_overshoots)
+            return o.final_lr + (self.base_lr - o.final_lr) * factor
+        return self.base_lr * step_factor(
+            epoch, self.milestones, o.factors, o.warmup_epochs, o.warmup_overshoots, o.warmup_start
+        )
