@@ -18,9 +18,10 @@ def on_device(values: np.ndarray, like: Tensor) -> Tensor:
 
 
 def luma(pixels: Tensor) -> Tensor:
-    """Pillow's "L", (19595 R + 38470 G + 7471 B + 2^15) >> 16, shaped (n, 1, H, W); exact: all sums are below 2^24."""
+    """Pillow's "L", (19595 R + 38470 G + 7471 B + 2^15) >> 16, shaped (n, 1, H, W); exact: 24 bits hold every sum."""
     red, green, blue = pixels.split(1, dim=1)
-    return red.mul(19595).add_(green, alpha=38470).add_(blue, alpha=7471).add_(32768).mul_(2.0**-16).floor_()
+    weighted = red.mul(19595 / 65536).add_(green, alpha=38470 / 65536).add_(blue, alpha=7471 / 65536)
+    return weighted.add_(0.5).floor_()
 
 
 def blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
@@ -30,7 +31,7 @@ def blend(degenerate: Tensor, pixels: Tensor, factor: Tensor) -> Tensor:
 
 def grey(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Luma in all three channels."""
-    return luma(pixels).expand_as(pixels)
+    return pixels.copy_(luma(pixels))
 
 
 def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
@@ -42,7 +43,7 @@ def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     if (operation.kind == Kind.BRIGHTNESS).all():
         return pixels.mul_(factor).clamp_(0, 255).floor_()
     luminance = luma(pixels)
-    # The pivot is int(mean + 0.5), as in ImageEnhance.Contrast.
+    # The pivot is int(mean + 0.5), as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels.
     pivot = luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
     is_color = on_device(operation.kind == Kind.COLOR, pixels)
     is_contrast = on_device(operation.kind == Kind.CONTRAST, pixels)

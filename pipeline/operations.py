@@ -170,6 +170,10 @@ class Rotation:
 
     degrees: float
 
+    def __post_init__(self) -> None:
+        if not 0.0 < self.degrees <= 180.0:
+            raise ValueError(f"Rotation: degrees is {self.degrees}, expected above 0 and at most 180")
+
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         angle = self.degrees * (2.0 * draw("rotation").random(count) - 1.0)
         return (single_argument(np.full(count, Kind.ROTATE), angle),)
@@ -180,6 +184,10 @@ class Cutout:
     """A black square hole with its centre uniform over the pixels, clipped at the border (DeVries and Taylor, 2017)."""
 
     side: int
+
+    def __post_init__(self) -> None:
+        if self.side < 2 or self.side % 2:
+            raise ValueError(f"Cutout: side is {self.side}, expected an even number of pixels from 2 on")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         extent = np.array(size)

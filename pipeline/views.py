@@ -5,11 +5,11 @@ source image, a size, a window, a flip) and planned operations, so that every ex
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
-from pipeline.operations import Draw, Operation, PlannedOperation
+from pipeline.operations import Draw, Operation, PlannedOperation, check_probability
 
 PadMode = Literal["zero", "reflect"]
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, before it falls back to a central crop
@@ -35,6 +35,10 @@ class PaddedCrop:
     size: int
     padding: int
     mode: PadMode = "zero"
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.padding < 0 or self.mode not in get_args(PadMode):
+            raise ValueError(f"{self}: expected size > 0, padding >= 0, and one of {get_args(PadMode)}")
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,9 @@ class View:
     geometry: Geometry
     flip_probability: float = 0.0
     operations: tuple[Operation, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_probability(self, self.flip_probability)
 
     @property
     def size(self) -> int:

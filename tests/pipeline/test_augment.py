@@ -150,6 +150,14 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
         assert torch.equal(augment(images[i : i + 1], (alone, alone))[0], together[i]), Kind(operation.kind[i])
 
 
+@pytest.mark.parametrize("first", RANGES, ids=lambda kind: kind.name)
+def test_any_kind_can_follow_any_other(first):
+    images = photos(2, 20, 24)
+    for second in RANGES:
+        operations = (spread(first, Interpolation.NEAREST, 2), spread(second, Interpolation.NEAREST, 2))
+        assert difference(images, operations).max() == 0, second.name
+
+
 def test_operations_and_images_that_do_not_fit_are_refused():
     operation = spread(Kind.INVERT, Interpolation.NEAREST)
     with pytest.raises(ValueError, match="planned for 6 images, the batch has 2"):

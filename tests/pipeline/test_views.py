@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.operations import ColorJitter, Grayscale, Kind
+from pipeline.operations import ColorJitter, Cutout, Grayscale, Kind, Rotation
+from pipeline.policies import RandAugment
 from pipeline.recipes import CENTER_224, JITTERED_224, RECIPES
 from pipeline.views import (
     CROP_ATTEMPTS,
@@ -209,6 +210,11 @@ def test_one_of_keeps_the_padding_of_the_branch_that_pads():
         (lambda: ResizeCenterCrop(resize=200, size=224), "size <= resize"),
         (lambda: ColorJitter(), "one above 0"),
         (lambda: Grayscale(20), "from 0 to 1"),
+        (lambda: View(Whole(32), flip_probability=1.5), "from 0 to 1"),
+        (lambda: PaddedCrop(32, 4, "mirror"), "'zero', 'reflect'"),
+        (lambda: Rotation(0.0), "above 0"),
+        (lambda: Cutout(15), "even number"),
+        (lambda: RandAugment(magnitude=12.0), "0 to 10"),
     ],
 )
 def test_contradictions_are_refused_at_construction(make, message):
