@@ -119,7 +119,8 @@ class _ProgressBar:
     """Images a second, megabytes a second and time left, on standard error."""
 
     def __init__(self) -> None:
-        self._bar = tqdm(unit=" images", dynamic_ncols=True, smoothing=0.05, leave=False)
+        seconds = 0.5 if sys.stderr.isatty() else 30  # a log file needs fewer lines than a terminal
+        self._bar = tqdm(unit=" images", dynamic_ncols=True, smoothing=0.05, leave=False, mininterval=seconds)
         self._bytes = 0
 
     def __enter__(self) -> _ProgressBar:
