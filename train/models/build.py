@@ -11,6 +11,8 @@ from torch import nn
 
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32
+from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
+from train.models.resnet_stem32 import ResNetStem32
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class ModelOptions:
     """The backbone.
 
     Args:
-        name: "resnet32" (32-pixel images) or any timm model, for example resnet50, wide_resnet50_2, resnext50_32x4d.
+        name: for 32-pixel images resnet32, resnet18-stem32, resnet34-stem32 or resnet50-stem32; otherwise any timm
+            model, for example resnet50, wide_resnet50_2, resnext50_32x4d.
         width: channels of the first stage of resnet32 (16 as published, 64 for GLMC).
         pretrained: start from timm's ImageNet weights (downloads them once).
         init_from: start from the weights of a checkpoint; how a second stage (a new classifier on trained features)
@@ -31,12 +34,15 @@ class ModelOptions:
     init_from: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.name == "resnet32":
+        if self.name == "resnet32" or self.name in STEM32_LAYOUTS:
             if self.pretrained:
-                raise ValueError("model.pretrained: there are no published weights for resnet32; leave it out")
+                raise ValueError(f"model.pretrained: there are no published weights for {self.name}; leave it out")
         elif not timm.is_model(self.name):
             similar = ", ".join(timm.list_models(f"*{self.name[:6]}*")[:5]) or "see timm.list_models()"
-            raise ValueError(f"model.name {self.name!r} is neither resnet32 nor a timm model; similar names: {similar}")
+            raise ValueError(
+                f"model.name {self.name!r} is none of resnet32, {', '.join(STEM32_LAYOUTS)} and timm's models; "
+                f"similar names there: {similar}"
+            )
 
 
 def build_model(options: ModelOptions, classes: int, head: Literal["linear", "cosine"], seed: int) -> nn.Module:
@@ -49,6 +55,8 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
         torch.manual_seed(seed)
         if options.name == "resnet32":
             model: nn.Module = ResNet32(classes, options.width)
+        elif options.name in STEM32_LAYOUTS:
+            model = ResNetStem32(options.name, classes)
         else:
             extra = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
             model = timm.create_model(options.name, num_classes=classes, pretrained=options.pretrained, **extra)
@@ -61,6 +69,8 @@ def classifier_name(model: nn.Module) -> str:
     """Name of the last linear layer: "linear" for resnet32, what timm says otherwise (fc, head.fc, classifier …)."""
     if isinstance(model, ResNet32):
         return "linear"
+    if isinstance(model, ResNetStem32):
+        return "fc"
     name = getattr(model, "default_cfg", {}).get("classifier")
     if not isinstance(name, str):
         raise ValueError(f"{type(model).__name__} names no single classifier layer; choose another backbone")
