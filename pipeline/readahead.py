@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from queue import Empty, Queue
 
+import numpy as np
+
 from pipeline.bad_samples import BadSamples
 from pipeline.plan import StreamPlan
 from shards.reader import ShardSet
@@ -28,7 +30,6 @@ class ReadAhead:
         self._bad_samples = bad_samples
         self._ready: Queue[StreamPlan | BaseException | None] = Queue(_READY_AHEAD)
         self._stopping = threading.Event()
-        self._descriptors: dict[int, int] = {}
         self._finished = False
         self._thread = threading.Thread(target=self._work, args=(requests,), name="read-ahead", daemon=True)
         self._thread.start()
@@ -66,8 +67,6 @@ class ReadAhead:
             last = error
         finally:
             self._put(last)
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
 
     def _advised(self, requests: Iterator[StreamPlan]) -> Iterator[StreamPlan]:
         """The requests, each advised some requests before it is passed on."""
@@ -91,11 +90,12 @@ class ReadAhead:
 
     def _advise(self, request: StreamPlan) -> None:
         """Tell the kernel which bytes are needed soon; it reads them together, in its own order."""
-        for record in self._dataset.index[request.sample_ids]:
-            shard = int(record["shard"])
-            if shard not in self._descriptors:
-                path = self._dataset.path / self._dataset.info.shards[shard].file
-                self._descriptors[shard] = os.open(path, os.O_RDONLY)
-            os.posix_fadvise(
-                self._descriptors[shard], int(record["offset"]), int(record["size"]), os.POSIX_FADV_WILLNEED
-            )
+        records = self._dataset.index[request.sample_ids]
+        for shard in np.unique(records["shard"]):
+            # Opened each time: a descriptor kept for every shard and stream would exceed the usual limit of 1024.
+            descriptor = os.open(self._dataset.path / self._dataset.info.shards[shard].file, os.O_RDONLY)
+            try:
+                for record in records[records["shard"] == shard]:
+                    os.posix_fadvise(descriptor, int(record["offset"]), int(record["size"]), os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
