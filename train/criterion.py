@@ -30,15 +30,24 @@ class Criterion:
         rule: "none", "reweight" (effective-number class weights from the start) or "drw" (from `drw_epoch` on).
         samples_per_class: training counts (classes,), never adjusted for oversampling.
         drw_epoch: first zero-based epoch with class weights under "drw".
+        prior_exponent: exponent of the class prior under "bs"; 1 is the balanced softmax.
     """
 
-    def __init__(self, loss: Loss, rule: Rule, samples_per_class: np.ndarray, drw_epoch: int, device: torch.device):
+    def __init__(
+        self,
+        loss: Loss,
+        rule: Rule,
+        samples_per_class: np.ndarray,
+        drw_epoch: int,
+        device: torch.device,
+        prior_exponent: float = 1.0,
+    ):
         if loss == "bs" and rule != "none":
             raise ValueError(f"the balanced softmax corrects the prior itself; method.rule is {rule}, expected none")
         self.loss, self.rule, self.drw_epoch = loss, rule, drw_epoch
         self._classes = len(samples_per_class)
         self._effective = effective_number_weights(samples_per_class, EFFECTIVE_NUMBER_BETA)
-        self._log_prior = losses.log_prior(samples_per_class).to(device)
+        self._log_prior = prior_exponent * losses.log_prior(samples_per_class).to(device)
         self._margins = losses.ldam_margins(samples_per_class).to(device)
 
     @property

@@ -20,16 +20,13 @@ from train.methods.vanilla import Vanilla, VanillaOptions
 
 
 @dataclass(frozen=True)
-class CMOOptions(VanillaOptions):
-    """Loss, class weights, and how the foreground is drawn and pasted.
+class PastingOptions:
+    """How the foreground is drawn and pasted, under whatever loss.
 
     Args:
-        loss: ce, bs (balanced softmax) or ldam (brings a cosine classifier).
-        rule: none, reweight (effective-number class weights) or drw (the same, deferred to `drw_start`).
-        drw_start: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
         weighted_alpha: a foreground sample of class k is drawn with weight n_k^(-alpha), so the class with probability
             proportional to n_k^(1 - alpha): 1 is class-uniform (the paper's q(1, k)), 0.5 and 2 its q(1/2, k), q(2, k).
-        mixup_prob: probability that a step pastes.
+        mixup_prob: probability that a step pastes; 0 leaves the weighted stream out.
         beta: the box's share of the background, lam, is drawn from Beta(beta, beta).
         start_data_aug: epochs 0 … start_data_aug are plain.
         end_data_aug: the last end_data_aug epochs are plain.
@@ -47,16 +44,21 @@ class CMOOptions(VanillaOptions):
     background: Literal["shuffled", "weighted"] = "shuffled"
 
 
+@dataclass(frozen=True)
+class CMOOptions(PastingOptions, VanillaOptions):
+    """Loss, class weights, and how the foreground is drawn and pasted; the fields are documented with their parts."""
+
+
 class CMO(Vanilla):
     """Two streams; the second is read only for the steps that paste. Its parts are what other mixing methods change."""
 
     Options = CMOOptions
 
     def streams(self) -> tuple[Stream, ...]:
-        return (
-            Stream("original", self.background(), (self.setting.view,)),
-            Stream("weighted", self.foreground(), (self.foreground_view(),), when="mixing"),
-        )
+        original = Stream("original", self.background(), (self.setting.view,))
+        if not self.mix_rule().probability:
+            return (original,)
+        return original, Stream("weighted", self.foreground(), (self.foreground_view(),), when="mixing")
 
     def background(self) -> Sampling:
         """Which samples are pasted on; all steps see them."""
@@ -85,10 +87,10 @@ class CMO(Vanilla):
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         if step.mix is None or not step.mix.paste:
             return super().loss(model, step)
-        logits = model(self.mixed(step, step.mix))
+        output = model(self.mixed(step, step.mix))
         share = self.background_share(step, step.mix)
-        loss = self.term(step, "original", logits, share) + self.term(step, "weighted", logits, 1 - share)
-        return StepOutput(loss, logits)
+        loss = self.term(step, "original", output, share) + self.term(step, "weighted", output, 1 - share)
+        return StepOutput(loss, self.prediction(output))
 
     def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
         """The network's input on a step that mixes."""
@@ -103,4 +105,4 @@ class CMO(Vanilla):
         rule = self.mix_rule()
         first, end = rule.plain_first, self.setting.schedule.epochs - rule.plain_last
         shown = f"{first} to {end - 1}" if first < end else "none: the run is shorter than its plain epochs"
-        return {**super().derived_options(), "mixing_epochs": shown}
+        return {**super().derived_options(), **({"mixing_epochs": shown} if rule.probability else {})}

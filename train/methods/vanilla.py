@@ -35,13 +35,13 @@ class Vanilla(Method):
 
     def __init__(self, options: VanillaOptions, setting: Setting):
         super().__init__(options, setting)
-        self.criterion = Criterion(
-            options.loss,
-            options.rule,
-            setting.samples_per_class,
-            setting.schedule.rescaled(options.drw_start),
-            setting.device,
-        )
+        self.criterion = self.make_criterion()
+
+    def make_criterion(self) -> Criterion:
+        """The loss and its class weights."""
+        o, setting = self.options, self.setting
+        drw_epoch = setting.schedule.rescaled(o.drw_start)
+        return Criterion(o.loss, o.rule, setting.samples_per_class, drw_epoch, setting.device)
 
     def streams(self) -> tuple[Stream, ...]:
         return (Stream("original", Shuffled(), (self.setting.view,)),)
@@ -50,9 +50,19 @@ class Vanilla(Method):
         return build_model(options, len(self.setting.samples_per_class), self.criterion.head, seed)
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        batch = step.batches["original"]
-        logits = model(self.setting.assembler.plain(batch.images[0]))
-        return StepOutput(self.term(step, "original", logits), logits)
+        output = model(self.plain(step))
+        return StepOutput(self.term(step, "original", output), self.prediction(output))
+
+    def plain(self, step: MicroStep) -> Tensor:
+        """The network's input on a step that does not mix."""
+        return self.setting.assembler.plain(step.batches["original"].images[0])
+
+    def prediction(self, output: Tensor) -> Tensor:
+        """Logits that rank the classes, (rows, classes), from what the network returns."""
+        return output
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        return self.prediction(model(images))
 
     def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
         """This micro-batch's part of sum_i share_i c_i L(z_i, y_i), y the labels of a stream.
@@ -65,6 +75,6 @@ class Vanilla(Method):
         return (weights * self.criterion.per_sample(logits, batch.labels)).sum()
 
     def derived_options(self) -> dict[str, Any]:
-        if self.options.rule != "drw":
+        if self.criterion.rule != "drw":
             return {}
         return {"drw_start": self.criterion.drw_epoch}
