@@ -212,10 +212,10 @@ def _claim(folder: Path, record: dict[str, JSON]) -> None:
     """Make the folder ours, or make sure that it already is."""
     path = folder / RECORD_FILE
     if path.exists():
-        found = json.loads(path.read_bytes())
-        # Shards that were finished under "fail" hold no bad image, so they are the same under the other two rules.
-        if found["options"]["on_bad"] == "fail":
-            found["options"]["on_bad"] = record["options"]["on_bad"]
+        try:
+            found = json.loads(path.read_bytes())
+        except ValueError as error:
+            raise ValueError(f"{path}: damaged ({error}); delete the folder to build the set from the start") from error
         _refuse_differences(folder, found, record)
     elif strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")):
         raise ValueError(
@@ -227,6 +227,8 @@ def _claim(folder: Path, record: dict[str, JSON]) -> None:
 
 def _refuse_differences(folder: Path, found: dict[str, JSON], wanted: dict[str, JSON]) -> None:
     before, now = dict(_leaves(found)), dict(_leaves(wanted))
+    if before.get("options.on_bad") == "fail":  # what was built so far holds no bad image: the rules would not differ
+        before["options.on_bad"] = now["options.on_bad"]
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
         values = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:10])

@@ -163,8 +163,11 @@ def map_by_class(folder: Path, info: DatasetInfo) -> np.ndarray:
 
 def source_line(folder: Path, sample: int) -> str:
     """The line of a sample in sources.txt; says so if there is none, because messages about damage call this."""
-    with (folder / SOURCES_FILE).open(encoding="utf-8", errors="replace") as lines:
-        return next(itertools.islice(lines, sample, None), f"not in {SOURCES_FILE}").rstrip("\n")
+    try:
+        with (folder / SOURCES_FILE).open(encoding="utf-8", errors="replace") as lines:
+            return next(itertools.islice(lines, sample, None), f"not in {SOURCES_FILE}").rstrip("\n")
+    except FileNotFoundError:
+        return f"{SOURCES_FILE} is missing"
 
 
 def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:

@@ -23,12 +23,17 @@ from shards.writer import ShardWriter
 
 OnBad = Literal["fail", "skip", "repair"]
 
+# The endings that say what a file holds; a file of another ending is not misnamed, only unnamed.
 _SUFFIXES = {
-    "jpeg": {".jpg", ".jpeg", ".jpe", ".jfif"},
-    "mpo": {".jpg", ".jpeg", ".mpo"},
+    "jpeg": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
+    "png": {".png", ".apng"},
+    "webp": {".webp"},
+    "bmp": {".bmp"},
     "tiff": {".tif", ".tiff"},
+    "gif": {".gif"},
     "ppm": {".ppm", ".pgm", ".pbm", ".pnm"},
 }
+_KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class ShardResult:
             record = json.loads(path.read_bytes())
             records = np.array([tuple(row) for row in record.pop("records")], INDEX_DTYPE)
             result = cls(info=ShardInfo(**record.pop("info")), records=records, **record)
-        except (ValueError, TypeError, KeyError, OverflowError) as error:
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it, and its shard is built again") from error
         return result if tar.stat().st_size == result.info.bytes else None
 
@@ -143,5 +148,4 @@ def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: B
 
 def _is_misnamed(name: str, stored_format: str) -> bool:
     suffix = PurePosixPath(name).suffix.lower()
-    known = set().union(*_SUFFIXES.values(), {".png", ".webp", ".bmp", ".gif"})
-    return suffix in known and suffix not in _SUFFIXES.get(stored_format, {f".{stored_format}"})
+    return suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES[stored_format]

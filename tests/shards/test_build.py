@@ -127,6 +127,19 @@ def test_fail_can_be_continued_as_skip(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path / "set") == folder_bytes(tmp_path / "straight")
 
 
+def test_a_complete_set_without_bad_images_serves_every_rule(tmp_path: Path, source: FolderSource) -> None:
+    build_shard_set(source, tmp_path / "set", SMALL)
+    build_shard_set(source, tmp_path / "set", replace(SMALL, on_bad="repair"))
+
+
+@pytest.mark.parametrize("damaged", [b"", b"{", b"\xff", b"[]", b"7"])
+def test_a_damaged_build_record_is_refused(tmp_path: Path, source: FolderSource, damaged: bytes) -> None:
+    start_build(source, tmp_path / "set", complete=False)
+    (tmp_path / "set" / "build.json").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"damaged|holds another"):
+        build_shard_set(source, tmp_path / "set", SMALL)
+
+
 def test_a_shard_of_bad_images_only_stays_readable(tmp_path: Path) -> None:
     source = folder_source(tmp_path / "original", {"0/a.jpg": b"", "0/b.jpg": picture(1)}, num_classes=1)
     build_shard_set(source, tmp_path / "set", BuildOptions(samples_per_shard=1, on_bad="skip"))

@@ -57,6 +57,12 @@ def test_a_damaged_image_is_named_by_sample_and_source(folder: Path) -> None:
     assert "000001.tar: sample 9 (" in faults[1] and shards.source_of(9) in faults[1] and "crc32" in faults[1]
 
 
+def test_a_missing_source_list_hides_no_other_fault(folder: Path) -> None:
+    change(folder / "000000.tar", int(ShardSet.open(folder).index["offset"][2]) + 100)
+    (folder / "sources.txt").unlink()
+    assert any("sample 2 (" in fault and "sources.txt is missing" in fault for fault in verify_shards(folder))
+
+
 def test_a_changed_label_is_found_even_if_the_checksum_is_not_looked_at(folder: Path) -> None:
     shards = ShardSet.open(folder)
     after_image = int(shards.index["offset"][3]) + (int(shards.index["size"][3]) + 511) // 512 * 512
