@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import timm
 import torch
 from timm.models import is_model_in_modules
@@ -63,6 +64,11 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
         if head == "cosine":
             replace_classifier(model, CosineClassifier)
     return model
+
+
+def part_seed(seed: int, part: int) -> int:
+    """The seed of one of several parts of a network: equal parts, such as experts, must not start with equal weights."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
 
 
 def classifier_name(model: nn.Module) -> str:

@@ -4,6 +4,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from train.losses import at_least_float32
+
+
+class ScaledLinear(nn.Linear):
+    """A linear classifier with a learnable factor for each logit, bias included (LWS of Kang et al., ICLR 2020)."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__(features, classes)
+        self.scales = nn.Parameter(torch.ones(classes))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features) * self.scales
+
 
 class CosineClassifier(nn.Module):
     """Cosine of the features and each class vector; no bias, no scale (the loss scales).
@@ -20,4 +33,25 @@ class CosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features (batch, features) → cosines (batch, classes), in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            return F.normalize(features.float(), dim=1) @ F.normalize(self.weight.float(), dim=0)
+            return F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=0)
+
+
+class BiasedCosineClassifier(nn.Module):
+    """``scale`` · cosine of the features and each class vector + bias: the head of NCL (Li et al., CVPR 2022) at 224 px.
+
+    Weight (classes, features) and bias (classes,) as in ``nn.Linear``; the weight starts uniform(±1/√features), the
+    bias, which the scale does not touch, at 0.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float):
+        super().__init__()
+        bound = features**-0.5
+        self.weight = nn.Parameter(torch.empty(classes, features).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(classes))
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (batch, features) → logits (batch, classes), in float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            cosines = F.normalize(features.float(), dim=1) @ F.normalize(self.weight.float(), dim=1).T
+            return self.scale * cosines + self.bias

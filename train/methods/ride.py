@@ -1,0 +1,104 @@
+"""RIDE, routing diverse experts (Wang et al., ICLR 2021), without its routing stage; plain or under CMO.
+
+Every expert has the LDAM-DRW loss of its own logits z_i, and is pushed away from the mean of all:
+
+    sum_i  CE(z_i − s m_y onehot(y), y, w)  +  delta T̄² KL(p̄ ‖ p_i),    p_i = softmax(z_i / T), p̄ = softmax(z̄ / T)
+
+with delta < 0 and p̄ detached. From `reweight_epoch` on, w are the effective-number class weights and T, until then 1,
+is smaller for small classes. With delta = 0 the official code trains the mean of the logits; here experts stay single.
+
+Under CMO (`mixup_prob` above 0) the loss is lam · L(·, background) + (1 − lam) · L(·, foreground). The diversity term
+has no label, so it counts once. The paper of CMO gives no more than "RIDE (3 experts) + CMO"; whether those numbers
+used distillation from a larger ensemble, as RIDE's own for ResNet-50 did, is unknown. Distillation and routing, which
+saves computation and no error, are not here.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from train.criterion import Criterion
+from train.losses import at_least_float32
+from train.methods.base import MicroStep
+from train.methods.cmo import CMO, PastingOptions
+from train.models.build import ModelOptions
+from train.models.ride import SCALE, build_ride
+
+
+def class_temperatures(samples_per_class: np.ndarray, strength: float) -> Tensor:
+    """T_k = u_k / max_j u_j with u_k = f C n_k / N + 1 − f, f the strength; float32 (classes,), 1 for the largest."""
+    counts = np.asarray(samples_per_class, dtype=np.float64)
+    unscaled = strength * len(counts) * counts / counts.sum() + 1 - strength
+    return torch.from_numpy((unscaled / unscaled.max()).astype(np.float32))
+
+
+def diversity(logits: Tensor, temperatures: Tensor) -> Tensor:
+    """sum_i T̄² KL(p̄ ‖ p_i) of each sample, (batch,). logits (experts, batch, classes), temperatures (classes,)."""
+    logits = at_least_float32(logits)
+    experts = F.log_softmax(logits / temperatures, dim=2)
+    mean = F.log_softmax(logits.mean(dim=0) / temperatures, dim=1).detach()
+    divergence = (mean.exp() * (mean - experts)).sum(dim=2)
+    return temperatures.mean() ** 2 * divergence.sum(dim=0)
+
+
+@dataclass(frozen=True)
+class RIDEOptions(PastingOptions):
+    """The experts, their loss, and how CMO pastes under it; the pasting fields are CMO's.
+
+    Args:
+        mixup_prob: probability that a step pastes as in CMO (there 0.5); 0 is plain RIDE.
+        experts: number of experts.
+        reduced: experts with 3/4 of the channels, as published; otherwise with all.
+        diversity: the factor delta; negative rewards disagreement with the mean.
+        temperature: the strength f, 0 to 1, at which small classes get a smaller temperature.
+        reweight_epoch: first zero-based epoch with class weights and class temperatures, for a run of
+            schedule.for_epochs epochs.
+    """
+
+    mixup_prob: float = 0.0
+    experts: int = 3
+    reduced: bool = True
+    diversity: float = -0.2
+    temperature: float = 0.05
+    reweight_epoch: int = 160
+
+    def __post_init__(self) -> None:
+        if self.experts < 2:
+            raise ValueError(f"method.experts is {self.experts}, expected at least 2: one has nobody to differ from")
+        if not 0 <= self.temperature < 1:
+            raise ValueError(f"method.temperature is {self.temperature}, expected 0 <= temperature < 1")
+
+
+class RIDE(CMO):
+    """Several experts on one trunk; the mean of their logits is the prediction."""
+
+    Options = RIDEOptions
+
+    def make_criterion(self) -> Criterion:
+        setting = self.setting
+        counts, strength = setting.samples_per_class, self.options.temperature
+        self.late_temperatures = class_temperatures(counts, strength).to(setting.device)
+        switch = setting.schedule.rescaled(self.options.reweight_epoch)
+        return Criterion("ldam", "drw", counts, switch, setting.device)
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        o = self.options
+        return build_ride(options, len(self.setting.samples_per_class), o.experts, o.reduced, seed)
+
+    def prediction(self, output: Tensor) -> Tensor:
+        return output.mean(dim=0)
+
+    def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
+        """logits: (experts, rows, classes), scaled."""
+        batch, epoch = step.batches[stream], step.plan.epoch
+        classification = logits.new_zeros((), dtype=torch.float32)
+        for expert in logits:
+            classification = classification + super().term(step, stream, expert / SCALE, share)
+        late = epoch >= self.criterion.drw_epoch
+        temperatures = self.late_temperatures if late else torch.ones_like(self.late_temperatures)
+        uniform = np.full(len(step.positions), 1 / len(step.plan.streams[stream]))
+        weights = step.to_device(share * uniform) * batch.weights
+        return classification + self.options.diversity * (weights * diversity(logits, temperatures)).sum()
