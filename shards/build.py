@@ -68,8 +68,8 @@ class BuildOptions:
             raise ValueError(
                 f"shards of {self.shard_bytes} bytes, {self.samples_per_shard} samples; expected at least 1"
             )
-        if self.seed < 0:
-            raise ValueError(f"seed {self.seed}; expected at least 0")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed {self.seed}; expected 0 to 2^64 − 1")
 
 
 class Progress(Protocol):
@@ -106,7 +106,7 @@ def build_shard_set(
     _check_source(source)
     record = _record(source, options)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with _locked(folder), _explaining_full_disk(source, folder, options):
         if (folder / DATASET_FILE).exists():
             info = _complete_set(folder, record)
             logger.info("%s: complete already, nothing to do", folder)
@@ -142,13 +142,8 @@ def _build(
     open_samples = sum(len(task.samples) for task in open_tasks)
     progress.start(total=len(source.samples), done=len(source.samples) - open_samples)
     settings = TaskSettings(folder, options.policy, options.on_bad)
-    try:
-        run_tasks(source, open_tasks, settings, workers, progress.advance)
-        return write_set_files(source, folder, tasks, record)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise RuntimeError(f"{folder}: {_disk_full(source, folder, options)}") from error
+    run_tasks(source, open_tasks, settings, workers, progress.advance)
+    return write_set_files(source, folder, tasks, record)
 
 
 def _check_source(source: Source) -> None:
@@ -259,6 +254,16 @@ def _needed_bytes(source: Source, folder: Path, options: BuildOptions) -> int | 
         return None
     done = sum(path.stat().st_size for path in folder.glob("*.tar"))
     return max(0, image_bytes + len(source.samples) * _BYTES_BESIDE_IMAGE - done)
+
+
+@contextmanager
+def _explaining_full_disk(source: Source, folder: Path, options: BuildOptions) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(f"{folder}: {_disk_full(source, folder, options)}") from error
 
 
 def _disk_full(source: Source, folder: Path, options: BuildOptions) -> str:
