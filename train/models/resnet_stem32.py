@@ -1,8 +1,8 @@
 """ResNet-18, -34 and -50 with a stem for 32-pixel images, as in GLMC's code.
 
-A 3×3 stem without pooling, four stages of strides 1, 2, 2, 2 and 64 to 512 channels. State-dict names of GLMC's
-checkpoints: conv1.{0,1}, conv{2..5}_x.{i}.residual_function.{0,1,3,4[,6,7]}, conv{2..5}_x.{i}.shortcut.{0,1}, fc. Weights
-start as torch initialises them.
+A 3×3 stem without pooling, four stages of strides 1, 2, 2, 2 and 64 to 512 channels; weights start as torch
+initialises them. State-dict names of GLMC's checkpoints: conv1.{0,1}, conv{2..5}_x.{i}.shortcut.{0,1}, fc and
+conv{2..5}_x.{i}.residual_function.{0,1,3,4[,6,7]}.
 """
 
 from torch import Tensor, nn

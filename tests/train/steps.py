@@ -1,0 +1,59 @@
+"""Micro-batches of a step without a loader, for tests of methods."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+
+from pipeline.loader import Batch
+from pipeline.mix_rule import MixPlan
+from pipeline.plan import StepPlan, StreamPlan, part_indices
+from pipeline.recipes import CIFAR_STATISTICS, WHOLE_32
+from pipeline.views import PaddedCrop, View
+from train.assemble import Assembler
+from train.methods.base import MicroStep, Setting
+from train.schedules import Schedule, ScheduleOptions
+
+CPU = torch.device("cpu")
+
+
+def setting(counts: Sequence[int], epochs: int = 200, lr: float = 0.1, **schedule: object) -> Setting:
+    """What a run of CIFAR-like data tells its method."""
+    return Setting(
+        np.array(counts),
+        View(PaddedCrop(32, padding=4), 0.5),
+        WHOLE_32,
+        Schedule(ScheduleOptions(**schedule), lr, epochs),  # type: ignore[arg-type]
+        Assembler.create(CIFAR_STATISTICS, CPU),
+        CPU,
+    )
+
+
+def random_images(batch: int, views: int = 1, size: int = 32, seed: int = 0) -> tuple[torch.Tensor, ...]:
+    """uint8 (batch, size, size, 3), one tensor a view."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, size, size, 3)
+    return tuple(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for _ in range(views))
+
+
+def micro_step(
+    epoch: int,
+    streams: Mapping[str, tuple[tuple[torch.Tensor, ...], Sequence[int]]],
+    mix: MixPlan | None = None,
+    part: int = 0,
+    parts: int = 1,
+) -> MicroStep:
+    """Part ``part`` of ``parts`` of a step whose global batches are given by stream: (images by view, labels)."""
+    plans, batches = {}, {}
+    for name, (images, labels) in streams.items():
+        array = np.array(labels)
+        indices, weights = part_indices(len(array), part, parts)
+        plans[name] = StreamPlan(np.arange(len(array)), array, ())
+        batches[name] = Batch(
+            tuple(view[indices] for view in images),
+            torch.from_numpy(array[indices]),
+            torch.from_numpy(weights),
+            indices,
+        )
+    positions, _ = part_indices(len(plans["original"]), part, parts)
+    return MicroStep(StepPlan(epoch, 0, plans, mix), positions, batches, mix and mix.take(positions))

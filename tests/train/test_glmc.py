@@ -1,0 +1,366 @@
+"""GLMC: published vectors, its network and checkpoint names, what gets which gradient, shares of a global batch."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from pipeline.mix_rule import MixPlan
+from pipeline.recipes import Normalization
+from tests.train.steps import CPU, micro_step, random_images, setting
+from tests.train.vectors import wave
+from train.assemble import Assembler
+from train.methods.glmc import GLMC, GLMCOptions, Heads
+from train.methods.glmc_maxnorm import GLMCMaxNorm, MaxNormOptions, bounded_rows, row_norm_bound, softmax_bce
+from train.models.build import ModelOptions
+from train.schedules import Schedule, ScheduleOptions
+
+
+def glmc(counts=(100, 40, 15, 4), epochs=200, **options) -> GLMC:
+    return GLMC(GLMCOptions(**options), setting(counts, epochs))
+
+
+def mix_of(lam: float, rows: int, box=(4, 6, 20, 30)) -> MixPlan:
+    return MixPlan(True, np.full(rows, lam), np.tile(np.array(box, dtype=np.int32), (rows, 1)))
+
+
+# ------------------------------------------------------------------ published vectors
+
+
+def test_mixed_images_and_labels_equal_the_official_code():
+    """Vector V5; the images are of one channel there."""
+    assembler = Assembler.create(Normalization((0.0,) * 3, (1 / 255,) * 3), CPU)
+
+    def image(function, factors):
+        plane = torch.from_numpy(wave(function, (4, 4), factors)).float()
+        return plane[None, :, :, None].expand(1, 4, 4, 3)
+
+    lam, boxes = torch.tensor([0.4]), torch.tensor([[0, 0, 3, 4]], dtype=torch.int32)
+    mixed = assembler.mixup(image("sin", (0.3, 0.7)), image("cos", (0.4, 0.1)), lam)[0, 0].double()
+    pasted = assembler.paste_reference(image("sin", (0.2, 0.5)), image("cos", (0.6, 0.9)), boxes)[0, 0].double()
+    assert mixed[0].tolist() == pytest.approx([0.6, 0.8546896, 0.9822198, 0.9184856], rel=1e-4)
+    assert mixed[3].tolist() == pytest.approx([0.5307454, 0.5603287, 0.4002624, 0.09889032], rel=1e-4)
+    assert pasted[0].tolist() == pytest.approx([1, 0.62161, -0.2272021, -0.9040721], rel=1e-4)
+    assert pasted[3].tolist() == pytest.approx([0.5646425, 0.8912074, 0.9995736, 0.8632094], rel=1e-4)
+    method = glmc((500, 100, 20, 5), label_exponent=1.2)
+    t, tw = method.targets(mix_of(0.4, 1), np.array([0]), np.array([3]))
+    assert t[0] == pytest.approx([0.4, 0.6])
+    assert tw[0] == pytest.approx([0.005217188, 1.965747], rel=1e-4)
+
+
+def heads_of_v6() -> tuple[Heads, Heads]:
+    def tensor(*arguments):
+        return torch.from_numpy(wave(*arguments))
+
+    global_mix = Heads(
+        tensor("sin", (3, 4), (0.7, 1.3), 1, 2),
+        tensor("cos", (3, 4), (0.4, 0.9), 0.2, 2),
+        tensor("sin", (3, 5), (0.3, 0.8), 0.5),
+        tensor("cos", (3, 5), (0.6, 0.2), 1.1),
+    )
+    local_mix = Heads(
+        tensor("sin", (3, 4), (0.2, 1.1), 2, 2),
+        tensor("cos", (3, 4), (0.9, 0.5), 1.2, 2),
+        tensor("sin", (3, 5), (0.7, 0.4), 0.9),
+        tensor("cos", (3, 5), (0.1, 0.5), 0.3),
+    )
+    return global_mix, local_mix
+
+
+ORIGINAL_V6, WEIGHTED_V6 = np.array([0, 1, 0]), np.array([2, 3, 1])
+
+
+def loss_of_v6(method: GLMC, epoch: int) -> float:
+    labels = torch.from_numpy(np.stack([ORIGINAL_V6, WEIGHTED_V6], axis=1))
+    targets = (torch.from_numpy(t) for t in method.targets(mix_of(0.3, 3), ORIGINAL_V6, WEIGHTED_V6))
+    return method.per_sample(epoch, *heads_of_v6(), labels, *targets).mean().item()
+
+
+def test_loss_equals_the_official_code():
+    """Vector V6: the whole loss, and its parts at the epochs and weights where they stand alone."""
+    assert loss_of_v6(glmc(label_exponent=1.2, contrast_weight=4), 50) == pytest.approx(1.568832, rel=1e-4)
+    plain = loss_of_v6(glmc(label_exponent=1.2, contrast_weight=0), 0)
+    assert plain == pytest.approx(2.491802 + 2.421688, rel=1e-4)
+    consistency = loss_of_v6(glmc(label_exponent=1.2, contrast_weight=1), 0) - plain
+    assert consistency == pytest.approx(-0.8387552, rel=1e-4)
+    method = glmc(label_exponent=1.2, contrast_weight=0)
+    assert method.alpha(50) == 0.9375
+    rebalanced = (loss_of_v6(method, 50) - 0.9375 * plain) / (1 - 0.9375)
+    assert rebalanced == pytest.approx(3.407131 + 1.672179, rel=1e-4)
+
+
+def test_balanced_softmax_adds_log_counts_and_keeps_the_labels():
+    counts = np.array([100, 40, 15, 4])
+    method = glmc(counts, rebalance="bs", contrast_weight=0)
+    plain = loss_of_v6(method, 0)
+    expected = 0.0
+    for mix in heads_of_v6():
+        soft = np.zeros((3, 4))
+        soft[np.arange(3), ORIGINAL_V6] += 0.3
+        soft[np.arange(3), WEIGHTED_V6] += 0.7
+        adjusted = mix.rebalanced.numpy() + np.log(counts)
+        log_softmax = adjusted - np.log(np.exp(adjusted).sum(axis=1, keepdims=True))
+        expected -= (soft * log_softmax).sum() / 3
+    assert (loss_of_v6(method, 50) - 0.9375 * plain) / 0.0625 == pytest.approx(expected, rel=1e-4)
+
+
+def test_rates_equal_the_official_code():
+    """Vector V7."""
+    cifar = Schedule(ScheduleOptions(kind="cosine", warmup_epochs=0), 0.01, 200)
+    for epoch, rate in {0: 0.01, 50: 0.008535534, 100: 0.005, 199: 6.168376e-07}.items():
+        assert cifar.lr(epoch) == pytest.approx(rate, rel=1e-4)
+    late = ScheduleOptions(kind="cosine", warmup_epochs=10, warmup_overshoots=True, late=True)
+    imagenet = Schedule(late, 0.1, 135)
+    published = {0: 0.1, 1: 0.01, 2: 0.02, 10: 0.1, 11: 0.11, 12: 0.09993785, 40: 0.08665259, 90: 0.02943564}
+    for epoch, rate in {**published, 134: 6.215394e-05}.items():
+        assert imagenet.lr(epoch) == pytest.approx(rate, rel=1e-4)
+
+
+def test_row_norms_are_bounded_as_by_the_official_code():
+    """Vector V8."""
+    weight = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]])
+    bound = row_norm_bound(weight, 0.1)
+    assert bound.item() == pytest.approx(1.4)
+    weight[1] = torch.tensor([1.5, 0.0])
+    expected = [[0.84, 1.12], [1.4, 0], [0, 1.4], [0.6, 0.8]]
+    torch.testing.assert_close(bounded_rows(weight, bound), torch.tensor(expected))
+
+
+# ------------------------------------------------------------------ network
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "parameters"),
+    [
+        (ModelOptions("resnet32", width=64), 100, 7_484_424),
+        (ModelOptions("resnext50_32x4d"), 1000, 27_668_240),
+        (ModelOptions("resnet18-stem32"), 100, 11.47e6),
+        (ModelOptions("resnet34-stem32"), 100, 21.58e6),
+        (ModelOptions("resnet50-stem32"), 100, 24.50e6),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_networks_have_the_published_size(options, classes, parameters):
+    method = glmc(np.ones(classes, dtype=int))
+    with torch.device("meta"):
+        model = method.build_model(options, seed=0)
+    found = sum(p.numel() for p in model.parameters())
+    assert found == pytest.approx(parameters, abs=0 if isinstance(parameters, int) else 0.005e6)
+
+
+def test_state_dicts_have_the_published_names_and_go_back():
+    """A plain network's names beside the heads; 194 tensors on ResNet-32."""
+    method = glmc()
+    model = method.build_model(ModelOptions("resnet32", width=4), seed=0)
+    names = set(model.state_dict())
+    heads = {f"{h}.{p}" for h in ("fc", "fc_cb", "projection_head.0", "contrast_head.0") for p in ("weight", "bias")}
+    assert len(names) == 194
+    assert heads | {"conv1.weight", "bn1.running_var", "layer3.4.conv2.weight"} < names
+    other = method.build_model(ModelOptions("resnet32", width=4), seed=1)
+    other.load_state_dict(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    with pytest.raises(RuntimeError, match="Missing key.*encoder.conv1.weight"):
+        other.load_state_dict({name: value for name, value in model.state_dict().items() if name != "conv1.weight"})
+
+
+def test_stem32_networks_have_the_published_names():
+    method = glmc()
+    with torch.device("meta"):
+        names = set(method.build_model(ModelOptions("resnet50-stem32"), seed=0).state_dict())
+        small = set(method.build_model(ModelOptions("resnet18-stem32"), seed=0).state_dict())
+    assert {"conv1.0.weight", "conv1.1.running_mean", "conv2_x.0.residual_function.7.weight"} < names
+    assert {"conv2_x.0.shortcut.0.weight", "conv5_x.2.residual_function.6.weight", "fc_cb.bias"} < names
+    assert "conv2_x.0.shortcut.0.weight" not in small  # neither stride nor width changes there
+    assert {"conv3_x.0.shortcut.1.weight", "conv3_x.0.residual_function.4.bias"} < small
+
+
+def test_stem32_networks_have_the_strides_of_the_paper():
+    model = glmc().build_model(ModelOptions("resnet18-stem32"), seed=0)
+    sizes = []
+    for stage in range(2, 6):
+        module = model.encoder.get_submodule(f"conv{stage}_x")
+        module.register_forward_hook(lambda module, inputs, output: sizes.append(tuple(output.shape[1:])))
+    assert model.features(torch.zeros(2, 3, 32, 32)).shape == (2, 512)
+    assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
+
+
+def test_weights_are_a_function_of_the_seed_and_heads_differ():
+    method, options = glmc(), ModelOptions("resnet32", width=4)
+    first, again, other = (method.build_model(options, seed) for seed in (0, 0, 1))
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(first.fc_cb.weight, other.fc_cb.weight)
+    assert not torch.equal(first.fc.weight, first.fc_cb.weight)
+
+
+# ------------------------------------------------------------------ a step
+
+
+def streams(batch=6, classes=4, views=2):
+    labels = (np.arange(batch) % classes).tolist()
+    return {
+        "original": (random_images(batch, views, seed=1), labels),
+        "weighted": (random_images(batch, views, seed=2), labels[::-1]),
+    }
+
+
+def small_model(method) -> nn.Module:
+    return method.build_model(ModelOptions("resnet32", width=4), seed=0)
+
+
+def test_a_step_is_the_equations_on_two_separate_passes():
+    method = glmc(label_exponent=1.2, contrast_weight=4)
+    model, reference = small_model(method), small_model(method)
+    data = streams()
+    mix = mix_of(0.3, 6)
+    output = method.loss(model, micro_step(50, data, mix))
+
+    plain = method.setting.assembler.plain
+    (o1, o2), (w1, w2) = ([plain(view) for view in data[name][0]] for name in ("original", "weighted"))
+    local = o2.clone()
+    local[:, :, 4:20, 6:30] = w2[:, :, 4:20, 6:30]
+    g, l = reference.heads(0.3 * o1 + 0.7 * w1), reference.heads(local)
+    yo, yw = (F.one_hot(torch.tensor(data[name][1]), 4).float() for name in ("original", "weighted"))
+    weights = np.array([100.0, 40, 15, 4]) ** -1.2
+    weights = torch.from_numpy(4 * weights / weights.sum()).float()
+    t, tw = 0.3 * yo + 0.7 * yw, 0.3 * weights * yo + 0.7 * weights * yw
+
+    def ce(logits, target):
+        return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+
+    def distance(p, z):
+        return -F.cosine_similarity(p, z.detach()).mean()
+
+    balanced, rebalanced = ce(g.plain, t) + ce(l.plain, t), ce(g.rebalanced, tw) + ce(l.rebalanced, tw)
+    consistency = distance(g.prediction, l.projection) + distance(l.prediction, g.projection)
+    expected = 0.9375 * balanced + 0.0625 * rebalanced + 4 * consistency
+    torch.testing.assert_close(output.loss, expected)
+    output.loss.backward()
+    expected.backward()
+    for (name, mine), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, msg=name, atol=1e-5, rtol=1e-4)
+    assert int(model.encoder.bn1.num_batches_tracked) == 2
+
+
+def test_each_classifier_learns_from_its_own_term_only():
+    method = glmc(contrast_weight=0)
+    model = small_model(method)
+    method.loss(model, micro_step(0, streams(), mix_of(0.3, 6))).loss.backward()
+    assert not model.fc_cb.weight.grad.any()  # alpha is 1 in epoch 0
+    assert model.fc.weight.grad.any()
+
+
+def test_shares_of_parts_add_up_to_the_loss_of_the_global_batch():
+    method = glmc(contrast_weight=4)
+    model = small_model(method).eval()  # batch statistics would differ between the parts, and are meant to
+    data, mix = streams(batch=7), mix_of(0.3, 7)
+    whole = method.loss(model, micro_step(50, data, mix)).loss
+    parts = [method.loss(model, micro_step(50, data, mix, part, 3)).loss for part in range(3)]
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_padding_rows_do_not_count():
+    method = glmc()
+    model = small_model(method).eval()
+    data, mix = streams(batch=3), mix_of(0.3, 3)
+    whole = method.loss(model, micro_step(50, data, mix)).loss
+    parts = [method.loss(model, micro_step(50, data, mix, part, 2)).loss for part in range(2)]  # 1 and 2 rows
+    torch.testing.assert_close(sum(parts), whole)
+
+
+def test_a_step_without_a_mix_needs_no_weighted_stream():
+    """As under CMO's rule: half of the steps do not mix."""
+    method = glmc(mixup_prob=0.5, contrast_weight=0)
+    model = small_model(method).eval()
+    data = streams()
+    output = method.loss(model, micro_step(0, {"original": data["original"]}, MixPlan.none(6)))
+    images, labels = data["original"]
+    expected = sum(
+        F.cross_entropy(model.fc(model.features(method.setting.assembler.plain(view))), torch.tensor(labels))
+        for view in images
+    )
+    torch.testing.assert_close(output.loss, expected)
+
+
+def test_evaluation_uses_the_rebalanced_classifier():
+    method = glmc()
+    model = small_model(method).eval()
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(method.eval_logits(model, images), model.fc_cb(model.features(images)))
+
+
+def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity():
+    assert glmc().mix_rule().correct_lambda
+    rule = glmc(correct_lambda=False).mix_rule()
+    assert (rule.probability, rule.rounding, rule.correct_lambda) == (1.0, "ceil", False)
+    assert rule.active(0, 200) and rule.active(199, 200)
+
+
+# ------------------------------------------------------------------ the MaxNorm stage
+
+
+def max_norm() -> GLMCMaxNorm:
+    return GLMCMaxNorm(MaxNormOptions(), setting((100, 40, 15, 4), 10))
+
+
+FIRST_STAGE = ModelOptions("resnet32", width=4, init_from=Path("first.pt"))
+
+
+def test_the_second_stage_needs_a_first():
+    with pytest.raises(ValueError, match="second stage"):
+        max_norm().build_model(ModelOptions("resnet32", width=4), seed=0)
+
+
+def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is():
+    method = max_norm()
+    model = method.build_model(FIRST_STAGE, seed=0)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(method.trainable(name))
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"fc_cb.weight", "fc_cb.bias"}
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    output = method.loss(model, micro_step(0, {"original": (random_images(6), [0, 1, 2, 3, 0, 1])}))
+    output.loss.backward()
+    assert model.fc_cb.weight.grad.any()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # no batch statistics
+    assert set(before) == set(small_model(glmc()).state_dict())  # a GLMC checkpoint fits
+
+
+def test_loss_of_the_second_stage_is_the_weighted_mean_over_samples_and_classes():
+    logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 3])
+    probabilities = logits.double().softmax(dim=1).numpy()
+    onehot = np.eye(4)[labels]
+    bce = -(onehot * np.log(probabilities) + (1 - onehot) * np.log(1 - probabilities)).mean(axis=1)
+    np.testing.assert_allclose(softmax_bce(logits, labels), bce, rtol=1e-5)
+
+    method = max_norm()
+    data = {"original": (random_images(5), labels.tolist())}
+    model = method.build_model(FIRST_STAGE, seed=0)
+    whole = method.loss(model, micro_step(0, data))
+    effective = (1 - 0.9999) / (1 - 0.9999 ** np.array([100, 40, 15, 4]))
+    weights = (4 * effective / effective.sum())[labels]
+    expected = (weights * softmax_bce(whole.logits, labels).detach().numpy()).mean()
+    assert whole.loss.item() == pytest.approx(expected, rel=1e-5)
+    parts = [method.loss(model, micro_step(0, data, None, part, 2)).loss.item() for part in range(2)]
+    assert sum(parts) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_bound_is_that_of_the_first_stage_and_survives_a_restart():
+    method = max_norm()
+    model = method.build_model(FIRST_STAGE, seed=0)
+    with torch.no_grad():
+        model.fc_cb.weight.copy_(torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+    norms = model.fc_cb.weight.norm(dim=1)
+    bias = model.fc_cb.bias.clone()
+    method.before_optimizer(model)
+    with torch.no_grad():
+        model.fc_cb.weight.mul_(3)
+    resumed = max_norm()
+    resumed.load_state_dict(method.state_dict())
+    resumed.before_optimizer(model)
+    resumed.after_epoch(model, 0)
+    bound = norms.min() + 0.1 * (norms.max() - norms.min())
+    torch.testing.assert_close(model.fc_cb.weight.norm(dim=1), torch.minimum(3 * norms, bound))
+    assert torch.equal(model.fc_cb.bias, bias)

@@ -1,0 +1,218 @@
+"""Global and local mixture consistency cumulative learning, GLMC (Du et al., CVPR 2023).
+
+Each step mixes two views of the original batch with two views of a weighted one: the first views by MixUp (global),
+the second by CutMix (local), with one λ and one box for the whole batch. Both mixes pass the network one after the
+other, so that batch norm sees them apart. One classifier, `fc`, learns the mixed labels as they are; the other,
+`fc_cb`, learns them re-balanced and is the one that is evaluated. Weight moves from the first to the second over the
+epochs, and each mix has to predict the projection of the other.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.mix_rule import MixPlan, MixRule, Rounding
+from pipeline.plan import Stream
+from pipeline.rng import generator
+from pipeline.sampling import ClassWeighted, Shuffled
+from shards.class_counts import power_law_weights
+from train.losses import cross_entropy
+from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.models.build import ModelOptions, build_model
+from train.models.resnet_cifar import ResNet32, kaiming_init
+from train.models.with_heads import WithHeads, detach_classifier
+
+
+class Heads(NamedTuple):
+    """What the network says of one mix.
+
+    plain, rebalanced: logits (batch, classes) of `fc` and `fc_cb`. projection: z (batch, dimensions). prediction: p,
+    of the same shape, to agree with the other mix's z.
+    """
+
+    plain: Tensor
+    rebalanced: Tensor
+    projection: Tensor
+    prediction: Tensor
+
+
+class GLMCNetwork(WithHeads):
+    """An encoder with two classifiers, a projection and a prediction layer, named as in the official code."""
+
+    def __init__(self, encoder: nn.Module, classifier: nn.Linear, dimensions: int, frozen: bool = False):
+        super().__init__(encoder, frozen)
+        self.fc = classifier
+        self.fc_cb = nn.Linear(classifier.in_features, classifier.out_features)
+        self.projection_head = nn.Sequential(nn.Linear(classifier.in_features, dimensions))
+        self.contrast_head = nn.Sequential(nn.Linear(dimensions, dimensions))
+
+    def forward(self, global_mix: Tensor, local_mix: Tensor) -> tuple[Heads, Heads]:
+        """Both passes in one call, because the distributed wrapper expects one call a backward pass."""
+        return self.heads(global_mix), self.heads(local_mix)
+
+    def heads(self, images: Tensor) -> Heads:
+        """One pass."""
+        features = self.features(images)
+        projection = self.projection_head(features)
+        return Heads(self.fc(features), self.fc_cb(features), projection, self.contrast_head(projection))
+
+    def evaluated_logits(self, images: Tensor) -> Tensor:
+        """Logits of the re-balanced classifier alone."""
+        return self.fc_cb(self.features(images))
+
+
+def build_network(
+    network: type[GLMCNetwork], options: ModelOptions, classes: int, seed: int, frozen: bool = False
+) -> GLMCNetwork:
+    """A GLMC network on any backbone; projections have 128 dimensions on ResNet-32 and 256 on others, as published."""
+    encoder = build_model(options, classes, "linear", seed)
+    _, classifier = detach_classifier(encoder)
+    is_resnet32 = isinstance(encoder, ResNet32)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(generator(seed, "model/heads", 0, 0).integers(2**63)))
+        model = network(encoder, classifier, 128 if is_resnet32 else 256, frozen)
+        if is_resnet32:
+            for head in (model.fc_cb, model.projection_head, model.contrast_head):
+                head.apply(kaiming_init)
+    return model
+
+
+@dataclass(frozen=True)
+class GLMCOptions:
+    """How the batches are mixed and what the two classifiers learn.
+
+    Args:
+        rebalance: what `fc_cb` learns: reweight (labels weighted by n_k^(-label_exponent), mean 1) or bs (labels as
+            they are, balanced softmax).
+        label_exponent: exponent of the class weights of the labels ("label_weighting" of the official code).
+        weighted_alpha: a sample of class k is drawn into the weighted stream with weight n_k^(-alpha)
+            ("resample_weighting"): 0 draws all samples alike, 1 all classes alike.
+        contrast_weight: gamma, the weight of the consistency of the two mixes.
+        beta: lam, the weight of the original batch, is drawn from Beta(beta, beta).
+        correct_lambda: replace lam by the share of the image that the clipped box leaves. It then weighs the labels and
+            blends the global mix, so that both mixes keep one label. The official code leaves lam as drawn, although
+            at 32 pixels a box covers 0.32 of the image on average and stands for 0.5 of the label; the published
+            numbers need that.
+        rounding: of the box's side, ceil as in the official code or floor as in CMO's.
+        mixup_prob: probability that a step mixes.
+        plain_first: epochs at the start that do not mix.
+        plain_last: epochs at the end that do not mix.
+    """
+
+    rebalance: Literal["reweight", "bs"] = "reweight"
+    label_exponent: float = 1.0
+    weighted_alpha: float = 0.2
+    contrast_weight: float = 10.0
+    beta: float = 1.0
+    correct_lambda: bool = True
+    rounding: Rounding = "ceil"
+    mixup_prob: float = 1.0
+    plain_first: int = 0
+    plain_last: int = 0
+
+
+class GLMC(Method):
+    """Two streams of two views, two passes, two classifiers."""
+
+    Options = GLMCOptions
+
+    def __init__(self, options: GLMCOptions, setting: Setting):
+        super().__init__(options, setting)
+        counts = setting.samples_per_class
+        self.class_weights = power_law_weights(counts, options.label_exponent)
+        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(setting.device)
+
+    def streams(self) -> tuple[Stream, ...]:
+        views = (self.setting.view, self.setting.view)
+        weighted = ClassWeighted(self.options.weighted_alpha)
+        return (Stream("original", Shuffled(), views), Stream("weighted", weighted, views, when="mixing"))
+
+    def mix_rule(self) -> MixRule:
+        o = self.options
+        return MixRule(
+            kind="cutmix",
+            probability=o.mixup_prob,
+            beta=o.beta,
+            plain_first=o.plain_first,
+            plain_last=o.plain_last,
+            rounding=o.rounding,
+            correct_lambda=o.correct_lambda,
+        )
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        return build_network(GLMCNetwork, options, len(self.setting.samples_per_class), seed)
+
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        """L = Σ_b L_b / B over the global batch."""
+        assert step.mix is not None, "GLMC has a mix rule"
+        original = step.batches["original"]
+        # Without a mix λ is 1 and the box is empty: mixing the original batch with itself then leaves it as it is.
+        weighted = step.batches["weighted" if step.mix.paste else "original"]
+        lam, boxes = step.to_device(step.mix.lam), step.to_device(step.mix.boxes)
+        assembler = self.setting.assembler
+        global_heads, local_heads = model(
+            assembler.mixup(original.images[0], weighted.images[0], lam),
+            assembler.paste(original.images[1], weighted.images[1], boxes),
+        )
+        labels = torch.stack([original.labels, weighted.labels], dim=1)
+        targets, rebalanced = (step.to_device(t) for t in self.targets(step.mix, *self._planned_labels(step)))
+        rows = self.per_sample(step.plan.epoch, global_heads, local_heads, labels, targets, rebalanced)
+        return StepOutput((rows * original.weights).sum() / len(step.plan.streams["original"]), global_heads.rebalanced)
+
+    def _planned_labels(self, step: MicroStep) -> tuple[np.ndarray, np.ndarray]:
+        streams = step.plan.streams
+        original = streams["original"].labels[step.positions]
+        return original, streams["weighted"].labels[step.positions] if "weighted" in streams else original
+
+    def targets(self, mix: MixPlan, original: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The mass of the soft labels t and, for `fc_cb`, tw on the two labels of each row; both float64 (rows, 2).
+
+        t = (λ, 1−λ) and tw = (λ w[y_o], (1−λ) w[y_w]), not normalised again; with the balanced softmax tw is t.
+        """
+        shares = np.stack([mix.lam, 1 - mix.lam], axis=1)
+        if self.options.rebalance == "bs":
+            return shares, shares
+        return shares, shares * self.class_weights[np.stack([original, weighted], axis=1)]
+
+    def per_sample(
+        self, epoch: int, global_mix: Heads, local_mix: Heads, labels: Tensor, targets: Tensor, rebalanced: Tensor
+    ) -> Tensor:
+        """α_e L_bal + (1−α_e) L_reb + γ L_con of each row, float32 (rows,).
+
+        Args:
+            labels: int64 (rows, 2), those of the original and of the weighted image.
+            targets, rebalanced: float (rows, 2), the mass of t and tw on these labels.
+        """
+        alpha = self.alpha(epoch)
+        prior = self.log_counts if self.options.rebalance == "bs" else 0.0
+        plain = sum(_soft_cross_entropy(mix.plain, labels, targets) for mix in (global_mix, local_mix))
+        cumulative = sum(
+            _soft_cross_entropy(mix.rebalanced.float() + prior, labels, rebalanced) for mix in (global_mix, local_mix)
+        )
+        agreement = _cosine(global_mix.prediction, local_mix.projection.detach())
+        agreement = agreement + _cosine(local_mix.prediction, global_mix.projection.detach())
+        return alpha * plain + (1 - alpha) * cumulative - self.options.contrast_weight * agreement
+
+    def alpha(self, epoch: int) -> float:
+        """α_e = 1 − (e/E)², the weight of the plain classifier."""
+        return 1 - (epoch / self.setting.schedule.epochs) ** 2
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        assert isinstance(model, GLMCNetwork)
+        return model.evaluated_logits(images)
+
+    def derived_options(self) -> dict[str, Any]:
+        return {"alpha_of_last_epoch": self.alpha(self.setting.schedule.epochs - 1)}
+
+
+def _soft_cross_entropy(logits: Tensor, labels: Tensor, mass: Tensor) -> Tensor:
+    """−Σ_c t_c log softmax(z)_c of a soft label t with mass on two classes, which may be the same; (rows,)."""
+    return mass[:, 0] * cross_entropy(logits, labels[:, 0]) + mass[:, 1] * cross_entropy(logits, labels[:, 1])
+
+
+def _cosine(first: Tensor, second: Tensor) -> Tensor:
+    return F.cosine_similarity(first.float(), second.float(), dim=1)

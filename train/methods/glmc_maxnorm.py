@@ -1,0 +1,121 @@
+"""GLMC's second stage: the re-balanced classifier alone, with weight decay and a bound on its row norms (MaxNorm).
+
+Start it with `--model.init_from` from a checkpoint of GLMC. The official code releases the projection only; the recipe
+around it is that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer. Not released and
+chosen here: the frozen encoder stays in evaluation mode, so that the classifier trains on the features that it is
+tested on.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pipeline.plan import Stream
+from pipeline.sampling import Shuffled
+from shards.class_counts import effective_number_weights
+from train.criterion import EFFECTIVE_NUMBER_BETA
+from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.methods.glmc import GLMCNetwork, build_network
+from train.models.build import ModelOptions
+
+
+@dataclass(frozen=True)
+class MaxNormOptions:
+    """The bound.
+
+    Args:
+        threshold: where the bound lies between the smallest (0) and the largest (1) row norm of the first stage.
+    """
+
+    threshold: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"method.threshold is {self.threshold}, expected a value from 0 to 1")
+
+
+class _OneHead(GLMCNetwork):
+    """The same network, of which only the re-balanced classifier is trained."""
+
+    def forward(self, images: Tensor) -> Tensor:  # type: ignore[override]
+        """(batch, 3, height, width) → (batch, classes)."""
+        return self.evaluated_logits(images)
+
+
+class GLMCMaxNorm(Method):
+    """One stream, one view, `fc_cb`; its rows are projected once an epoch."""
+
+    Options = MaxNormOptions
+
+    def __init__(self, options: MaxNormOptions, setting: Setting):
+        super().__init__(options, setting)
+        self.class_weights = effective_number_weights(setting.samples_per_class, EFFECTIVE_NUMBER_BETA)
+        self.bound: Tensor | None = None
+
+    def streams(self) -> tuple[Stream, ...]:
+        return (Stream("original", Shuffled(), (self.setting.view,)),)
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        if options.init_from is None:
+            raise ValueError(
+                "glmc_maxnorm is a second stage; give the checkpoint of a GLMC run with --model.init_from, for example "
+                "runs/cifar100-lt-glmc-seed0/checkpoints/best.pt"
+            )
+        return build_network(_OneHead, options, len(self.setting.samples_per_class), seed, frozen=True)
+
+    def trainable(self, parameter_name: str) -> bool:
+        return parameter_name.startswith("fc_cb.")
+
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
+        batch = step.batches["original"]
+        logits = model(self.setting.assembler.plain(batch.images[0]))
+        planned = step.plan.streams["original"]
+        weights = step.to_device(self.class_weights[planned.labels[step.positions]]) * batch.weights
+        loss = (weights * softmax_bce(logits, batch.labels)).sum() / len(planned)
+        return StepOutput(loss, logits)
+
+    def before_optimizer(self, model: nn.Module) -> None:
+        if self.bound is None:  # the first step of the stage: the weights are still those of the first stage
+            self.bound = row_norm_bound(_classifier(model).weight.detach(), self.options.threshold)
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        assert self.bound is not None, "an epoch has at least one step"
+        weight = _classifier(model).weight
+        with torch.no_grad():
+            weight.copy_(bounded_rows(weight, self.bound))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {} if self.bound is None else {"bound": self.bound}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.bound = state["bound"].to(self.setting.device) if "bound" in state else None
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)
+
+
+def _classifier(model: nn.Module) -> nn.Linear:
+    assert isinstance(model, GLMCNetwork)
+    return model.fc_cb
+
+
+def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean over classes of the binary cross entropy of softmax probabilities, float32 (batch,)."""
+    with torch.autocast(logits.device.type, enabled=False):  # which refuses this loss, as half precision spoils it
+        probabilities = logits.float().softmax(dim=1)
+        targets = F.one_hot(labels, logits.shape[1]).float()
+        return F.binary_cross_entropy(probabilities, targets, reduction="none").mean(dim=1)
+
+
+def row_norm_bound(weight: Tensor, threshold: float) -> Tensor:
+    """min + threshold · (max − min) over the norms of the rows of ``weight`` (classes, features); a scalar."""
+    norms = weight.norm(dim=1)
+    return norms.min() + threshold * (norms.max() - norms.min())
+
+
+def bounded_rows(weight: Tensor, bound: Tensor) -> Tensor:
+    """Rows with a norm above the bound scaled down to it, others as they are; of the shape of ``weight``."""
+    return weight * (bound / weight.norm(dim=1, keepdim=True)).clamp(max=1)

@@ -1,0 +1,72 @@
+"""A backbone whose features feed heads of our own, under the state-dict names of one flat network."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from train.models.build import classifier_name
+
+
+def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
+    """Take the last linear layer out of a backbone, whose output is then its features; the layer and its name.
+
+    Raises:
+        ValueError: the backbone does not end in one linear layer.
+    """
+    name = classifier_name(model)
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    layer = getattr(parent, child)
+    if not isinstance(layer, nn.Linear):
+        raise ValueError(
+            f"the classifier {name} is a {type(layer).__name__}, expected a Linear; choose another backbone"
+        )
+    setattr(parent, child, nn.Identity())
+    return name, layer
+
+
+class WithHeads(nn.Module):
+    """An encoder without its classifier; subclasses add heads beside it and say what a forward pass returns.
+
+    In a state dict the encoder's names have no prefix. So plain networks, these and the published checkpoints share
+    names, and weights move between them (`model.init_from`).
+
+    Args:
+        encoder: images to features (batch, features).
+        frozen: the encoder computes no gradients and stays in evaluation mode, whatever mode the network is in.
+    """
+
+    def __init__(self, encoder: nn.Module, frozen: bool = False):
+        super().__init__()
+        self.encoder = encoder
+        self.frozen = frozen
+        self.train()
+        self.register_state_dict_post_hook(_without_prefix)
+        self.register_load_state_dict_pre_hook(_with_prefix)
+
+    def train(self, mode: bool = True) -> "WithHeads":
+        super().train(mode)
+        if self.frozen:
+            self.encoder.eval()
+        return self
+
+    def features(self, images: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, features)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.encoder(images)
+
+
+_PREFIX = "encoder."
+
+
+def _without_prefix(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    for name in [name for name in state if name.startswith(prefix + _PREFIX)]:
+        state[prefix + name[len(prefix + _PREFIX) :]] = state.pop(name)
+
+
+def _with_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *unused: Any) -> None:
+    assert isinstance(module, WithHeads)
+    own = {name for name, _ in module.encoder.named_parameters()} | {name for name, _ in module.encoder.named_buffers()}
+    for name in [name for name in state if name.removeprefix(prefix) in own]:
+        state[prefix + _PREFIX + name.removeprefix(prefix)] = state.pop(name)
