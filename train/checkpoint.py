@@ -8,7 +8,7 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,13 +69,13 @@ def load(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a checkpoint's model weights into a model; what only one of the two has is logged.
+def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) -> None:
+    """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
 
     Raises:
         ValueError: a shared parameter differs in shape, or nothing is shared.
     """
-    weights, own = load(path)["model"], model.state_dict()
+    weights, own = {n: value for n, value in load(path)["model"].items() if wanted(n)}, model.state_dict()
     shared = {name: value for name, value in weights.items() if name in own}
     shapes = [
         f"{name} {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"

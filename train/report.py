@@ -77,7 +77,7 @@ def write(material: Material) -> None:
     )
     if train_set.num_classes <= pictures.MAX_CONFUSION_CLASSES:
         pictures.confusion(m.last.confusion, train_set.class_names, folder / "confusion.png")
-    if m.plan.mix_rule is not None:
+    if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
         pictures.pasted_sheet(m.plan, folder / "pasted.png")
     print_table(m)
 

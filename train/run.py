@@ -80,7 +80,7 @@ class _Run:
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from)
+            load_weights(bare_model, options.model.init_from, self.method.inherits)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())

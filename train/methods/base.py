@@ -105,6 +105,10 @@ class Method(ABC):
         """Whether a parameter of the model is trained; by default all are. Frozen ones stay out of the optimizer."""
         return True
 
+    def inherits(self, parameter_name: str) -> bool:
+        """Whether a parameter or buffer is taken from `model.init_from`; by default all are."""
+        return True
+
     def before_optimizer(self, model: nn.Module) -> None:
         """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
 

@@ -6,7 +6,7 @@ normaliser. The paper's listings paste in every step; the official code, which p
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -52,7 +52,7 @@ class CMOOptions(PastingOptions, VanillaOptions):
 class CMO(Vanilla):
     """Two streams; the second is read only for the steps that paste. Its parts are what other mixing methods change."""
 
-    Options = CMOOptions
+    Options: ClassVar[type] = CMOOptions
 
     def streams(self) -> tuple[Stream, ...]:
         original = Stream("original", self.background(), (self.setting.view,))

@@ -45,11 +45,10 @@ def diversity(logits: Tensor, temperatures: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class RIDEOptions(PastingOptions):
-    """The experts, their loss, and how CMO pastes under it; the pasting fields are CMO's.
+class ExpertOptions:
+    """The experts and their loss.
 
     Args:
-        mixup_prob: probability that a step pastes as in CMO (there 0.5); 0 is plain RIDE.
         experts: number of experts.
         reduced: experts with 3/4 of the channels, as published; otherwise with all.
         diversity: the factor delta; negative rewards disagreement with the mean.
@@ -58,7 +57,6 @@ class RIDEOptions(PastingOptions):
             schedule.for_epochs epochs.
     """
 
-    mixup_prob: float = 0.0
     experts: int = 3
     reduced: bool = True
     diversity: float = -0.2
@@ -70,6 +68,17 @@ class RIDEOptions(PastingOptions):
             raise ValueError(f"method.experts is {self.experts}, expected at least 2: one has nobody to differ from")
         if not 0 <= self.temperature < 1:
             raise ValueError(f"method.temperature is {self.temperature}, expected 0 <= temperature < 1")
+
+
+@dataclass(frozen=True)
+class RIDEOptions(ExpertOptions, PastingOptions):
+    """The experts, their loss, and how CMO pastes under it; the pasting fields are CMO's.
+
+    Args:
+        mixup_prob: probability that a step pastes as in CMO (there 0.5); 0 is plain RIDE.
+    """
+
+    mixup_prob: float = 0.0
 
 
 class RIDE(CMO):

@@ -1,7 +1,7 @@
 """Plain training on the original stream under any loss and class-weight rule: CE, CE-DRW, LDAM-DRW, BS."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -31,7 +31,7 @@ class VanillaOptions:
 class Vanilla(Method):
     """One stream, one view, one forward pass."""
 
-    Options = VanillaOptions
+    Options: ClassVar[type] = VanillaOptions
 
     def __init__(self, options: VanillaOptions, setting: Setting):
         super().__init__(options, setting)

@@ -1,0 +1,62 @@
+"""Other ways to make a minority sample than pasting it (Park et al., CVPR 2022, table 12).
+
+The streams, the paste coin and its window are CMO's; only what a mixing step trains on differs. The official code has
+none of these variants and the strengths are not published: blur and jitter are those of the "-long" recipes here.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from torch import Tensor
+
+from pipeline.mix_rule import MixPlan, MixRule
+from pipeline.operations import ColorJitter, GaussianBlur, Operation
+from pipeline.views import OneOf, View
+from train.methods.base import MicroStep
+from train.methods.cmo import CMO, CMOOptions
+
+_OPERATIONS: dict[str, Operation] = {
+    "blur": GaussianBlur(probability=1.0),
+    "jitter": ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+}
+
+
+@dataclass(frozen=True)
+class MinorityAugmentOptions(CMOOptions):
+    """How a minority sample is made.
+
+    Args:
+        operation: blur or jitter (mixing steps train on weighted samples changed so, without a background) or mixup
+            (of a background and a weighted sample).
+    """
+
+    operation: Literal["blur", "jitter", "mixup"] = "mixup"
+
+
+class MinorityAugment(CMO):
+    """CMO's streams without its paste."""
+
+    Options = MinorityAugmentOptions
+
+    def foreground_view(self) -> View | OneOf:
+        view = self.setting.view
+        if self.options.operation == "mixup":
+            return view
+        operation = _OPERATIONS[self.options.operation]
+        if isinstance(view, OneOf):
+            first, second = (replace(branch, operations=(*branch.operations, operation)) for branch in view.views)
+            return OneOf((first, second))
+        return replace(view, operations=(*view.operations, operation))
+
+    def mix_rule(self) -> MixRule:
+        return replace(super().mix_rule(), kind="mixup")
+
+    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+        foreground = step.batches["weighted"].images[0]
+        if self.options.operation != "mixup":
+            return self.setting.assembler.plain(foreground)
+        return self.setting.assembler.mixup(step.batches["original"].images[0], foreground, step.to_device(mix.lam))
+
+    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+        return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

@@ -1,0 +1,59 @@
+"""Remix (Chou et al., ECCV workshops 2020): Mixup whose label leans towards the smaller class.
+
+Images are blended by lam as in Mixup. The label is disentangled from it: where one class has at least kappa times the
+samples of the other and the smaller one is not too faint, the whole label goes to the smaller class.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from pipeline.mix_rule import MixPlan
+from train.methods.base import MicroStep
+from train.methods.mixup import BlendingOptions, Mixup
+from train.methods.vanilla import VanillaOptions
+
+
+def remix_label_share(
+    lam: np.ndarray, first_counts: np.ndarray, second_counts: np.ndarray, kappa: float, tau: float
+) -> np.ndarray:
+    """Weight of the first image's label, float64 (rows,): the three cases of lambda_y in the paper.
+
+    0 where n_first / n_second >= kappa and lam < tau; 1 where n_first / n_second <= 1 / kappa and 1 - lam < tau;
+    lam elsewhere. Counts are training samples of the classes of the two images, (rows,) each.
+    """
+    ratio = first_counts / second_counts
+    return np.select([(ratio >= kappa) & (lam < tau), (ratio <= 1 / kappa) & (1 - lam < tau)], [0.0, 1.0], lam)
+
+
+@dataclass(frozen=True)
+class RelabellingOptions(BlendingOptions):
+    """When the smaller class takes the whole label, under whatever loss.
+
+    Args:
+        kappa: how many times larger the other class has to be.
+        tau: the larger class's share of the image has to be below this.
+    """
+
+    kappa: float = 3.0
+    tau: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.kappa < 1 or not 0 <= self.tau <= 1:
+            raise ValueError(f"method: kappa is {self.kappa}, tau {self.tau}; expected kappa >= 1, tau in [0, 1]")
+
+
+@dataclass(frozen=True)
+class RemixOptions(RelabellingOptions, VanillaOptions):
+    """Loss, class weights, mixture and labels; the fields are documented with their parts."""
+
+
+class Remix(Mixup):
+    """Mixup with its own label weights."""
+
+    Options = RemixOptions
+
+    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+        counts = self.setting.samples_per_class
+        first, second = (counts[step.plan.streams[name].labels[step.positions]] for name in ("original", "weighted"))
+        return remix_label_share(mix.lam, first, second, self.options.kappa, self.options.tau)
