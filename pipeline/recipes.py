@@ -21,12 +21,16 @@ class Normalization:
 
 @dataclass(frozen=True)
 class DatasetRecipe:
-    """The views of a data set: `train` is drawn, `evaluation` is not."""
+    """The views of a data set: `train` is drawn, `evaluation` is not.
+
+    `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
+    """
 
     name: str
     train: View | OneOf
     evaluation: View
     normalization: Normalization
+    second: View | OneOf | None = None
 
 
 # The methods were published with different CIFAR statistics; a number is only reproduced with its own.
@@ -80,8 +84,8 @@ RECIPES = {
             "cifar-metasaug", View(PaddedCrop(32, padding=4, mode="reflect"), FLIP), WHOLE_32, METASAUG_CIFAR_STATISTICS
         ),
         # NCL (Li et al., CVPR 2022).
-        DatasetRecipe("cifar-auto", AUTO_32, WHOLE_32, CIFAR_STATISTICS),
-        DatasetRecipe("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS),
+        DatasetRecipe("cifar-auto", AUTO_32, WHOLE_32, CIFAR_STATISTICS, second=SIM_32),
+        DatasetRecipe("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
         DatasetRecipe("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS),
         DatasetRecipe("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
     )

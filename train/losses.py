@@ -1,8 +1,8 @@
 """Losses of long-tailed training, one value a sample.
 
-Every function returns the loss of each sample, float32 (batch,): the mean over the batch belongs to the *global* batch
-of an optimizer step, whose size and class weights only the plan knows (see `criterion.py`). Logits are taken to float32
-first: margins, priors and log-softmax lose their small classes in bfloat16.
+Every function returns the loss of each sample, (batch,): the mean over the batch belongs to the *global* batch of an
+optimizer step, whose size and class weights only the plan knows (see `criterion.py`). Logits are taken to at least
+float32 first: margins, priors and log-softmax lose their small classes in bfloat16.
 """
 
 import numpy as np
@@ -11,19 +11,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """bfloat16 and float16 as float32; float32 and float64 as they are."""
+    return values.float() if values.element_size() < 4 else values
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """-log softmax(z)_y. logits (batch, classes), labels int64 (batch,)."""
-    return F.cross_entropy(logits.float(), labels, reduction="none")
+    return F.cross_entropy(at_least_float32(logits), labels, reduction="none")
 
 
 def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tensor:
     """Cross entropy on z_k + log pi_k, pi_k = n_k / N (Ren et al., NeurIPS 2020, eq. 4). Evaluation uses z itself."""
-    return cross_entropy(logits.float() + log_prior, labels)
+    return cross_entropy(at_least_float32(logits) + log_prior, labels)
 
 
 def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tensor:
     """Cross entropy on s (z - m_y onehot(y)), z cosines (Cao et al., NeurIPS 2019, eq. 13)."""
-    z = cosines.float()
+    z = at_least_float32(cosines)
     target = F.one_hot(labels, z.shape[1])
     return cross_entropy(scale * (z - target * margins[labels, None]), labels)
 

@@ -48,7 +48,7 @@ def train(options: Options) -> int:
     datasets = open_datasets(options.data)
     accelerator = make_accelerator(options.run)
     try:
-        return _Run(options, folder, datasets, accelerator).execute()
+        return Run(options, folder, datasets, accelerator).execute()
     finally:
         accelerator.end_training()
         if dist.is_initialized():
@@ -60,7 +60,7 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
-class _Run:
+class Run:
     """The parts of a run, made in the order in which they can fail cheaply."""
 
     def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
@@ -84,6 +84,10 @@ class _Run:
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())
+        if options.run.compile != "no":
+            # In place, so that the names in checkpoints stay. Sizes are fixed: a step's parts have one, the last another.
+            mode = "reduce-overhead" if options.run.compile == "graphs" else "default"
+            bare_model.compile(mode=mode, dynamic=False)
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
         )
@@ -97,7 +101,8 @@ class _Run:
         device = self.accelerator.device
         assembler = Assembler.create(self.recipe.normalization, device)
         counts = self.datasets["train"].samples_per_class
-        setting = Setting(counts, self.recipe.train, self.recipe.evaluation, self.schedule, assembler, device)
+        views = (self.recipe.train, self.recipe.evaluation)
+        setting = Setting(counts, *views, self.schedule, assembler, device, self.recipe.second)
         method = method_class(self.options.method_name)(self.options.method, setting)
         if self.options.run.accumulation > 1 and not method.accumulates:
             raise ValueError(
@@ -108,6 +113,7 @@ class _Run:
 
     def _set_torch_up(self) -> None:
         torch.use_deterministic_algorithms(self.options.run.deterministic)
+        torch.backends.cudnn.benchmark = not self.options.run.deterministic  # a run has few shapes: try all algorithms
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
 
@@ -115,7 +121,14 @@ class _Run:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
         trained = [p for p in self.model.parameters() if p.requires_grad]
-        optimizer = torch.optim.SGD(trained, o.lr, o.momentum, weight_decay=o.weight_decay, nesterov=o.nesterov)
+        optimizer = torch.optim.SGD(
+            trained,
+            o.lr,
+            o.momentum,
+            weight_decay=o.weight_decay,
+            nesterov=o.nesterov,
+            fused=self.accelerator.device.type == "cuda",
+        )
         parts = Parts(
             accelerator=self.accelerator,
             method=self.method,
@@ -159,8 +172,19 @@ class _Run:
 
     def execute(self) -> int:
         """Train and report; returns the exit status."""
+        with self.stop_request, self.make_loader() as loader:
+            derived = self._derived(loader)
+            self._announce(derived)
+            status = self._train(loader)
+            if status != FINISHED:
+                return status
+            self._report(derived, loader)
+        return FINISHED
+
+    def make_loader(self) -> Loader:
+        """This rank's steps, from where the trainer stands to the end of the run."""
         run = self.options.run
-        loader = Loader(
+        return Loader(
             self.plan,
             self.accelerator.device,
             rank=self.accelerator.process_index,
@@ -172,15 +196,6 @@ class _Run:
             decode_threads=self.options.data.decode_threads,
             bad_sample_budget=self.options.data.bad_sample_budget,
         )
-        with loader:
-            derived = self._derived(loader)
-            self._announce(derived)
-            self.stop_request.install()
-            status = self._train(loader)
-            if status != FINISHED:
-                return status
-            self._report(derived, loader)
-        return FINISHED
 
     def _derived(self, loader: Loader) -> dict[str, Any]:
         o, world_size = self.options, self.accelerator.num_processes

@@ -38,8 +38,8 @@ def cosine_factor(
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
     earlier than the ramp ends, ``(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2``, and never reaches zero. With w = 0 it
     is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
-    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its last epoch has factor 0, and
-    none has 1.
+    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its last epoch has factor 0,
+    and none has 1.
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         return (epoch + 1) / warmup_epochs

@@ -33,6 +33,7 @@ class Setting:
         schedule: the learning rates; `schedule.rescaled` fits phase starts to the length of the run.
         assembler: from uint8 images to the network's input.
         device: where tensors live.
+        second_view: how a second picture of a training image differs, for methods that show two; None: drawn alike.
     """
 
     samples_per_class: np.ndarray
@@ -41,6 +42,7 @@ class Setting:
     schedule: Schedule
     assembler: Assembler
     device: torch.device
+    second_view: View | OneOf | None = None
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,24 @@
 """From a model's name to a network with the right classifier."""
 
+import difflib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import timm
 import torch
+import torch.distributed as dist
 from timm.models import is_model_in_modules
 from torch import nn
 
+from pipeline.rng import generator
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32
 from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
 from train.models.resnet_stem32 import ResNetStem32
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class ModelOptions:
             if self.pretrained:
                 raise ValueError(f"model.pretrained: there are no published weights for {self.name}; leave it out")
         elif not timm.is_model(self.name):
-            similar = ", ".join(timm.list_models(f"*{self.name[:6]}*")[:5]) or "see timm.list_models()"
+            similar = ", ".join(difflib.get_close_matches(self.name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(
                 f"model.name {self.name!r} is none of resnet32, {', '.join(STEM32_LAYOUTS)} and timm's models; "
                 f"similar names there: {similar}"
@@ -66,9 +71,19 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
     return model
 
 
-def part_seed(seed: int, part: int) -> int:
-    """The seed of one of several parts of a network: equal parts, such as experts, must not start with equal weights."""
-    return int(np.random.SeedSequence([seed, part]).generate_state(1)[0])
+def with_synchronised_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
+    """Batch norm over the batch of all processes, where there are several; names in the state dict stay."""
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return model
+    if device.type != "cuda":
+        logger.warning("torch synchronises batch norm on GPUs only: each process normalises by its own part of a batch")
+        return model
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)
+
+
+def part_seed(seed: int, part: str) -> int:
+    """The seed of one part of a network: equal parts, such as experts, must not start with equal weights."""
+    return int(generator(seed, f"model/{part}", 0, 0).integers(2**63))
 
 
 def classifier_name(model: nn.Module) -> str:

@@ -37,7 +37,7 @@ class CosineClassifier(nn.Module):
 
 
 class BiasedCosineClassifier(nn.Module):
-    """``scale`` · cosine of the features and each class vector + bias: the head of NCL (Li et al., CVPR 2022) at 224 px.
+    """``scale`` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
 
     Weight (classes, features) and bias (classes,) as in ``nn.Linear``; the weight starts uniform(±1/√features), the
     bias, which the scale does not touch, at 0.

@@ -93,7 +93,7 @@ def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool,
         raise ValueError("model.pretrained: RIDE's experts are trained from scratch; leave it out")
     shared = build_model(options, 1, "linear", seed)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, 1))
+        torch.manual_seed(part_seed(seed, "experts"))
         if isinstance(shared, ResNet32):
             backbone: nn.Module = RIDEResNet32(shared, options.width, experts, classes, reduced)
         elif isinstance(shared, ResNet) and isinstance(shared.layer1[0], Bottleneck):
