@@ -19,6 +19,7 @@ from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
 from pipeline.bad_samples import BadSamples
 from pipeline.crop_resize import crop_resize_flip
+from pipeline.dali_border import brighten_border, margins
 from pipeline.plan import StreamPlan
 from pipeline.readahead import ReadAhead
 from pipeline.views import OneOf, RandomResizedCrop, View, ViewPlan, Whole
@@ -34,6 +35,10 @@ _INPUTS = {
     "start": (types.INT32, 1),
     "shape": (types.INT32, 1),
     "resized": (types.FLOAT, 1),
+    "margin_start": (types.INT32, 1),
+    "margin_shape": (types.INT32, 1),
+    "roi_start": (types.FLOAT, 1),
+    "roi_end": (types.FLOAT, 1),
     "window": (types.INT32, 1),
     "flip": (types.INT32, 0),
 }
@@ -170,10 +175,16 @@ def _input_names(view: View | OneOf) -> list[str]:
 
 
 def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
+    shape = np.ascontiguousarray(planned.region[:, 2:])
+    margin = margins(planned)
     return {
         "start": np.ascontiguousarray(planned.region[:, :2]),
-        "shape": np.ascontiguousarray(planned.region[:, 2:]),
+        "shape": shape,
         "resized": planned.resized.astype(np.float32),
+        "margin_start": -margin,
+        "margin_shape": shape + 2 * margin,
+        "roi_start": margin.astype(np.float32),
+        "roi_end": (margin + shape).astype(np.float32),
         "window": planned.window,
         "flip": planned.flip.astype(np.int32),
     }
@@ -193,8 +204,8 @@ def _view_graph(source: Any, views: tuple[View | OneOf, ...], on_cpu: bool) -> t
     )
     remaining = iter(numbers)
     per_view = [{name: next(remaining) for name in _input_names(view)} for view in views]
-    # On the CPU decoding only the region saves 14 % (measured); several views share one decoding of the whole image.
-    # On the GPU the region decoder may pass by the hardware JPEG engine.
+    # On the CPU decoding only the region takes 0.86 of the time of decoding all. Several views share one decoding of
+    # the whole image; and on the GPU the region decoder may pass by the hardware JPEG engine.
     by_region = on_cpu and len(views) == 1 and not _reflects(views[0])
     decoded = None if by_region else _decode(encoded, on_cpu)
     outputs = []
@@ -213,7 +224,22 @@ def _view_graph(source: Any, views: tuple[View | OneOf, ...], on_cpu: bool) -> t
             )
         else:
             image = fn.slice(decoded, start=planned["start"], shape=planned["shape"], axes=[0, 1])
-        image = fn.resize(image, size=planned["resized"], interp_type=types.INTERP_LINEAR, antialias=True)
+        image = fn.slice(
+            image,
+            start=planned["margin_start"],
+            shape=planned["margin_shape"],
+            axes=[0, 1],
+            out_of_bounds_policy="pad",
+            fill_values=0,
+        )
+        image = fn.resize(
+            image,
+            size=planned["resized"],
+            roi_start=planned["roi_start"],
+            roi_end=planned["roi_end"],
+            interp_type=types.INTERP_LINEAR,
+            antialias=True,
+        )
         if _has_window(view):
             image = fn.slice(
                 image,
@@ -248,8 +274,11 @@ def _decode(encoded: Any, on_cpu: bool) -> Any:
 
 
 def _finish(images: torch.Tensor, view: View | OneOf, planned: ViewPlan) -> torch.Tensor:
-    """DALI has no reflecting border; such views leave the graph whole and are cut here."""
-    return crop_resize_flip(images, planned) if _reflects(view) else images
+    """What DALI does not do as Pillow: the border of a resize, and reflecting borders (such images leave it whole)."""
+    if _reflects(view):
+        return crop_resize_flip(images, planned)
+    brighten_border(images, planned)
+    return images
 
 
 def _device_id(device: torch.device) -> int | None:

@@ -27,8 +27,10 @@ class Executor(Protocol):
         """Stop threads and free what the device holds; safe to call twice."""
 
 
-def choose_executor(dataset: ShardSet) -> Literal["dali", "resident"]:
-    """What "auto" means: sets of small equal images stay decoded on the device, all others are decoded by DALI."""
+def choose_executor(name: ExecutorName, dataset: ShardSet) -> ExecutorName:
+    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI."""
+    if name != "auto":
+        return name
     from pipeline.resident import fits_resident
 
     return "resident" if fits_resident(dataset) else "dali"
@@ -43,17 +45,16 @@ def make_executor(
     largest_batch: int,
     bad_samples: BadSamples,
 ) -> Executor:
-    """An executor for one stream of ``dataset``.
+    """An executor for one stream of ``dataset``; raises ValueError where it cannot serve that data set or these views.
 
     Args:
+        name: as ``choose_executor`` gives it.
         views: the recipes of the stream: they decide the shape of a decode graph.
         device: where the images are wanted; DALI decodes on it.
         decode_threads: CPU threads of this executor.
         largest_batch: no request has more samples.
         bad_samples: the data set's, shared by its streams.
     """
-    if name == "auto":
-        name = choose_executor(dataset)
     # Imported here: DALI takes seconds to load, and a run on resident images does not need it.
     if name == "dali":
         from pipeline.dali import DaliExecutor

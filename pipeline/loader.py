@@ -104,25 +104,20 @@ class Loader:
         self._parts = parts
         self._part_of_micro_batch = [micro * world_size + rank for micro in range(accumulation)]
         self._start, self._stop = start, stop or (plan.epochs, 0)
-        threads = decode_threads or decode_threads_per_rank(world_size)
         self.bad_samples = {
             name: BadSamples(plan.datasets[name], bad_sample_budget)
             for name in {stream.dataset for stream in plan.streams.values()}
         }
-        self.executor_names: dict[str, str] = {}
+        self.executor_names = {
+            name: choose_executor(executor, plan.datasets[stream.dataset]) for name, stream in plan.streams.items()
+        }
         self._feeds: dict[str, _Feed] = {}
-        for name, stream in plan.streams.items():
-            dataset = plan.datasets[stream.dataset]
-            chosen = choose_executor(dataset) if executor == "auto" else executor
-            self.executor_names[name] = chosen
-            largest_part = -(-plan.global_batch_size // parts)
-            self._feeds[name] = _Feed(
-                make_executor(
-                    chosen, dataset, stream.views, device, threads, largest_part, self.bad_samples[stream.dataset]
-                ),
-                self._requests(name),
-                device,
-            )
+        try:
+            for name in plan.streams:
+                self._feeds[name] = self._feed(name, decode_threads or decode_threads_per_rank(world_size))
+        except BaseException:
+            self.close()  # the threads of the streams that did start
+            raise
         self._steps = self._serve()
 
     def __iter__(self) -> Iterator[LoadedStep]:
@@ -140,6 +135,19 @@ class Loader:
         """Stop all executors; afterwards no thread and no pipeline of this loader is left."""
         for feed in self._feeds.values():
             feed.close()
+
+    def _feed(self, stream_name: str, threads: int) -> "_Feed":
+        stream = self._plan.streams[stream_name]
+        executor = make_executor(
+            self.executor_names[stream_name],
+            self._plan.datasets[stream.dataset],
+            stream.views,
+            self._device,
+            threads,
+            -(-self._plan.global_batch_size // self._parts),
+            self.bad_samples[stream.dataset],
+        )
+        return _Feed(executor, self._requests(stream_name), self._device)
 
     def _positions(self) -> Iterator[Position]:
         epoch, step = self._start
@@ -249,7 +257,8 @@ def evaluation_batches(
 
     threads = decode_threads or decode_threads_per_rank(world_size)
     bad_samples = BadSamples(dataset, budget=0)
-    running = make_executor(executor, dataset, (view,), device, threads, batch_size, bad_samples)
+    chosen = choose_executor(executor, dataset)
+    running = make_executor(chosen, dataset, (view,), device, threads, batch_size, bad_samples)
     with closing(_Feed(running, requests(), device)) as feed:
         for _ in range(start, stop, batch_size):
             yield feed.next_batch()

@@ -21,14 +21,11 @@ from shards.format import (
 )
 from shards.reader import ShardSet
 from shards.writer import ShardWriter
+from tests.pipeline import pictures
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
-    """Smooth shapes with some texture: a JPEG of it behaves like one of a photograph."""
-    rng = np.random.default_rng(seed)
-    coarse = Image.fromarray(rng.integers(0, 256, (height // 24 + 2, width // 24 + 2, 3), dtype=np.uint8))
-    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=np.float32)
-    return Image.fromarray(np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8))
+    return Image.fromarray(pictures.photo(seed, width, height))
 
 
 def encode(image: Image.Image, format: str = "JPEG") -> bytes:

@@ -13,7 +13,7 @@ LABELS = [0, 1, 0, 1, 0, 0, 1]
 
 @pytest.fixture
 def dataset(tmp_path):
-    sizes = [(60, 40), (50, 50), (120, 40), (30, 90), (64, 64), (7, 5), (80, 60)]
+    sizes = [(60, 40), (50, 50), (120, 40), (30, 90), (64, 64), (12, 9), (80, 60)]
     return write_shard_set(tmp_path / "set", [encode(photo(i, *size)) for i, size in enumerate(sizes)], LABELS)
 
 
@@ -67,12 +67,12 @@ def test_crops_of_a_replacement_lie_inside_it_and_others_are_untouched(dataset):
         before, after = request.views[0].region, replaced.views[0].region
         assert replaced.sample_ids.tolist() == [5, 5, 1]
         np.testing.assert_array_equal(before[1:], after[1:])
-        top, left, height, width = after[0].tolist()  # sample 5 has 7 x 5 pixels
-        assert 0 <= top < top + height <= 5
-        assert 0 <= left < left + width <= 7
+        top, left, height, width = after[0].tolist()  # sample 5 has 12 x 9 pixels
+        assert 0 <= top < top + height <= 9
+        assert 0 <= left < left + width <= 12
         # As large a share of the image as before, to the pixel.
-        assert abs(height / 5 - before[0, 2] / 40) <= 1 / 5
-        assert abs(width / 7 - before[0, 3] / 60) <= 1 / 7
+        assert abs(height / 9 - before[0, 2] / 40) <= 1 / 9
+        assert abs(width / 12 - before[0, 3] / 60) <= 1 / 12
 
 
 def test_a_sample_counts_once_however_often_it_is_met(dataset, caplog):

@@ -34,6 +34,24 @@ def test_dali_shows_what_pillow_shows(photo_set, views):
     assert_same_pictures(execute("dali", photo_set, views, requests), execute("reference", photo_set, views, requests))
 
 
+def test_the_border_of_a_smaller_picture_is_pillows(tmp_path):
+    """The outermost lines in hard contrast to those beside them, where DALI's own border is far from Pillow's."""
+    dataset = write_shard_set(
+        tmp_path / "framed", [encode(framed(150, 120), "PNG"), encode(framed(90, 170), "PNG")], [0, 0]
+    )
+    views = (View(Whole(40)), View(RandomResizedCrop(30), 0.5), View(ResizeCenterCrop(40, 40)))
+    requests = plan_batches(dataset, views, [[0, 1] * 8])
+    found, expected = (execute(name, dataset, views, requests) for name in ("dali", "reference"))
+    assert_same_pictures(found, expected, largest=2)
+
+
+def framed(width, height):
+    pixels = np.full((height, width, 3), 30, dtype=np.uint8)
+    pixels[[0, -1]] = 240
+    pixels[:, [0, -1]] = 240
+    return Image.fromarray(pixels)
+
+
 def test_reflected_borders(tmp_path):
     dataset = small_images(tmp_path / "small", (6, 4))
     views = (View(PaddedCrop(32, 6, "reflect"), 0.5), View(RandomResizedCrop(32), 0.5))

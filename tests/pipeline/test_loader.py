@@ -208,11 +208,11 @@ def test_arguments_that_do_not_fit_are_refused(small_set, options, message):
 
 
 def test_auto_is_resident_for_small_equal_images_and_dali_otherwise(small_set, tmp_path):
-    assert executor.choose_executor(small_set) == "resident"
-    assert executor.choose_executor(photos(tmp_path / "photos", (4, 2))) == "dali"
-    assert executor.choose_executor(small_images(tmp_path / "large", (2, 2), side=80)) == "dali"
+    assert executor.choose_executor("auto", small_set) == "resident"
+    assert executor.choose_executor("auto", photos(tmp_path / "photos", (4, 2))) == "dali"
+    assert executor.choose_executor("auto", small_images(tmp_path / "large", (2, 2), side=80)) == "dali"
     mixed = [encode(photo(0, 32, 32)), encode(photo(1, 32, 30))]
-    assert executor.choose_executor(write_shard_set(tmp_path / "mixed", mixed, [0, 1])) == "dali"
+    assert executor.choose_executor("auto", write_shard_set(tmp_path / "mixed", mixed, [0, 1])) == "dali"
 
 
 def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
