@@ -123,7 +123,12 @@ def test_padded_crop_refuses_images_that_padding_does_not_make_large_enough():
 
 @pytest.mark.parametrize(
     ("width", "height", "resized", "window"),
-    [(500, 375, (256, 341), (16, 58)), (375, 500, (341, 256), (58, 16)), (100, 100, (256, 256), (16, 16))],
+    [
+        (500, 375, (256, 341), (16, 58)),
+        (375, 500, (341, 256), (58, 16)),
+        (343, 256, (256, 343), (16, 60)),
+        (100, 100, (256, 256), (16, 16)),
+    ],
 )
 def test_center_crop_rounds_as_torchvision(width, height, resized, window):
     plan = plan_view(CENTER_224, np.array([width]), np.array([height]), no_draw)
@@ -220,3 +225,35 @@ def test_one_of_keeps_the_padding_of_the_branch_that_pads():
 def test_contradictions_are_refused_at_construction(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [
+        ("cifar-long", {Kind.CUTOUT: 0.5, Kind.HUE: 0.4, Kind.GREY: 0.1, Kind.BLUR: 0.25}),
+        ("imagenet-long", {Kind.HUE: 0.0, Kind.GREY: 0.1, Kind.BLUR: 0.25, Kind.ROTATE: 0.5 / 15}),
+        ("imagenet-sim", {Kind.BRIGHTNESS: 1.0, Kind.HUE: 0.0, Kind.GREY: 0.2, Kind.BLUR: 0.5}),
+        ("cifar-auto", {Kind.CUTOUT: 1.0, Kind.HUE: 0.0, Kind.BLUR: 0.0}),
+        ("imagenet", {Kind.BRIGHTNESS: 1.0, Kind.CONTRAST: 1.0, Kind.COLOR: 1.0, Kind.HUE: 0.0}),
+        ("cifar-ride", {Kind.ROTATE: 1.0}),
+    ],
+)
+def test_recipes_apply_their_operations_to_the_published_share_of_images(name, shares):
+    count = 8000
+    sizes = np.full(count, 32)
+    plan = plan_view(RECIPES[name].train, sizes, sizes, draw)
+    kinds = np.stack([operation.kind for operation in plan.operations])
+    for kind, share in shares.items():
+        # Counted by operation: RandAugment may give an image the same kind twice.
+        assert abs((kinds == kind).sum() / count - share) < 0.02, kind.name
+
+
+def test_long_cifar_recipe_crops_a_fifth_at_least_and_cuts_sixteen_pixels():
+    count = 8000
+    sizes = np.full(count, 32)
+    plan = plan_view(RECIPES["cifar-long"].train, sizes, sizes, draw)
+    share = plan.region[:, 2] * plan.region[:, 3] / 32**2
+    assert 0.18 < share.min() < 0.22  # sides are rounded to whole pixels
+    cut = next(operation for operation in plan.operations if (operation.kind == Kind.CUTOUT).any())
+    (top, bottom), (left, right) = (cut.arguments // 65536).T, (cut.arguments % 65536).T
+    assert (bottom - top).max() == (right - left).max() == 16
