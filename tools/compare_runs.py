@@ -5,11 +5,12 @@ Runs of one recipe that differ in their seed become one row: mean ± standard de
 
 import argparse
 import json
-import statistics
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tools.tables import markdown, mean_and_spread
 
 GROUPS = ("all", "many", "medium", "few")
 
@@ -47,20 +48,12 @@ def table(results: dict[Path, dict[str, Any]], weights: str = "last") -> str:
     rows: dict[str, list[dict[str, Any]]] = {}
     for run_dir, result in results.items():
         rows.setdefault(row_name(run_dir, result), []).append(result)
-    lines = ["| run | seeds | epochs | All | Many | Medium | Few |", "|---|---|---|---|---|---|---|"]
+    lines = []
     for name, members in rows.items():
         epochs = sorted({m["options"]["epochs"] for m in members})
-        cells = [_mean_and_spread([m["test"][weights][group] for m in members]) for group in GROUPS]
-        lines.append(f"| {name} | {len(members)} | {', '.join(map(str, epochs))} | {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
-
-
-def _mean_and_spread(values: Sequence[float | None]) -> str:
-    present = [v for v in values if v is not None]
-    if not present:
-        return "–"
-    spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
-    return f"{statistics.mean(present):.1f}{spread}"
+        cells = [mean_and_spread([m["test"][weights][group] for m in members]) for group in GROUPS]
+        lines.append([name, str(len(members)), ", ".join(map(str, epochs)), *cells])
+    return markdown(("run", "seeds", "epochs", "All", "Many", "Medium", "Few"), lines)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

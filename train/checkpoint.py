@@ -46,21 +46,31 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         os.close(directory)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU.
+def read(path: Path) -> Any:
+    """Read a file of tensors and plain containers, whoever wrote it, to the CPU.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, is not one of ours, or holds something other than tensors and plain containers.
+        ValueError: the file is damaged, or holds something else.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
         ) from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}") from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints to the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or is not one of ours.
+    """
+    content = read(path)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
         raise ValueError(

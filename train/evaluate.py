@@ -112,6 +112,8 @@ def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRu
         **{name: _mean_percent(recall[members]) for name, members in shot_groups(samples_per_class, rule).items()},
         "top5": 100 * float(predictions.in_top5.mean()),
         "balanced": _mean_percent(recall),
+        "worst": 100 * float(np.nanmin(recall)),
+        "harmonic": 100 * _harmonic_mean(recall),
         "loss": float(predictions.loss.mean(dtype=np.float64)),
         "calibration_error": 100 * expected_calibration_error(predictions.confidence, correct),
         "samples": float(len(correct)),
@@ -122,6 +124,12 @@ def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRu
 def _mean_percent(recall: np.ndarray) -> float | None:
     present = recall[~np.isnan(recall)]
     return 100 * float(present.mean()) if len(present) else None
+
+
+def _harmonic_mean(recall: np.ndarray) -> float:
+    """Harmonic mean over the classes of the evaluation set; 0 as soon as one class is never recognised."""
+    present = recall[~np.isnan(recall)]
+    return len(present) / float((1 / present).sum()) if present.all() else 0.0
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:

@@ -5,6 +5,7 @@ same batch; lam is one number a step, as in the official code.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,7 +35,7 @@ class MixupOptions(BlendingOptions, VanillaOptions):
 class Mixup(CMO):
     """Every step of every epoch mixes."""
 
-    Options = MixupOptions
+    Options: ClassVar[type] = MixupOptions
 
     def background(self) -> Sampling:
         return Shuffled()

@@ -5,6 +5,7 @@ samples of the other and the smaller one is not too faint, the whole label goes 
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -51,7 +52,7 @@ class RemixOptions(RelabellingOptions, VanillaOptions):
 class Remix(Mixup):
     """Mixup with its own label weights."""
 
-    Options = RemixOptions
+    Options: ClassVar[type] = RemixOptions
 
     def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
         counts = self.setting.samples_per_class

@@ -14,6 +14,7 @@ saves computation and no error, are not here.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -84,7 +85,7 @@ class RIDEOptions(ExpertOptions, PastingOptions):
 class RIDE(CMO):
     """Several experts on one trunk; the mean of their logits is the prediction."""
 
-    Options = RIDEOptions
+    Options: ClassVar[type] = RIDEOptions
 
     def make_criterion(self) -> Criterion:
         setting = self.setting
