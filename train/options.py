@@ -95,6 +95,8 @@ class RunOptions:
         seed: decides every draw: initial weights, samples, crops, pastes.
         device: auto (a GPU where there is one), cpu or cuda.
         mixed_precision: bf16 runs the network (never the losses) in bfloat16.
+        compile: torch.compile the network: "default" fuses its operations; "graphs" also replays them as CUDA graphs,
+            for small networks whose kernels are shorter than their launches. The first steps take a minute or so.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
         run_dir: the run's folder; by default runs/RECIPE-seedSEED.
         resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
@@ -113,6 +115,7 @@ class RunOptions:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
+    compile: Literal["no", "default", "graphs"] = "no"
     deterministic: bool = False
     run_dir: Path | None = None
     resume: str = "never"
