@@ -24,10 +24,14 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal: int | None = None
 
-    def install(self) -> None:
+    def __enter__(self) -> "StopRequest":
         """Take over the stop signals of this process (main thread only)."""
-        for number in STOP_SIGNALS:
-            signal.signal(number, self._handle)
+        self._previous = [signal.signal(number, self._handle) for number in STOP_SIGNALS]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in zip(STOP_SIGNALS, self._previous, strict=True):
+            signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:

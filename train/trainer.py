@@ -107,7 +107,7 @@ class Trainer:
             epoch, step = loaded.plan.epoch, loaded.plan.step
             if step == 0:
                 self._set_lr(epoch)
-            self._train_step(loaded)
+            self.train_step(loaded)
             self.position = Position(epoch, step + 1)
             ends_epoch, ends_run = step + 1 == steps_per_epoch, self.done_steps == self.total_steps
             self._log_step(flush=ends_epoch or ends_run)
@@ -141,7 +141,7 @@ class Trainer:
 
     # ---------------------------------------------------------------- a step
 
-    def _train_step(self, loaded: LoadedStep) -> None:
+    def train_step(self, loaded: LoadedStep) -> None:
         """One optimizer step on this rank's part of the global batch."""
         p = self.parts
         world_size, rank = p.accelerator.num_processes, p.accelerator.process_index

@@ -162,7 +162,7 @@ def test_state_dicts_have_the_published_names_and_go_back():
     other = method.build_model(ModelOptions("resnet32", width=4), seed=1)
     other.load_state_dict(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
-    with pytest.raises(RuntimeError, match="Missing key.*encoder.conv1.weight"):
+    with pytest.raises(RuntimeError, match=r"Missing key.*encoder\.conv1\.weight"):
         other.load_state_dict({name: value for name, value in model.state_dict().items() if name != "conv1.weight"})
 
 
@@ -221,7 +221,7 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     (o1, o2), (w1, w2) = ([plain(view) for view in data[name][0]] for name in ("original", "weighted"))
     local = o2.clone()
     local[:, :, 4:20, 6:30] = w2[:, :, 4:20, 6:30]
-    g, l = reference.heads(0.3 * o1 + 0.7 * w1), reference.heads(local)
+    glob, loc = reference.heads(0.3 * o1 + 0.7 * w1), reference.heads(local)
     yo, yw = (F.one_hot(torch.tensor(data[name][1]), 4).float() for name in ("original", "weighted"))
     weights = np.array([100.0, 40, 15, 4]) ** -1.2
     weights = torch.from_numpy(4 * weights / weights.sum()).float()
@@ -233,8 +233,8 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     def distance(p, z):
         return -F.cosine_similarity(p, z.detach()).mean()
 
-    balanced, rebalanced = ce(g.plain, t) + ce(l.plain, t), ce(g.rebalanced, tw) + ce(l.rebalanced, tw)
-    consistency = distance(g.prediction, l.projection) + distance(l.prediction, g.projection)
+    balanced, rebalanced = ce(glob.plain, t) + ce(loc.plain, t), ce(glob.rebalanced, tw) + ce(loc.rebalanced, tw)
+    consistency = distance(glob.prediction, loc.projection) + distance(loc.prediction, glob.projection)
     expected = 0.9375 * balanced + 0.0625 * rebalanced + 4 * consistency
     torch.testing.assert_close(output.loss, expected)
     output.loss.backward()

@@ -1,0 +1,53 @@
+"""Two processes are one: the same samples, the same gradients, exact evaluation."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.train.gradients import ACCUMULATIONS, CRITERIA
+from tests.train.runs import COUNTS, ROOT, arguments, records, start
+
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "--main_process_port", "0"]
+
+
+def gradients(data: Path, folder: Path, processes: int) -> dict[str, list[torch.Tensor]]:
+    out = folder / f"{processes}.pt"
+    module = ["-m", "tests.train.gradients", str(processes), str(out), str(data), str(folder / "run")]
+    launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else []
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *launcher, *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return torch.load(out)
+
+
+@pytest.fixture(scope="module")
+def both(data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+    folder = tmp_path_factory.mktemp("gradients")
+    return gradients(data, folder, 1), gradients(data, folder, 2)
+
+
+@pytest.mark.parametrize("accumulation", ACCUMULATIONS)
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_gradients_of_two_processes_equal_those_of_one(both: tuple[dict, dict], criterion: str, accumulation: int):
+    one, two = both
+    reference = one[f"{criterion} in 1"]
+    assert len(reference) == -(-sum(COUNTS) // 8)  # the last of them is the short batch
+    for found in (one[f"{criterion} in {accumulation}"], two[f"{criterion} in {accumulation}"]):
+        for expected, gradient in zip(reference, found, strict=True):
+            assert float(expected.abs().max()) > 1e-3
+            torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_run_on_two_processes_evaluates_each_image_once(data: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    process = start(arguments(data, run_dir, epochs=1), processes=2)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "processes: 2" in output
+    assert records(run_dir)[-1]["test"]["samples"] == 12
