@@ -99,10 +99,10 @@ class Trainer:
             NonFiniteLossError: the last checkpoint holds weights from before.
         """
         steps_per_epoch = self.parts.plan.steps_per_epoch
+        if self.position.step:
+            self._set_lr(self.position.epoch)
         if self.position.step == steps_per_epoch:  # stopped between an epoch's last step and its evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
-        elif self.position.step:
-            self._set_lr(self.position.epoch)
         for loaded in steps:
             epoch, step = loaded.plan.epoch, loaded.plan.step
             if step == 0:
