@@ -22,7 +22,7 @@ from pipeline.crop_resize import crop_resize_flip
 from pipeline.dali_border import brighten_border, margins
 from pipeline.plan import StreamPlan
 from pipeline.readahead import ReadAhead
-from pipeline.views import OneOf, RandomResizedCrop, View, ViewPlan, Whole
+from pipeline.views import OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
 
 logger = logging.getLogger(__name__)
@@ -171,7 +171,10 @@ def _input_names(view: View | OneOf) -> list[str]:
     """What the graph needs for a view; DALI warns of inputs that nothing uses."""
     if _reflects(view):
         return []
-    return [name for name in _INPUTS if name != "window" or _has_window(view)]
+    unused = set() if _has_window(view) else {"window"}
+    if not _shows_border(view):
+        unused |= {"margin_start", "margin_shape", "roi_start", "roi_end"}
+    return [name for name in _INPUTS if name not in unused]
 
 
 def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
@@ -224,21 +227,23 @@ def _view_graph(source: Any, views: tuple[View | OneOf, ...], on_cpu: bool) -> t
             )
         else:
             image = fn.slice(decoded, start=planned["start"], shape=planned["shape"], axes=[0, 1])
-        image = fn.slice(
-            image,
-            start=planned["margin_start"],
-            shape=planned["margin_shape"],
-            axes=[0, 1],
-            out_of_bounds_policy="pad",
-            fill_values=0,
-        )
+        region_of_interest = {}
+        if _shows_border(view):
+            image = fn.slice(
+                image,
+                start=planned["margin_start"],
+                shape=planned["margin_shape"],
+                axes=[0, 1],
+                out_of_bounds_policy="pad",
+                fill_values=0,
+            )
+            region_of_interest = {name: planned[name] for name in ("roi_start", "roi_end")}
         image = fn.resize(
             image,
             size=planned["resized"],
-            roi_start=planned["roi_start"],
-            roi_end=planned["roi_end"],
             interp_type=types.INTERP_LINEAR,
             antialias=True,
+            **region_of_interest,
         )
         if _has_window(view):
             image = fn.slice(
@@ -299,6 +304,15 @@ def _reflects(view: View | OneOf) -> bool:
 def _has_window(view: View | OneOf) -> bool:
     """Whether the output is a part of the resized image; copying all of it costs 2 % of decoding."""
     return any(not isinstance(branch.geometry, RandomResizedCrop | Whole) for branch in _branches(view))
+
+
+def _shows_border(view: View | OneOf) -> bool:
+    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view on the CPU."""
+    return any(
+        isinstance(branch.geometry, RandomResizedCrop | Whole)
+        or (isinstance(branch.geometry, ResizeCenterCrop) and branch.geometry.resize < branch.geometry.size + 2)
+        for branch in _branches(view)
+    )
 
 
 def _one_size(dataset: ShardSet) -> bool:
