@@ -1,4 +1,4 @@
-"""Classifier re-training, cRT (Kang et al., ICLR 2020, section 4.1): a new classifier on trained, frozen features.
+"""Classifier re-training, cRT (Kang et al., ICLR 2020): a new classifier on trained, frozen features.
 
 A second stage: start it with `--model.init_from CHECKPOINT`. The classifier starts afresh and sees every class alike.
 The official code freezes the parameters of the features but leaves batch normalisation in training mode, so that its

@@ -1,4 +1,4 @@
-"""Learnable weight scaling, LWS (Kang et al., ICLR 2020, section 4.1, eq. 6): one trained factor a class.
+"""Learnable weight scaling, LWS (Kang et al., ICLR 2020): one trained factor a class.
 
 A second stage like cRT, but the classifier is kept and frozen too; only the factors f_k of the logits f_k · z_k learn.
 """
