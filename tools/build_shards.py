@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = _build_options(namespace)
         sources = SOURCES[namespace.source].from_args(namespace)
         for suffix, source in sources.items():
-            folder = namespace.out.with_name(namespace.out.name + suffix)
+            folder = Path(f"{namespace.out}{suffix}")
             print(f"{folder}: {source.name} {source.split}, {len(source.samples):,} images")
             with _ProgressBar() as progress:
                 info = build_shard_set(source, folder, options, namespace.workers, progress)

@@ -51,7 +51,11 @@ def test_labels_and_class_names_follow_the_wordnet_ids(downloads):
 def test_a_folder_of_the_downloads_is_enough_and_several_lists_give_several_sets(downloads):
     lists = [downloads / f"ImageNet_LT_{split}.txt" for split in ("train", "val", "test")]
     sources = sources_of("imagenet-lt", "--images", downloads, "--list", *lists, "--allow-partial")
-    assert {suffix: source.split for suffix, source in sources.items()} == {"": "train", "-val": "val", "-test": "test"}
+    assert {suffix: source.split for suffix, source in sources.items()} == {
+        "/train": "train",
+        "/val": "val",
+        "/test": "test",
+    }
     assert all(contents(source) for source in sources.values())
 
 

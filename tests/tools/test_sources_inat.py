@@ -44,7 +44,7 @@ def test_class_names_come_from_the_categories(downloads, tmp_path, monkeypatch):
 def test_the_archive_is_spooled_once_for_train_and_val_and_removed_at_the_end(downloads, tmp_path):
     out = tmp_path / "data" / "inat18"
     sources = inat(downloads, "train2018.json", "val2018.json", out=out)
-    assert list(sources) == ["", "-val"]
+    assert list(sources) == ["/train", "/val"]
     assert not out.parent.exists()  # nothing is unpacked before all lists are checked
     spools = set()
     for source in sources.values():

@@ -54,8 +54,8 @@ class ListedImages:
             nargs="+",
             required=True,
             metavar="LIST",
-            help="`path label` lines, or the JSON of iNaturalist or NCL; further lists make OUT-val and OUT-test "
-            "from the same archive",
+            help="`path label` lines, or the JSON of iNaturalist or NCL; several lists make OUT/train, OUT/val and "
+            "OUT/test from one archive",
         )
         add("--split", choices=SPLITS, help="which split a single list is (default: by its file name)")
         add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
@@ -79,7 +79,7 @@ class ListedImages:
             if not namespace.allow_partial:
                 check_no_class_is_empty(listing.labels, class_names, str(path))
             container = container_for(listing)
-            sources[f"-{split}" if sources else ""] = FileSource(
+            sources["" if len(namespace.lists) == 1 else f"/{split}"] = FileSource(
                 name=self.name,
                 split=split,
                 class_names=class_names,
