@@ -11,11 +11,9 @@ Every file is complete when it has its name, so a build can be killed at any poi
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +25,7 @@ import numpy as np
 from PIL import __version__ as pillow_version
 from PIL import features
 
-from shards.files import remove_temporary_files, write_atomically
+from shards.files import only_user_of, remove_temporary_files, write_atomically
 from shards.format import DATASET_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
 from shards.images import ImagePolicy
 from shards.manifest import lasting_inputs, write_set_files
@@ -106,7 +104,8 @@ def build_shard_set(
     _check_source(source)
     record = _record(source, options)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder), _explaining_full_disk(source, folder, options):
+    refusal = f"{folder}: another build is writing to this folder; wait for it or stop it"
+    with only_user_of(folder, refusal), _explaining_full_disk(source, folder, options):
         if (folder / DATASET_FILE).exists():
             info = _complete_set(folder, record)
             logger.info("%s: complete already, nothing to do", folder)
@@ -273,19 +272,6 @@ def _disk_full(source: Source, folder: Path, options: BuildOptions) -> str:
         f"the disk is too full: {wanted} bytes needed, {free:,} free; "
         "make room and run the same command again: it continues where it stopped"
     )
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep a second build out of the folder. The lock belongs to the open folder and ends with this process."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise RuntimeError(f"{folder}: another build is writing to this folder; wait for it or stop it") from error
-    finally:
-        os.close(descriptor)
 
 
 def _remove_build_files(folder: Path, info: DatasetInfo) -> None:

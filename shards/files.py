@@ -1,15 +1,21 @@
-"""Files that are complete or absent: temporary name, flush to the disk, rename."""
+"""Files that are complete or absent: temporary name, flush to the disk, rename. Folders with one writer at a time."""
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+logger = logging.getLogger(__name__)
+
 TEMPORARY_SUFFIX = ".tmp"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `flock`, some network file systems
 
 
 def temporary_name(path: Path) -> Path:
@@ -47,6 +53,27 @@ def write_atomically(path: Path, data: bytes) -> None:
     """Replace the content of `path` by `data`, completely or not at all."""
     with atomic_file(path) as file:
         file.write(data)
+
+
+@contextmanager
+def only_user_of(folder: Path, refusal: str) -> Iterator[None]:
+    """Keep other processes that ask for the same out of `folder`. The lock ends with this process, however it ends.
+
+    Raises RuntimeError(refusal) when another one has it.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)  # not inherited by the processes that this one starts
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeError(refusal) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            logger.warning("%s: this file system has no locks; see to it that nothing else writes there", folder)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def write_all(descriptor: int, parts: Sequence[bytes]) -> None:

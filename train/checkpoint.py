@@ -4,10 +4,12 @@ A checkpoint is one file of tensors and plain containers, read with `weights_onl
 anything. It is written under a temporary name and renamed when it is whole: a file under its final name is complete.
 """
 
+import errno
 import logging
 import os
 import pickle
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,18 +34,41 @@ class Position:
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that ``path`` never holds an incomplete one."""
+    """Write a checkpoint so that ``path`` never holds an incomplete one.
+
+    Raises:
+        RuntimeError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
+    """
     temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
-    with temporary.open("wb") as file:
-        torch.save({"format_version": FORMAT_VERSION, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink()  # it would keep the last free bytes from the retry
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"{path}: the disk is too full: about {_tensor_bytes(content):,} bytes needed, "
+            f"{shutil.disk_usage(path.parent).free:,} free; make room and run the same command with --resume auto"
+        ) from error
     temporary.replace(path)
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)  # else the rename may not survive a power cut
     finally:
         os.close(directory)
+
+
+def _tensor_bytes(content: Any) -> int:
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        content = content.values()
+    elif not isinstance(content, list | tuple):
+        return 0
+    return sum(_tensor_bytes(part) for part in content)
 
 
 def read(path: Path) -> Any:
@@ -142,11 +167,18 @@ class CheckpointFolder:
         return sorted((Position(int(m[1]), int(m[2])), path) for m, path in matches if m)
 
     def save(self, position: Position, content: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a position, then drop the oldest beyond `keep`."""
+        """Write the checkpoint of a position, then drop the oldest beyond `keep`.
+
+        So are those of later positions: the run went back behind them, because they are damaged or an earlier one was
+        asked for, and the metrics they belong to are gone. Counted among the kept, they would push out this one.
+        """
         path = self.folder / f"epoch{position.epoch:04d}-step{position.step:06d}.pt"
         save(path, content)
-        for _, old in self.positions()[: -self.keep]:
-            old.unlink()
+        positions = self.positions()
+        passed = [old for where, old in positions if where <= position]
+        abandoned = [later for where, later in positions if where > position]
+        for unwanted in (*passed[: -self.keep], *abandoned):
+            unwanted.unlink()
         return path
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:

@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,7 @@ def train(options: Options) -> int:
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
+        RuntimeError: another process trains in the folder of this run.
     """
     check_device(options.run.device)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
@@ -48,7 +51,8 @@ def train(options: Options) -> int:
     datasets = open_datasets(options.data)
     accelerator = make_accelerator(options.run)
     try:
-        return Run(options, folder, datasets, accelerator).execute()
+        with folder.lock() if accelerator.is_main_process else nullcontext():
+            return Run(options, folder, datasets, accelerator).execute()
     finally:
         accelerator.end_training()
         if dist.is_initialized():
@@ -175,11 +179,11 @@ class Run:
         with self.stop_request, self.make_loader() as loader:
             derived = self._derived(loader)
             self._announce(derived)
-            status = self._train(loader)
-            if status != FINISHED:
-                return status
-            self._report(derived, loader)
-        return FINISHED
+            with self._failures_in_status():
+                status = self._train(loader)
+                if status == FINISHED:
+                    self._report(derived, loader)
+        return status
 
     def make_loader(self) -> Loader:
         """This rank's steps, from where the trainer stands to the end of the run."""
@@ -233,12 +237,20 @@ class Run:
             logger.error("%s", error)
             self._write_status("non-finite", **error.details)
             return NON_FINITE
-        except BaseException as error:
-            self._write_status("failed", error=f"{type(error).__name__}: {error}")
-            raise
         finally:
             self.progress.close()
         return FINISHED
+
+    @contextmanager
+    def _failures_in_status(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            try:
+                self._write_status("failed", error=f"{type(error).__name__}: {error}")
+            except OSError as second:  # the disk that is full cannot take this either; the first error is the cause
+                logger.error("%s: status.json could not be written: %s", self.folder.path, second)
+            raise
 
     def _write_status(self, outcome: str, **details: Any) -> None:
         if self.accelerator.is_main_process:

@@ -3,11 +3,13 @@
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from shards.files import only_user_of
 from train.checkpoint import CheckpointFolder
 
 
@@ -72,6 +74,14 @@ class RunFolder:
             raise FileExistsError(
                 f"{self.path} holds a run already; continue it with --resume auto, or choose another --run_dir"
             )
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Make the folder and keep other runs out of it: a launcher that is killed may leave its processes running."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        refusal = (
+            f"{self.path}: another process trains in this folder (its pid is in status.json); wait for it or stop it"
+        )
+        return only_user_of(self.path, refusal)
 
     def prepare(self, options: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
         """Make the folders and save the resolved and the derived options."""
