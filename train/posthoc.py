@@ -10,7 +10,7 @@ from train.models.build import classifier_name
 
 @torch.no_grad()
 def tau_normalise(model: nn.Module, tau: float) -> None:
-    """tau-normalisation (Kang et al., ICLR 2020): divide each class vector by its norm to the power of tau, drop the bias.
+    """Divide each class vector by its norm to the power of tau and drop the bias (Kang et al., ICLR 2020).
 
     tau = 0 only drops the bias, as the official evaluation does; 1 makes all norms equal.
     """

@@ -1,0 +1,76 @@
+"""Published tables as data: which recipe makes a row, and what was published for it (recipes/tables.yaml)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
+TABLES_FILE = RECIPES_FOLDER / "tables.yaml"
+NUMBERS = ("all", "many", "medium", "few")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        recipe: name of a file of recipes/, without its ending.
+        published: accuracy in percent by "all", "many", "medium", "few", as far as it was published.
+        overrides: options beside the recipe's, as on the command line.
+        first_stage: recipe whose last checkpoint the run starts from; None for a run of one stage.
+        source: "paper" (measured by its authors), "cited" (from the method's own paper) or "copied" (from a third).
+        note: what has to be known to compare with the published number.
+    """
+
+    name: str
+    recipe: str
+    published: dict[str, float]
+    overrides: dict[str, Any] = field(default_factory=dict)
+    first_stage: str | None = None
+    source: str = "paper"
+    note: str = ""
+
+    def arguments(self) -> list[str]:
+        """Command line of `python -m train`, but for seed, folder and first stage."""
+        return [f"--recipe={RECIPES_FOLDER / self.recipe}.yaml", *as_arguments(self.overrides)]
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run; rows that need the same run share it."""
+        parts = (f"{key.rpartition('.')[2]}={value}" for key, value in sorted(self.overrides.items()))
+        return "-".join((self.recipe, *(part.replace("/", "_") for part in parts)))
+
+
+@dataclass(frozen=True)
+class Table:
+    """rows: can be run here; missing: name, published numbers and reason of those that cannot."""
+
+    title: str
+    rows: tuple[Row, ...]
+    missing: tuple[dict[str, Any], ...]
+
+
+def as_arguments(options: Mapping[str, Any]) -> list[str]:
+    """Options as command line arguments."""
+    return [f"--{name}={value}" for name, value in options.items()]
+
+
+def read_tables(path: Path = TABLES_FILE) -> dict[str, Table]:
+    """All tables by their number in the paper.
+
+    Raises:
+        ValueError: a row has an unknown key, or two rows of a table have one name.
+    """
+    tables = {}
+    for number, content in yaml.safe_load(path.read_text()).items():
+        try:
+            rows = tuple(Row(**row) for row in content["rows"])
+        except TypeError as error:
+            raise ValueError(f"{path}: table {number}: {error}") from error
+        if len({row.name for row in rows}) < len(rows):
+            raise ValueError(f"{path}: table {number} has two rows of one name")
+        tables[str(number)] = Table(content["title"], rows, tuple(content.get("missing", ())))
+    return tables

@@ -1,0 +1,187 @@
+"""Run rows of published tables: python -m tools.sweep --tables 2 --seeds 0 1 2
+
+It prints them beside the published numbers. Each run is a `python -m train` of its own. Finished runs are never repeated
+and interrupted ones continue, so the same command is run again after an interruption; rows that need the same run share
+it.
+"""
+
+import argparse
+import fnmatch
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
+from tools.tables import markdown, mean_and_spread
+from train.checkpoint import CheckpointFolder
+
+PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Where runs go and what they share.
+
+    Args:
+        out: folder of the run folders.
+        extra: options for every run, beside those of its row.
+        processes: processes of each run; above 1 through `accelerate launch`.
+    """
+
+    out: Path
+    extra: dict[str, str]
+    processes: int
+
+    def run_dir(self, row: Row, seed: int) -> Path:
+        """Folder of a row's run."""
+        return self.out / f"{row.run_name}-seed{seed}"
+
+    def finished(self, row: Row, seed: int) -> bool:
+        """Whether a row's run needs no more work."""
+        return (self.run_dir(row, seed) / "result.json").is_file()
+
+    def command(self, row: Row, seed: int) -> list[str]:
+        """The command of a row's run; its first stage has to be finished."""
+        launcher = [sys.executable, "-m", "train"]
+        if self.processes > 1:
+            accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
+            launcher = [*accelerate, "--num_processes", str(self.processes), "-m", "train"]
+        options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
+        if row.first_stage is not None:
+            checkpoints = CheckpointFolder(self.run_dir(first_stage(row), seed) / "checkpoints", keep=1)
+            options["model.init_from"] = checkpoints.positions()[-1][1]
+        return [*launcher, *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
+
+    def run(self, row: Row, seed: int) -> int:
+        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do."""
+        if self.finished(row, seed):
+            return 0
+        if row.first_stage is not None:
+            status = self.run(first_stage(row), seed)
+            if status:
+                return status
+        return _wait_for(self.command(row, seed))
+
+
+def first_stage(row: Row) -> Row:
+    """The run that a row starts from: on the same data, with the recipe's own method."""
+    assert row.first_stage is not None, "asked only for rows that have one"
+    data = {name: value for name, value in row.overrides.items() if name.startswith("data.")}
+    return replace(row, recipe=row.first_stage, overrides=data, first_stage=None)
+
+
+def _wait_for(command: Sequence[str]) -> int:
+    """Run a command; a stop signal is passed on, so that the run writes a checkpoint before it ends."""
+    # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
+    process = subprocess.Popen(command, process_group=0)
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
+    """Test numbers of the finished runs of a row."""
+    done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
+    return [json.loads(path.read_text())["test"][weights] for path in done]
+
+
+def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, seeds: Sequence[int], weights: str) -> str:
+    """A table as Markdown: measured and published numbers in columns of their own."""
+    lines = []
+    for row in rows:
+        measured = results(sweep, row, seeds, weights)
+        cells = [mean_and_spread([m[key] for m in measured]) for key in NUMBERS]
+        published = [mean_and_spread([row.published.get(key)]) for key in NUMBERS]
+        lines.append([row.name, str(len(measured)), *cells, *published, row.source, row.note])
+    titles = [f"{key.title()} ({whose})" for whose in ("measured", "published") for key in NUMBERS]
+    settings = f"; every run with {', '.join(f'{k}={v}' for k, v in sweep.extra.items())}" if sweep.extra else ""
+    text = (
+        f"Table {number}: {table.title}\n\nMeasured here: test accuracy (%), {weights} epoch, mean ± standard deviation"
+        f"{settings}. Published: Park et al., CVPR 2022, or as the source says.\n\n"
+    )
+    return text + markdown(("row", "runs", *titles, "source of the published", "note"), lines)
+
+
+def choose(tables: dict[str, Table], numbers: Sequence[str], pattern: str) -> dict[str, list[Row]]:
+    """Rows by table whose names match a shell pattern.
+
+    Raises:
+        ValueError: there is no such table, or no row matches.
+    """
+    unknown = [number for number in numbers if number not in tables]
+    if unknown:
+        raise ValueError(f"no table {', '.join(unknown)}; there are {', '.join(tables)}")
+    chosen = {n: [row for row in tables[n].rows if fnmatch.fnmatchcase(row.name, pattern)] for n in numbers}
+    if not any(chosen.values()):
+        names = "; ".join(row.name for number in numbers for row in tables[number].rows)
+        raise ValueError(f"no row matches {pattern!r}; there are {names}")
+    return chosen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is not finished, then print the tables. Returns 1 if a run failed, 75 if one was interrupted."""
+    options = _parser().parse_args(arguments)
+    tables = read_tables()
+    try:
+        chosen = choose(tables, options.tables or list(tables), options.rows)
+        extra = dict(_pair(text) for text in options.set)
+    except ValueError as error:
+        print(f"sweep: error: {error}", file=sys.stderr)
+        return 1
+    sweep = Sweep(options.out, extra, options.processes)
+    failed: list[str] = []
+    if not options.print_only:
+        for seed in options.seeds:
+            for row in (row for rows in chosen.values() for row in rows):
+                status = sweep.run(row, seed)
+                if status == PREEMPTED:
+                    print("sweep: interrupted; run the same command again to continue", file=sys.stderr)
+                    return PREEMPTED
+                if status:
+                    failed.append(f"{sweep.run_dir(row, seed)} (exit status {status})")
+    shown = ((number, rows) for number, rows in chosen.items() if rows)
+    text = "\n".join(table_text(n, tables[n], rows, sweep, options.seeds, options.weights) for n, rows in shown)
+    print(text)
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "tables.md").write_text(text)
+    for run in failed:
+        print(f"sweep: failed: {run}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--set {text}: expected NAME=VALUE, for example --set epochs=20")
+    return name, value
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
+    add = parser.add_argument
+    add("--tables", nargs="+", metavar="NUMBER", help="tables of the paper (default: all)")
+    add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
+    add("--seeds", type=int, nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
+    add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")
+    add("--out", type=Path, default=Path("runs/sweep"), metavar="DIR", help="folder of the runs (default: %(default)s)")
+    add("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
+    add("--weights", choices=("last", "best"), default="last", help="numbers of the last or of the best epoch")
+    add("--print-only", action="store_true", help="run nothing, print what is there")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
