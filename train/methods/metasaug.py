@@ -1,0 +1,309 @@
+"""Meta semantic augmentation, MetaSAug (Li et al., CVPR 2021), the whole network trained with full covariances.
+
+After a first phase of plain cross entropy, logits are augmented implicitly: class j of a sample of class y gains half
+the variance of (w_j − w_y)ᵀ f under the covariance Σ_y of the features of class y (ISDA). Before each step, Σ itself
+takes one gradient step on a small balanced meta set, through a virtual step of the network ("bi-level"). The
+corrected Σ' serves that one step; the running estimate stays free of it.
+
+With the published rates the correction is tiny: it moves Σ by a millionth and the loss by less, so it vanishes in half
+precision and is close to the resolution of float32. Accuracy comes from the deferred class weights, the margins and
+the plain augmentation. The correction is computed in float32 whatever the precision of the run.
+"""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pipeline.plan import Stream
+from pipeline.sampling import Redrawn, Shuffled
+from pipeline.views import OneOf, View
+from shards.class_counts import effective_number_weights
+from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
+from train.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses import cross_entropy, ldam_margins
+from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.models.build import ModelOptions, build_model
+from train.models.with_heads import WithHeads, detach_classifier
+
+logger = logging.getLogger(__name__)
+
+Parameters = Mapping[str, Tensor]
+
+
+class SemanticNetwork(WithHeads):
+    """A plain network, its state-dict names included, that also says its features."""
+
+    def __init__(self, encoder: nn.Module, name: str, classifier: nn.Linear, frozen: bool = False):
+        super().__init__(encoder, frozen)
+        self.classifier_name = name.rpartition(".")[2]
+        self.add_module(self.classifier_name, classifier)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The linear layer whose weights and inputs are augmented."""
+        layer = self.get_submodule(self.classifier_name)
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""
+        features = self.features(images)
+        return features, self.classifier(features)
+
+
+def build_network(options: ModelOptions, classes: int, seed: int, frozen: bool = False) -> SemanticNetwork:
+    """The network of ``build_model`` with its features."""
+    encoder = build_model(options, classes, "linear", seed)
+    return SemanticNetwork(encoder, *detach_classifier(encoder), frozen)
+
+
+@dataclass(frozen=True)
+class AugmentedLoss:
+    """L_aug = Σ_i s_i CE(a_i, y_i), a_ij = z_ij + ½ρ (w_j − w_y)ᵀ Σ_y (w_j − w_y) − [j = y] m_y, for fixed samples.
+
+    Args:
+        labels: y, int64 (rows,).
+        shares: s, (rows,): w_y / Σ w over the batch, class weights included; 0 for padding.
+        present: int64, ascending: the classes that the given covariances belong to; all labels are among them.
+        strength: ρ.
+        margins: m, (classes,), or None.
+    """
+
+    labels: Tensor
+    shares: Tensor
+    present: Tensor
+    strength: float
+    margins: Tensor | None = None
+
+    def __call__(self, logits: Tensor, weight: Tensor, covariances: Tensor) -> Tensor:
+        """The scalar; differentiable in all arguments, twice.
+
+        Args:
+            logits: z, (rows, classes).
+            weight: w, (classes, features), of the classifier that made them.
+            covariances: of the classes present: full (present, features, features) or diagonal (present, features).
+        """
+        augmented = self.augmented(logits, weight, covariances)
+        return (self.shares * F.cross_entropy(augmented, self.labels, reduction="none")).sum()
+
+    def augmented(self, logits: Tensor, weight: Tensor, covariances: Tensor) -> Tensor:
+        """The logits a, (rows, classes)."""
+        rows = torch.searchsorted(self.present, self.labels)
+        if covariances.ndim == 3:
+            # Once for each class present, not for each row: (present, classes, features).
+            differences = weight - weight[self.present][:, None]
+            variance = ((differences @ covariances) * differences).sum(dim=2)[rows]
+        else:
+            # Expanded, (w_j − w_y)² = w_j² − 2 w_j w_y + w_y²: the differences of a large set would not fit in memory.
+            s, own = covariances[rows], weight[self.labels]
+            variance = s @ weight.T**2 - 2 * (s * own) @ weight.T + (s * own**2).sum(dim=1, keepdim=True)
+        augmented = logits + 0.5 * self.strength * variance
+        if self.margins is None:
+            return augmented
+        return augmented - F.one_hot(self.labels, logits.shape[1]) * self.margins[self.labels, None]
+
+
+@dataclass(frozen=True)
+class VirtualNetwork:
+    """What a virtual step moves, and the logits of both batches under moved parameters.
+
+    weight_name: the name among ``parameters`` of the classifier's weight (classes, features).
+    """
+
+    parameters: Parameters
+    weight_name: str
+    logits: Callable[[Parameters], Tensor]
+    meta_logits: Callable[[Parameters], Tensor]
+
+
+def corrected_covariances(
+    covariances: Tensor,
+    parameters: Parameters,
+    inner_loss: Callable[[Parameters, Tensor], Tensor],
+    meta_loss: Callable[[Parameters], Tensor],
+    virtual_lr: float,
+    meta_lr: float,
+    total: SumOverRanks,
+) -> Tensor:
+    """Σ' = Σ − η_meta ∇_Σ L_meta(θ'), with θ'(Σ) = θ − η_in ∇_θ L_aug(θ; Σ); a constant for what follows.
+
+    By the chain rule ∇_Σ L_meta = −η_in ∂/∂Σ ⟨∇_θ L_aug(θ; Σ), v⟩ with v = ∇_θ' L_meta held constant. So only the inner
+    gradient needs a graph, and sums over processes of θ', v and the result are all that several processes exchange.
+
+    Args:
+        parameters: θ by name.
+        inner_loss, meta_loss: this process's shares of L_aug(θ; Σ) and L_meta(θ').
+    """
+    names = list(parameters)
+    theta = {name: parameters[name].detach().requires_grad_() for name in names}
+    sigma = covariances.detach().requires_grad_()
+    gradients = torch.autograd.grad(inner_loss(theta, sigma), list(theta.values()), create_graph=True)
+    steps = total([gradient.detach() for gradient in gradients])
+    virtual = {
+        name: (theta[name].detach() - virtual_lr * step).requires_grad_()
+        for name, step in zip(names, steps, strict=True)
+    }
+    directions = total(torch.autograd.grad(meta_loss(virtual), list(virtual.values())))
+    product = torch.stack([(g * v).sum() for g, v in zip(gradients, directions, strict=True)]).sum()
+    (slope,) = total(torch.autograd.grad(product, [sigma]))
+    return covariances + meta_lr * virtual_lr * slope
+
+
+@dataclass(frozen=True)
+class MetaSAugOptions:
+    """The augmented loss and the meta step.
+
+    Args:
+        loss: ldam (margins as in LDAM, without its scale and its cosine classifier: as published) or ce.
+        strength: lambda; in epoch e of E the augmentation has the strength rho = lambda · e / E.
+        meta_start: first zero-based epoch of the second phase, for a run of schedule.for_epochs epochs.
+        meta_lr: step size of the correction of the covariances.
+        late_virtual_lr: the virtual step uses the learning rate of the epoch before, as the official code, whose
+            virtual step counts epochs from zero and whose optimizer from one; only epoch 179 of 200 notices.
+        statistics: global (all processes share one estimate and one correction) or local (each process has its own, as
+            in the official code; a checkpoint then keeps that of the first process only).
+    """
+
+    loss: Literal["ldam", "ce"] = "ldam"
+    strength: float = 0.25
+    meta_start: int = 160
+    meta_lr: float = 0.1
+    late_virtual_lr: bool = False
+    statistics: Literal["global", "local"] = "global"
+
+
+class MetaSAug(Method):
+    """One stream, and from the second phase on a balanced meta stream; both with training augmentation."""
+
+    Options = MetaSAugOptions
+    accumulates = False  # the virtual step needs the gradient of the whole batch
+    trains_encoder = True
+
+    def __init__(self, options: MetaSAugOptions, setting: Setting):
+        super().__init__(options, setting)
+        counts = setting.samples_per_class
+        self.meta_epoch = setting.schedule.rescaled(options.meta_start)
+        self.class_weights = effective_number_weights(counts, EFFECTIVE_NUMBER_BETA)
+        self.margins = ldam_margins(counts).to(setting.device) if options.loss == "ldam" else None
+        self.total: SumOverRanks = sum_over_ranks if options.statistics == "global" else list
+        self.statistics: ClassStatistics
+        self._change: Tensor | None = None
+
+    def streams(self) -> tuple[Stream, ...]:
+        return (Stream("original", Shuffled(), (self.setting.view,)), self.meta_stream(Redrawn(), self.setting.view))
+
+    def meta_stream(self, sampling: Redrawn, view: View | OneOf) -> Stream:
+        """The balanced stream, which exists in the second phase only."""
+        return Stream("meta", sampling, (view,), dataset="meta", first_epoch=self.meta_epoch, full_batches=True)
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        classes = len(self.setting.samples_per_class)
+        network = build_network(options, classes, seed, frozen=not self.trains_encoder)
+        features = network.classifier.in_features
+        self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.setting.device)
+        return network
+
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        batch = step.batches["original"]
+        features, logits = model(self.setting.assembler.plain(batch.images[0]))
+        if step.plan.epoch < self.meta_epoch:
+            rows = cross_entropy(logits, batch.labels) * batch.weights
+            return StepOutput(rows.sum() / len(step.plan.streams["original"]), logits)
+        present = step.to_device(np.unique(step.plan.streams["original"].labels))
+        network = extract_model_from_parallel(model)
+        with torch.autocast(self.setting.device.type, enabled=False):
+            virtual = self.virtual_network(network, step, features.detach())
+            corrected = self._corrected(virtual, step, present)
+            loss = self._augmented_loss(step, present, self._shares(step))
+            value = loss(logits.float(), network.classifier.weight, corrected)
+            self.statistics.update(features.detach().float(), batch.labels, batch.weights, present, self.total)
+        return StepOutput(value, logits)
+
+    def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
+        """What the virtual step moves: here all parameters, so ``features``, of the real step, say nothing about it."""
+        plain = self.setting.assembler.plain
+        images, meta_images = (plain(step.batches[name].images[0]) for name in ("original", "meta"))
+        return VirtualNetwork(
+            dict(network.named_parameters()),
+            f"{network.classifier_name}.weight",
+            lambda parameters: _logits(network, parameters, images),
+            lambda parameters: _logits(network, parameters, meta_images),
+        )
+
+    def _corrected(self, virtual: VirtualNetwork, step: MicroStep, present: Tensor) -> Tensor:
+        """Σ' of the classes present."""
+        loss = self._augmented_loss(step, present, self._inner_shares(step))
+        meta_labels, meta_shares = step.batches["meta"].labels, self._meta_shares(step)
+
+        def inner_loss(parameters: Parameters, covariances: Tensor) -> Tensor:
+            return loss(virtual.logits(parameters), parameters[virtual.weight_name], covariances)
+
+        def meta_loss(parameters: Parameters) -> Tensor:
+            return (meta_shares * cross_entropy(virtual.meta_logits(parameters), meta_labels)).sum()
+
+        covariances = self.statistics.covariances[present]
+        lr, meta_lr = self.virtual_lr(step.plan.epoch), self.options.meta_lr
+        corrected = corrected_covariances(
+            covariances, virtual.parameters, inner_loss, meta_loss, lr, meta_lr, self.total
+        )
+        self._change = (corrected - covariances).norm() / covariances.norm()
+        return corrected
+
+    def virtual_lr(self, epoch: int) -> float:
+        """η_in of an epoch."""
+        return self.setting.schedule.lr(max(epoch - self.options.late_virtual_lr, 0))
+
+    def strength(self, epoch: int) -> float:
+        """ρ_e = λ e / E."""
+        return self.options.strength * epoch / self.setting.schedule.epochs
+
+    def _augmented_loss(self, step: MicroStep, present: Tensor, shares: Tensor) -> AugmentedLoss:
+        labels = step.batches["original"].labels
+        return AugmentedLoss(labels, shares, present, self.strength(step.plan.epoch), self.margins)
+
+    def _shares(self, step: MicroStep) -> Tensor:
+        """w_y / Σ w over the global batch for each of these rows."""
+        weights = self.class_weights[step.plan.streams["original"].labels]
+        return step.to_device(weights[step.positions] / weights.sum()) * step.batches["original"].weights
+
+    def _inner_shares(self, step: MicroStep) -> Tensor:
+        """The same over the batch of the virtual step: the global one, or this process's."""
+        shares = self._shares(step)
+        return shares if self.options.statistics == "global" else shares / shares.sum()
+
+    def _meta_shares(self, step: MicroStep) -> Tensor:
+        weights = step.batches["meta"].weights
+        return weights / (len(step.plan.streams["meta"]) if self.options.statistics == "global" else weights.sum())
+
+    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+        if self._change is not None and not (dist.is_initialized() and dist.get_rank()):
+            change = self._change.item()
+            logger.info("epoch %d: the last meta step moved the covariances by %.2g of their norm", epoch, change)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.statistics.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.statistics.load_state_dict(state)
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)[1]
+
+    def derived_options(self) -> dict[str, Any]:
+        return {"meta_start": self.meta_epoch}
+
+
+def _logits(network: SemanticNetwork, parameters: Parameters, images: Tensor) -> Tensor:
+    """Logits under other parameters; batch norm uses its batch and leaves the network's running statistics alone."""
+    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    with torch.compiler.set_stance("force_eager"):  # what torch.compile makes cannot be differentiated twice
+        return functional_call(network, (dict(parameters), buffers), (images,))[1]
