@@ -223,7 +223,7 @@ class Run:
             self.folder.prepare(self.options.resolved, derived)
             self.folder.write_status("running", pid=os.getpid())
             report.print_options(self.options.resolved, derived)
-            self.accelerator.init_trackers("tracker")
+            self.accelerator.init_trackers("longtail")
         self.accelerator.wait_for_everyone()
 
     def _train(self, loader: Loader) -> int:
@@ -259,10 +259,11 @@ class Run:
 
     def _report(self, derived: dict[str, Any], loader: Loader) -> None:
         """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
-        last = self.evaluator.scores("test")
-        best_content = load(self.folder.checkpoints.best)
-        self.trainer.bare_model.load_state_dict(best_content["model"])
-        best = self.evaluator.scores("test")
+        history = self.trainer.history
+        best = last = self.evaluator.last_test_scores()
+        if history.best != history.last:
+            self.trainer.bare_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
+            best = self.evaluator.scores("test")
         if self.accelerator.is_main_process:
             material = report.Material(
                 options=self.options,
@@ -271,7 +272,7 @@ class Run:
                 datasets=self.datasets,
                 plan=self.plan,
                 recipe=self.recipe,
-                history=self.trainer.history,
+                history=history,
                 last=last,
                 best=best,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
