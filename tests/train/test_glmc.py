@@ -7,9 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.mix_rule import MixPlan
 from pipeline.recipes import Normalization
+from tests.train.ranks import on_two_processes
 from tests.train.steps import CPU, micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.assemble import Assembler
@@ -259,6 +261,26 @@ def test_shares_of_parts_add_up_to_the_loss_of_the_global_batch():
     whole = method.loss(model, micro_step(50, data, mix)).loss
     parts = [method.loss(model, micro_step(50, data, mix, part, 3)).loss for part in range(3)]
     torch.testing.assert_close(sum(parts), whole)
+
+
+def gradients(rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
+    """Of one step, through the distributed wrapper where there are several processes."""
+    method = glmc(contrast_weight=4)
+    network = small_model(method).double().eval()
+    model = network if world_size == 1 else DistributedDataParallel(network)
+    model.register_forward_pre_hook(lambda module, images: tuple(view.double() for view in images))
+    step = micro_step(50, streams(batch=7), mix_of(0.3, 7), rank, world_size)
+    (method.loss(model, step).loss * world_size).backward()
+    return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path):
+    """Two passes in one call of the distributed wrapper."""
+    one = gradients()
+    for two in on_two_processes(gradients, tmp_path):
+        for name, expected in one.items():
+            # The losses are taken in float32.
+            torch.testing.assert_close(two[name], expected, msg=name, rtol=1e-4, atol=1e-6)
 
 
 def test_padding_rows_do_not_count():

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
+from tests.train.ranks import on_two_processes
 from tests.train.steps import micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.class_statistics import ClassStatistics
@@ -344,23 +343,17 @@ def test_the_virtual_step_runs_uncompiled():
     np.testing.assert_allclose(compiled["gradient"], plain["gradient"], rtol=1e-5)
 
 
-def _rank(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=world_size)
-    results = {
+def steps_of_a_rank(rank: int, world_size: int) -> dict[str, dict]:
+    return {
         "global": run_v6(rank, world_size, autocast=False),
         "autocast": run_v6(rank, world_size, autocast=True),
         "local": run_v6(rank, world_size, autocast=False, statistics="local"),
     }
-    torch.save(results, Path(folder) / f"rank{rank}.pt")
-    dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def two_processes(tmp_path_factory) -> list[dict[str, dict]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    torch.multiprocessing.spawn(_rank, (2, str(folder)), nprocs=2)
-    return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
+    return on_two_processes(steps_of_a_rank, tmp_path_factory.mktemp("ranks"))
 
 
 def test_two_processes_take_the_step_of_one(two_processes):
