@@ -131,13 +131,7 @@ class DaliExecutor:
             self._source_error = error
             raise StopIteration from None
         self._in_flight.append(request)
-        # Views into the mapped tars: nothing is copied until the decoder reads it.
-        encoded = [self._dataset.encoded(sample) for sample in request.sample_ids.tolist()]
-        inputs: list[Any] = [encoded]
-        for view, planned in zip(self._views, request.views, strict=True):
-            values = _input_values(planned)
-            inputs += [values[name] for name in _input_names(view)]
-        return inputs
+        return graph_inputs(self._dataset, self._views, request)
 
     def _set_aside_bad_samples(self, error: RuntimeError) -> None:
         """Find and replace what cannot be decoded in the batches under way; the error stands if that is nothing."""
@@ -165,6 +159,16 @@ class DaliExecutor:
             half = len(samples) // 2
             return self._undecodable(samples[:half]) + self._undecodable(samples[half:])
         return []
+
+
+def graph_inputs(dataset: ShardSet, views: tuple[View | OneOf, ...], request: StreamPlan) -> list[Any]:
+    """What the graph is fed for a request: the encoded images, and the numbers of each view."""
+    # Views into the mapped tars: nothing is copied until the decoder reads it.
+    inputs: list[Any] = [[dataset.encoded(sample) for sample in request.sample_ids.tolist()]]
+    for view, planned in zip(views, request.views, strict=True):
+        values = _input_values(planned)
+        inputs += [values[name] for name in _input_names(view)]
+    return inputs
 
 
 def _input_names(view: View | OneOf) -> list[str]:

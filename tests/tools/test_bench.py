@@ -1,0 +1,103 @@
+"""The benchmarks run, at a size that measures nothing, and their files say what a reader needs."""
+
+import importlib
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from tools import bench
+from tools.benchmarks import measuring
+from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
+
+SMALLEST = Scale(images=40, rounds=1, batch_size=6, batches=1, many_samples=200_000, many_classes=2000)
+
+
+@pytest.fixture(scope="module")
+def smallest(tmp_path_factory) -> Bench:
+    return Bench(tmp_path_factory.mktemp("bench"), None, SMALLEST, torch.device("cpu"), cores=1)
+
+
+def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
+    order: list[str] = []
+    rates = {"slow": iter([10.0, 20.0, 40.0]), "fast": iter([20.0, 60.0, 80.0])}
+
+    def variant(name):
+        def once():
+            order.append(name)
+            return next(rates[name])
+
+        return once
+
+    table = measuring.compare("t", "u", {name: variant(name) for name in rates}, rounds=3)
+    assert order == ["slow", "fast", "fast", "slow", "slow", "fast"]
+    assert table["slow"].ratios == (1.0, 1.0, 1.0)
+    assert table["fast"].ratios == (2.0, 3.0, 2.0)
+    assert table["fast"].rate == 60.0
+    assert table.ratio("slow", "fast") == 0.5
+
+
+def test_warm_up_is_not_counted():
+    consumed = []
+
+    def batches():
+        for size in (1000, 1000, 3, 4):
+            consumed.append(size)
+            yield size
+
+    rate = measuring.rate_of_batches(batches(), warm_up=2, counted=2, device=torch.device("cpu"))
+    assert consumed == [1000, 1000, 3, 4]
+    assert rate > 0
+
+
+def test_targets_know_their_direction():
+    assert measuring.Target("m", 1.0, 0.9).met
+    assert not measuring.Target("m", 1.0, 0.9, at_most=True).met
+
+
+def test_generated_photos_resemble_those_of_imagenet(tmp_path):
+    data = [photo(seed) for seed in range(4)]
+    assert 80_000 < sum(map(len, data)) / 4 < 130_000
+    assert len(set(data)) == 4
+    folder = write_class_folders(tmp_path / "made", 50, None)
+    files = sorted(folder.rglob("*.jpg"))
+    assert len(files) == 50
+    with Image.open(files[0]) as image:
+        assert 400 < max(image.size) < 600
+
+
+def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
+    (tmp_path / "given").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"no \.jpg"):
+        write_class_folders(tmp_path / "made", 4, tmp_path / "given")
+    (tmp_path / "given" / "one.JPEG").write_bytes(photo(0))
+    folder = write_class_folders(tmp_path / "made", 40, tmp_path / "given")
+    assert {path.read_bytes() for path in folder.rglob("*.jpg")} == {photo(0)}
+
+
+@pytest.mark.parametrize("subject", ["feed", "paste", "step", "evaluate", "build"])
+def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
+    report = importlib.import_module(f"tools.benchmarks.{subject}").run(smallest)
+    report.print()
+    content = json.loads(report.write(tmp_path, "the command").read_text())
+    assert content["benchmark"] == subject
+    assert content["command"] == "the command"
+    assert content["machine"]["cores"] >= 1
+    assert "torch" in content["versions"]
+    for table in content["tables"]:
+        assert [row["ratio"] for row in table["rows"] if row["name"] == table["base"]] == [1.0]
+        assert all(row["median"] > 0 and len(row["rates"]) >= 1 for row in table["rows"])
+    assert all(target["measure"] in capsys.readouterr().out for target in content["targets"][:1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("subject", "tables"), [("loader", 2), ("train", 1)])
+def test_a_benchmark_of_many_worker_processes_runs(smallest, subject, tables):
+    report = importlib.import_module(f"tools.benchmarks.{subject}").run(smallest)
+    assert len(report.tables) == tables
+
+
+def test_every_subject_of_the_command_exists():
+    for subject in bench.SUBJECTS:
+        assert callable(importlib.import_module(f"tools.benchmarks.{subject}").run)

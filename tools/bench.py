@@ -1,0 +1,67 @@
+"""Measure how fast this project is on this machine, against what one would otherwise use.
+
+python -m tools.bench all --quick --out benchmarks/results
+"""
+
+import argparse
+import importlib
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from tools.benchmarks.material import FULL, QUICK, Bench
+
+SUBJECTS = {
+    "build": "shards from files, against copying, tar and webdataset",
+    "feed": "what planning and feeding cost without decoding; class-weighted draws up to 10^8 samples",
+    "loader": "whole loaders: this one, torch's DataLoader, torchvision v2, webdataset, DALI's reader",
+    "paste": "pasting and normalising a batch, against separate operations and a plain copy",
+    "step": "the training step: Accelerate's loop against a bare one, precisions, layouts, compilation",
+    "train": "training from shards, against resident data and the official program's structure",
+    "evaluate": "evaluation, against a DataLoader with PIL",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmarks. Returns the exit code; errors of the input are one line on standard error."""
+    namespace = _parser().parse_args(arguments)
+    command = shlex.join(["python", "-m", "tools.bench", *(arguments or sys.argv[1:])])
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(cores)
+    try:
+        with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
+            bench = Bench(Path(scratch), namespace.images, QUICK if namespace.quick else FULL, device, cores)
+            for subject in SUBJECTS if namespace.subject == "all" else [namespace.subject]:
+                report = importlib.import_module(f"tools.benchmarks.{subject}").run(bench)
+                report.print()
+                if namespace.out is not None:
+                    print(f"  written to {report.write(namespace.out, command)}")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    listed = "\n".join(f"  {name:9} {text}" for name, text in SUBJECTS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.bench",
+        description=f"{__doc__}\nsubjects:\n{listed}\n  {'all':9} everything that this machine allows",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("subject", choices=[*SUBJECTS, "all"], metavar="SUBJECT")
+    parser.add_argument("--quick", action="store_true", help="fewer images, batches and rounds: minutes on two cores")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/SUBJECT.json")
+    parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
+    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to put temporary data, about 3 GB")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

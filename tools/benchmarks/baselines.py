@@ -1,0 +1,115 @@
+"""The loaders that a user would otherwise write, each as its own documentation recommends.
+
+All of them crop and resize at random to 224 pixels and flip; with `jitter` also the colour jitter of the ImageNet-LT
+recipe. Every function returns an endless iterator of (images, labels), on the CPU unless a device is an argument.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
+from torchvision import io, transforms
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from pipeline.recipes import IMAGENET_STATISTICS
+from shards.reader import ShardSet
+
+Batches = Iterator[tuple[Tensor, Tensor]]
+
+_JITTER = (0.4, 0.4, 0.4)
+_ENDLESS = 10**8  # samples; a benchmark never reads as many
+
+
+def pil_transform(jitter: bool) -> Any:
+    """The official training transform: PIL to normalised float32 (3, 224, 224)."""
+    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    if jitter:
+        steps.append(transforms.ColorJitter(*_JITTER))
+    normalize = transforms.Normalize(IMAGENET_STATISTICS.mean, IMAGENET_STATISTICS.std)
+    return transforms.Compose([*steps, transforms.ToTensor(), normalize])
+
+
+def pil(folder: Path, batch_size: int, workers: int, jitter: bool, weighted: bool = False) -> Batches:
+    """torch's DataLoader, PIL, torchvision's first transforms: what the official CMO code does.
+
+    weighted: draw samples with the weight 1 / n_class, as its second loader does.
+    """
+    dataset = ImageFolder(str(folder), pil_transform(jitter))
+    if weighted:
+        labels = torch.tensor(dataset.targets)
+        weights = 1.0 / torch.bincount(labels)[labels]
+        sampler: Any = WeightedRandomSampler(weights.tolist(), 10**6)
+    else:
+        sampler = RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
+    return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
+
+
+def tensors(folder: Path, batch_size: int, workers: int, jitter: bool) -> Batches:
+    """torch's DataLoader, torchvision's JPEG decoder and transforms v2 on uint8 tensors; left uint8, as ours are."""
+    steps: list[Any] = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
+    if jitter:
+        steps.append(v2.ColorJitter(*_JITTER))
+    dataset = ImageFolder(str(folder), v2.Compose(steps), loader=_decoded_tensor)
+    sampler = RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
+    return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
+
+
+def _decoded_tensor(path: str) -> Tensor:
+    return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
+
+
+def webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool) -> Batches:
+    """webdataset's WebDataset and WebLoader with the official transform; shuffles in a buffer of 1000."""
+    import webdataset as wds
+
+    tars = [str(shards.path / shard.file) for shard in shards.info.shards]
+    dataset = (
+        wds.WebDataset(tars, shardshuffle=len(tars), seed=0)
+        .repeat()
+        .shuffle(1000)
+        .decode("pil")
+        .to_tuple("jpg", "cls")
+        .map_tuple(pil_transform(jitter), int)
+        .batched(batch_size)
+    )
+    return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
+
+
+def dali_webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool, device: torch.device) -> Batches:
+    """DALI's own reader, its random crop decoder and its colour operator; shuffles in a buffer of 1000."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
+
+    tars = [shards.path / shard.file for shard in shards.info.shards]
+    on_cpu = device.type == "cpu"
+
+    @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None if on_cpu else 0, seed=1)
+    def graph() -> Any:
+        members: Any = fn.readers.webdataset(
+            paths=[str(tar) for tar in tars],
+            index_paths=[str(tar.with_suffix(".idx")) for tar in tars],
+            ext=["jpg", "cls"],
+            random_shuffle=True,
+            initial_fill=1000,
+        )
+        encoded, label = members
+        image = fn.decoders.image_random_crop(
+            encoded, device="cpu" if on_cpu else "mixed", output_type=types.RGB, random_area=[0.08, 1.0]
+        )
+        image = fn.resize(image, size=[224, 224], antialias=True)
+        if jitter:
+            low, high = 1 - _JITTER[0], 1 + _JITTER[0]
+            names = ("brightness", "contrast", "saturation")
+            image = fn.color_twist(image, **{name: fn.random.uniform(range=[low, high]) for name in names})
+        # Labels arrive as text, of one length a sample.
+        return fn.flip(image, horizontal=fn.random.coin_flip()), fn.pad(label, fill_value=32)
+
+    pipeline: Any = graph()
+    pipeline.build()
+    while True:
+        images, labels = pipeline.run()
+        yield to_torch_tensor(images.as_tensor(), copy=False), to_torch_tensor(labels.as_tensor(), copy=False)

@@ -1,0 +1,177 @@
+"""What planning and feeding cost, as a share of loading, and class-weighted draws from sets of up to 10^8 samples."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.bad_samples import BadSamples
+from pipeline.dali import graph_inputs
+from pipeline.loader import Loader
+from pipeline.plan import Plan, Stream
+from pipeline.readahead import ReadAhead
+from pipeline.recipes import JITTERED_224
+from pipeline.sampling import ClassWeighted, Shuffled
+from shards.class_counts import long_tailed_counts
+from shards.files import hash_file
+from shards.format import (
+    BY_CLASS_FILE,
+    DATASET_FILE,
+    INDEX_DTYPE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    DatasetInfo,
+    FileInfo,
+    ShardInfo,
+    shard_file,
+)
+from shards.reader import HASHED_INDEX_BYTES, ShardSet
+from tools.benchmarks.material import Bench
+from tools.benchmarks.measuring import Table, Target, Variant, compare
+from tools.benchmarks.report import Report
+
+WHOLE = "whole loader, colour jitter"
+_CPU = torch.device("cpu")
+_EPOCHS = 10**4
+_DRAWS = 128 * 100  # of a round of the comparison of sizes
+
+
+def run(bench: Bench) -> Report:
+    """CPU time, not wall time: every thread of this process counts, whatever else the machine does."""
+    report = Report("feed", bench.describe(), bench.settings())
+    shares = _shares(bench)
+    report.tables.append(shares)
+    report.targets.append(
+        Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
+    )
+    draws, seconds = _draws(bench)
+    report.tables.append(draws)
+    largest = draws.rows[-1]
+    report.notes["seconds_to_open"] = seconds
+    report.targets += [
+        Target(f"microseconds a draw, {largest.name}", 1e6 / largest.rate, 1.0, at_most=True),
+        Target(f"seconds to open, {largest.name}", seconds[largest.name], 2.0, at_most=True),
+    ]
+    return report
+
+
+# ----------------------------------------------------------------- the share of the loader
+
+
+def _shares(bench: Bench) -> Table:
+    streams = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("weighted", ClassWeighted(), (JITTERED_224,)))
+    scale, dataset = bench.scale, bench.shards
+    plan = Plan({"train": dataset}, streams[:1], None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    both = Plan({"train": dataset}, streams, None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    steps = [divmod(step, plan.steps_per_epoch) for step in range(scale.batches)]
+
+    def planning(name: str) -> float:
+        return _images_per_cpu_second(lambda: [both.stream_step(name, *step) for step in steps], bench)
+
+    def feeding() -> float:
+        def action() -> None:
+            requests = (plan.stream_step("original", *step) for step in steps)
+            ahead = ReadAhead(requests, dataset, BadSamples(dataset, budget=0))
+            for request in ahead:
+                graph_inputs(dataset, (JITTERED_224,), request)
+            ahead.close()
+
+        return _images_per_cpu_second(action, bench)
+
+    def loading() -> float:
+        def action() -> None:
+            stop = divmod(scale.batches, plan.steps_per_epoch)
+            with Loader(plan, _CPU, stop=stop, decode_threads=bench.cores, executor="dali") as loader:
+                for _ in loader:
+                    pass
+
+        return _images_per_cpu_second(action, bench)
+
+    variants: dict[str, Variant] = {
+        WHOLE: loading,
+        "plan and feed": feeding,
+        "plan alone, original stream": lambda: planning("original"),
+        "plan alone, weighted stream": lambda: planning("weighted"),
+    }
+    return compare("images per second of CPU time", "images/cpu-s", variants, scale.rounds)
+
+
+def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
+    action()  # pages, imports
+    started = time.process_time()
+    action()
+    return bench.scale.batches * bench.scale.batch_size / (time.process_time() - started)
+
+
+# ----------------------------------------------------------------- draws
+
+
+def _draws(bench: Bench) -> tuple[Table, dict[str, float]]:
+    """Draws a second by size of the set, and how long opening the set and preparing the draws take."""
+    many = (bench.scale.many_samples, bench.scale.many_classes)
+    variants: dict[str, Variant] = {}
+    seconds: dict[str, float] = {}
+    for samples, classes in ((115_846, 1000), (437_513, 8142), many):
+        name = f"{samples:,} samples, {classes:,} classes"
+        folder = write_empty_set(bench.scratch / f"index-{samples}", samples, classes)
+        started = time.perf_counter()
+        dataset = ShardSet.open(folder)
+        sampler = ClassWeighted().over(dataset)
+        sampler.ids(0, "draw", 0, 0, range(128))
+        seconds[name] = round(time.perf_counter() - started, 3)
+        variants[name] = _draw_rate(sampler, dataset)
+    return compare("class-weighted draws from mapped files, batches of 128", "draws/s", variants, bench.scale.rounds), (
+        seconds
+    )
+
+
+def _draw_rate(sampler: Any, dataset: ShardSet) -> Variant:
+    """Draw and look up the records of the drawn samples, in batches that were never drawn before."""
+    steps = iter(range(1, 10**9))
+
+    def once() -> float:
+        started = time.perf_counter()
+        for _ in range(_DRAWS // 128):
+            dataset.index[sampler.ids(0, "draw", 0, next(steps), range(128))]
+        return _DRAWS / (time.perf_counter() - started)
+
+    return once
+
+
+def write_empty_set(folder: Path, samples: int, classes: int) -> Path:
+    """A shard set with an index of this size and no images: enough to plan with. The index is a sparse file."""
+    folder.mkdir()
+    shape = long_tailed_counts(10**6, classes, 0.001)
+    counts = np.maximum(1, (shape * (samples / shape.sum())).astype(np.int64))
+    counts[0] += samples - counts.sum()
+    np.lib.format.open_memmap(folder / INDEX_FILE, "w+", INDEX_DTYPE, (samples,)).flush()
+    by_class = np.lib.format.open_memmap(folder / BY_CLASS_FILE, "w+", np.dtype("<u4"), (classes + 1 + samples,))
+    by_class[: classes + 1] = np.concatenate([[0], np.cumsum(counts)])
+    # Far apart, as after the shuffle of a build: neighbours of a class are on different pages of the index.
+    by_class[classes + 1 :] = np.arange(samples, dtype=np.uint64) * np.uint64(2_654_435_761) % np.uint64(samples)
+    by_class.flush()
+    (folder / SOURCES_FILE).write_text("none\n")
+    (folder / shard_file(0)).write_bytes(bytes(1024))
+    (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n")
+    info = DatasetInfo(
+        name="empty",
+        split="train",
+        class_names=tuple(f"class {number}" for number in range(classes)),
+        samples_per_class=tuple(counts.tolist()),
+        shards=(ShardInfo(shard_file(0), 1024, "", samples),),
+        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
+        options={},
+        inputs={},
+        counts={},
+        made_with={},
+    )
+    (folder / DATASET_FILE).write_text(info.to_json())
+    return folder
+
+
+def _file_info(path: Path) -> FileInfo:
+    size = path.stat().st_size
+    return FileInfo(path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else "")  # else opening ignores it

@@ -1,0 +1,63 @@
+"""Images a second of whole loaders: ours against what one would otherwise use, on the same files, cores and recipe."""
+
+from collections.abc import Iterator
+
+from pipeline.loader import Loader
+from pipeline.plan import Plan, Stream
+from pipeline.recipes import CROP_224, JITTERED_224
+from pipeline.sampling import Shuffled
+from pipeline.views import View
+from tools.benchmarks import baselines
+from tools.benchmarks.material import Bench
+from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of_batches
+from tools.benchmarks.report import Report
+
+OURS = "this project (DALI and augment)"
+OFFICIAL = "DataLoader, PIL, transforms v1 (official)"
+TENSORS = "DataLoader, decode_jpeg, transforms v2"
+WEBDATASET = "webdataset WebLoader, PIL"
+DALI_READER = "DALI readers.webdataset"
+_EPOCHS = 10**4
+
+
+def run(bench: Bench) -> Report:
+    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist)."""
+    report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
+    for name, view, jitter in (("imagenet (colour jitter)", JITTERED_224, True), ("inat", CROP_224, False)):
+        report.tables.append(_compare(bench, name, view, jitter))
+    jittered = report.tables[0]
+    report.targets = [
+        Target("loader / official PIL loader, ImageNet-LT recipe", jittered.ratio(OURS, OFFICIAL), 1.6),
+        Target("loader / torchvision v2 on tensors, ImageNet-LT recipe", jittered.ratio(OURS, TENSORS), 1.0),
+    ]
+    return report
+
+
+def _compare(bench: Bench, name: str, view: View, jitter: bool) -> Table:
+    files, shards, cores, batch_size = bench.folder, bench.shards, bench.cores, bench.scale.batch_size
+
+    def rate(batches: Iterator[int]) -> float:
+        # More batches than a loader has in its queues: a DataLoader holds two a worker.
+        return rate_of_batches(batches, 2 * cores + 2, bench.scale.batches, bench.device)
+
+    variants: dict[str, Variant] = {
+        OFFICIAL: lambda: rate(_sizes(baselines.pil(files, batch_size, cores, jitter))),
+        TENSORS: lambda: rate(_sizes(baselines.tensors(files, batch_size, cores, jitter))),
+        WEBDATASET: lambda: rate(_sizes(baselines.webdataset(shards, batch_size, cores, jitter))),
+        DALI_READER: lambda: rate(_sizes(baselines.dali_webdataset(shards, batch_size, cores, jitter, bench.device))),
+        OURS: lambda: rate(_our_sizes(bench, view)),
+    }
+    return compare(f"one stream, recipe {name}", "images/s", variants, bench.scale.rounds)
+
+
+def _sizes(batches: baselines.Batches) -> Iterator[int]:
+    for images, _ in batches:
+        yield len(images)
+
+
+def _our_sizes(bench: Bench, view: View) -> Iterator[int]:
+    stream = Stream("original", Shuffled(), (view,))
+    plan = Plan({"train": bench.shards}, (stream,), None, 0, bench.scale.batch_size, _EPOCHS, drop_last=True)
+    with Loader(plan, bench.device, decode_threads=bench.cores, executor="dali") as loader:
+        for loaded in loader:
+            yield len(loaded.micro_batches[0]["original"].labels)

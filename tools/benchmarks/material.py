@@ -1,0 +1,149 @@
+"""What the benchmarks measure on: JPEG files like photographs, generated or given, as class folders and as shards."""
+
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from shards.build import BuildOptions, build_shard_set
+from shards.class_counts import long_tailed_counts
+from shards.images import ImagePolicy
+from shards.reader import ShardSet
+from tools.sources.archives import Folder
+from tools.sources.file_source import FileSource
+from tools.sources.imagefolder import list_class_folders
+
+_CLASSES, _IMBALANCE = 20, 0.05
+_DISTINCT = 96  # generated pictures; the files repeat them
+_QUALITY = 95  # with the texture below: about 100 KB at 500 x 375, the mean of ImageNet
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Args:
+        images: JPEG files; more give builds and loaders longer, steadier runs.
+        rounds: of every comparison.
+        batch_size: of loaders and steps.
+        batches: counted in a round, after those that fill the queues.
+        many_samples, many_classes: of the largest index that is drawn from.
+    """
+
+    images: int
+    rounds: int
+    batch_size: int
+    batches: int
+    many_samples: int = 10**8
+    many_classes: int = 10**5
+
+
+QUICK = Scale(images=1200, rounds=3, batch_size=64, batches=8)
+FULL = Scale(images=6000, rounds=7, batch_size=128, batches=50)
+
+
+@dataclass
+class Bench:
+    """The setting that all benchmarks share.
+
+    Args:
+        scratch: a folder to write data to.
+        given: a folder of JPEGs to use instead of generated ones, or None.
+        device: where the network and the loader's batches are.
+        cores: workers and threads of every variant.
+    """
+
+    scratch: Path
+    given: Path | None
+    scale: Scale
+    device: torch.device
+    cores: int
+
+    @cached_property
+    def folder(self) -> Path:
+        """Class folders of JPEG files."""
+        return write_class_folders(self.scratch / "folders", self.scale.images, self.given)
+
+    def source(self) -> FileSource:
+        """The class folders, as a source of shards."""
+        container = Folder(self.folder)
+        tree = list_class_folders(container, "")
+        return FileSource(
+            "benchmark", "train", tree.class_names, tree.names, tree.labels.tolist(), container, options={}, inputs={}
+        )
+
+    @cached_property
+    def shards(self) -> ShardSet:
+        """The class folders as a shard set, several shards a core."""
+        source = self.source()
+        build_shard_set(source, self.scratch / "shards", self.build_options("header"), workers=1)
+        return ShardSet.open(self.scratch / "shards")
+
+    def build_options(self, check: Literal["full", "header"], encode: Literal["keep", "jpeg"] = "keep") -> BuildOptions:
+        """Of shard sets with four shards a core, so that workers and readers share them evenly."""
+        policy = ImagePolicy(check, encode, max_side=256 if encode == "jpeg" else None)
+        return BuildOptions(policy, samples_per_shard=-(-self.scale.images // (4 * self.cores)))
+
+    def describe(self) -> dict[str, Any]:
+        """The images: how many, how large."""
+        index = self.shards.index
+        pixels = index["width"].astype(np.int64) * index["height"]
+        return {
+            "images": len(index),
+            "made": "generated" if self.given is None else "given",
+            "mean_kilobytes": round(float(index["size"].mean()) / 1000, 1),
+            "mean_megapixels": round(float(pixels.mean()) / 1e6, 3),
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """What the scale says of comparisons by batches."""
+        return {
+            "device": self.device.type,
+            "batch_size": self.scale.batch_size,
+            "batches": self.scale.batches,
+            "rounds": self.scale.rounds,
+        }
+
+
+def write_class_folders(root: Path, count: int, given: Path | None) -> Path:
+    """`count` JPEG files under root/CLASS/, long-tailed; the files of `given` in turn, or generated ones."""
+    if given is None:
+        pictures = [photo(seed) for seed in range(min(_DISTINCT, count))]
+    else:
+        pictures = [path.read_bytes() for path in sorted(given.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+        if not pictures:
+            raise FileNotFoundError(f"{given}: no .jpg or .jpeg file in this folder; give one with photographs")
+    shape = long_tailed_counts(10_000, _CLASSES, _IMBALANCE)
+    shares = np.maximum(1, (count * shape / shape.sum()).astype(np.int64))
+    shares[0] += count - shares.sum()
+    labels = np.repeat(np.arange(_CLASSES), shares)
+    for number, label in enumerate(labels.tolist()):
+        path = root / f"class{label:02d}" / f"{number:06d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(pictures[number % len(pictures)])
+    return root
+
+
+def photo(seed: int) -> bytes:
+    """A JPEG that costs about as much to decode as a photograph of ImageNet: shapes at all scales, and some grain.
+
+    About 500 x 375 pixels, upright for every fourth seed.
+    """
+    rng = np.random.default_rng(seed)
+    width, height = (int(side * rng.uniform(0.85, 1.15)) for side in ((375, 500) if seed % 4 == 3 else (500, 375)))
+    pixels = np.full((height, width, 3), 128.0, dtype=np.float32)
+    for cell, strength in ((160, 55), (60, 35), (20, 22), (7, 14), (3, 8)):
+        coarse = rng.normal(0, strength, (height // cell + 2, width // cell + 2, 3))
+        # Half of the contrast is common to the three channels: photographs are mostly light and dark.
+        coarse = 0.6 * coarse + 0.4 * coarse.mean(axis=2, keepdims=True) * 3**0.5
+        planes = [Image.fromarray(coarse[:, :, c].astype(np.float32)) for c in range(3)]
+        pixels += np.stack([np.asarray(p.resize((width, height), Image.Resampling.BICUBIC)) for p in planes], axis=2)
+    pixels += rng.normal(0, 5, (height, width, 1))
+    buffer = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=_QUALITY)
+    return buffer.getvalue()
