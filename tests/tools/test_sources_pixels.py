@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.class_counts import cmo_subset, glmc_subset, long_tailed_counts, samples_per_class
+from shards.class_counts import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split, samples_per_class
 from tests.archives import cifar_pixels, tar_bytes, write_cifar
-from tests.tools.source_commands import contents, the_source
+from tests.tools.source_commands import contents, sources_of, the_source
 
 ROOT = "cifar-10-batches-py"
 
@@ -50,6 +50,18 @@ def test_the_subset_is_the_papers(cifar, subset, rule, imb_type):
     chosen = [int(ref.name.rpartition("/")[2]) for ref in source.samples]
     assert chosen == rule(labels, long_tailed_counts(20, classes, 0.1, imb_type)).tolist()
     assert source.name == f"cifar-{classes}-lt"
+
+
+def test_the_meta_set_is_balanced_and_no_part_of_the_training_set(cifar):
+    path, classes, _, labels = cifar
+    sources = sources_of("cifar-lt", "--archive", path, "--imb-factor", 0.2, "--subset", "metasaug", "--allow-partial")
+    assert list(sources) == ["", "-meta"]
+    counts = long_tailed_counts(10, classes, 0.2)  # 20 images a class, 10 of them in the meta set
+    chosen = [[int(ref.name.rpartition("/")[2]) for ref in source.samples] for source in sources.values()]
+    assert chosen == [indices.tolist() for indices in metasaug_split(labels, counts)]
+    assert not set(chosen[0]) & set(chosen[1])
+    assert samples_per_class([ref.label for ref in sources["-meta"].samples], classes).tolist() == [10] * classes
+    assert sources[""].options != sources["-meta"].options
 
 
 def test_the_test_split_is_never_cut(cifar):

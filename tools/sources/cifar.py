@@ -15,12 +15,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.class_counts import Int64Array, cmo_subset, glmc_subset, long_tailed_counts, samples_per_class
+from shards.class_counts import (
+    Int64Array,
+    cmo_subset,
+    glmc_subset,
+    long_tailed_counts,
+    metasaug_split,
+    samples_per_class,
+)
 from shards.source import JSON, SampleRef, Source
 from tools.sources.archives import file_stamp
 from tools.sources.pixel_source import PixelSource
 
 SUBSETS = {"cmo": cmo_subset, "glmc": glmc_subset}
+META_SUBSET, META_PER_CLASS = "metasaug", 10  # a balanced meta set beside the training set, which lacks its images
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,12 @@ class CifarLT:
             help="smallest / largest class of the training set (default: 0.01)",
         )
         add("--imb-type", choices=("exp", "step"), default="exp", help="shape of the tail (default: exp)")
-        add("--subset", choices=tuple(SUBSETS), default="cmo", help="whose choice of images (default: cmo)")
+        add(
+            "--subset",
+            choices=(*SUBSETS, META_SUBSET),
+            default="cmo",
+            help=f"whose choice of images (default: cmo); {META_SUBSET} also makes its balanced meta set, OUT-meta",
+        )
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         name, layout = _layout_of(namespace.archive)
@@ -79,19 +92,33 @@ class CifarLT:
                 "download it again, or pass --allow-partial"
             )
         options: dict[str, JSON] = {"split": namespace.split}
-        chosen = np.arange(labels.size)
+        chosen = {"": np.arange(labels.size)}
         if namespace.split == "train":
             options |= {key: getattr(namespace, key) for key in ("imb_factor", "imb_type", "subset")}
-            largest = labels.size // layout.num_classes
-            counts = long_tailed_counts(largest, layout.num_classes, namespace.imb_factor, namespace.imb_type)
-            chosen = SUBSETS[namespace.subset](labels, counts)
-        samples = [
-            SampleRef(f"{name}/{namespace.split}/{index:05d}", int(labels[index]), row)
-            for row, index in enumerate(chosen.tolist())
-        ]
+            chosen = _chosen(labels, layout.num_classes, namespace)
         inputs = file_stamp(namespace.archive)
-        source = PixelSource(f"{name}-lt", namespace.split, class_names, images[chosen], samples, options, inputs)
-        return {"": source}
+        sources: dict[str, Source] = {}
+        for suffix, indices in chosen.items():
+            samples = [
+                SampleRef(f"{name}/{namespace.split}/{index:05d}", int(labels[index]), row)
+                for row, index in enumerate(indices.tolist())
+            ]
+            part = {"part": suffix.removeprefix("-")} if suffix else {}
+            sources[suffix] = PixelSource(
+                f"{name}-lt", namespace.split, class_names, images[indices], samples, options | part, inputs
+            )
+        return sources
+
+
+def _chosen(labels: Int64Array, num_classes: int, namespace: argparse.Namespace) -> dict[str, Int64Array]:
+    """The images of each shard set that is made from the training split, by the suffix of its folder."""
+    with_meta = namespace.subset == META_SUBSET
+    largest = labels.size // num_classes - with_meta * META_PER_CLASS
+    counts = long_tailed_counts(largest, num_classes, namespace.imb_factor, namespace.imb_type)
+    if not with_meta:
+        return {"": SUBSETS[namespace.subset](labels, counts)}
+    train, meta = metasaug_split(labels, counts, META_PER_CLASS)
+    return {"": train, "-meta": meta}
 
 
 def _layout_of(archive: Path) -> tuple[str, Layout]:
