@@ -7,21 +7,26 @@ from torch import Tensor
 _FIELDS = ("loss", "correct", "samples", "steps")
 
 
+def micro_batch_sums(loss: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    """Loss, correct predictions and samples of a micro-batch, float64 (3,).
+
+    loss: its share of the step's loss; logits (rows, classes); labels int64 (rows,); weights (rows,), 0 for padding.
+    """
+    correct = ((logits.detach().argmax(dim=1) == labels) * weights).sum()
+    return torch.stack([loss.detach().double(), correct.double(), weights.sum().double()])
+
+
 class Meter:
     """Sums of loss, correct predictions, samples and steps, float64 on the device; `read` is the only host sync."""
 
     def __init__(self, device: torch.device):
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
 
-    def add_step(self, first_rank: bool) -> None:
-        """Count a step, on one rank only: sums are added over the ranks."""
+    def add(self, sums: Tensor, first_rank: bool) -> None:
+        """Add a step. sums: float64 (3,), of its micro-batches. The step is counted on one rank only."""
+        self._sums[:3] += sums
         if first_rank:
             self._sums[3] += 1
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor, weights: Tensor) -> None:
-        """Add a micro-batch. loss: its share of the step's loss; weights: 0 for padding rows."""
-        correct = ((logits.detach().argmax(dim=1) == labels) * weights).sum()
-        self._sums[:3] += torch.stack([loss.detach().double(), correct.double(), weights.sum().double()])
 
     def totals(self) -> Tensor:
         """The sums over all ranks, float64 (4,) on the device."""

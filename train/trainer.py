@@ -19,7 +19,7 @@ from torch import nn
 from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, part_indices
 from train.checkpoint import Position, check_fit, save
-from train.meters import Meter
+from train.meters import Meter, micro_batch_sums
 from train.methods.base import Method, MicroStep
 from train.options import RunOptions
 from train.progress import Progress
@@ -147,7 +147,7 @@ class Trainer:
         world_size, rank = p.accelerator.num_processes, p.accelerator.process_index
         micro_batches = len(loaded.micro_batches)
         samples = len(loaded.plan.streams["original"].labels)
-        loss = torch.zeros((), device=p.accelerator.device)
+        sums = torch.zeros(3, dtype=torch.float64, device=p.accelerator.device)
         for micro, (batches, mix) in enumerate(zip(loaded.micro_batches, loaded.micro_mixes, strict=True)):
             positions, _ = part_indices(samples, micro * world_size + rank, world_size * micro_batches)
             reduces_gradients = micro + 1 == micro_batches
@@ -156,16 +156,15 @@ class Trainer:
                     output = p.method.loss(p.model, MicroStep(loaded.plan, positions, batches, mix))
                 # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
                 p.accelerator.backward(output.loss * world_size)
-            for meter in (self._epoch_meter, self._window_meter):
-                meter.add(output.loss, output.logits, batches["original"].labels, batches["original"].weights)
-            loss += output.loss.detach()
+            original = batches["original"]
+            sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
         p.method.before_optimizer(self.bare_model)
         p.optimizer.step()
         p.optimizer.zero_grad(set_to_none=True)
         for meter in (self._epoch_meter, self._window_meter):
-            meter.add_step(self._first_rank)
+            meter.add(sums, self._first_rank)
         stop = p.stop_request.signal is not None
-        self._flags.post(loaded.plan.epoch, loaded.plan.step, loss, stop, self._checkpoint_due())
+        self._flags.post(loaded.plan.epoch, loaded.plan.step, sums[0], stop, self._checkpoint_due())
         p.progress.step(loaded.plan.epoch, self._lr, samples, loaded.wait_seconds)
 
     def _log_step(self, flush: bool) -> None:
