@@ -1,5 +1,6 @@
 """`python -m train`, alone or under `accelerate launch`."""
 
+import faulthandler
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from train.run import FAILED, train
 
 def main() -> int:
     """Train as the command line says; see train/run.py for the exit statuses."""
+    faulthandler.enable()  # else a shard that is cut while it is mapped (SIGBUS) ends the run without a word
     first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")

@@ -125,6 +125,14 @@ def sample_ids(path: Path) -> list[tuple[int, int, dict[str, list[int]]]]:
     return found
 
 
+def wait_for_steps(run_dir: Path, steps: int, seconds: float = 120) -> None:
+    """Until metrics.jsonl has so many lines."""
+    path, deadline = run_dir / "metrics.jsonl", time.monotonic() + seconds
+    while not path.exists() or len(path.read_bytes().splitlines()) < steps:
+        assert time.monotonic() < deadline, "the run does not get going"
+        time.sleep(0.01)
+
+
 def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start
+from tests.faults.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start, wait_for_steps
 from tests.train.runs import arguments, records
 from train.run import FAILED, FINISHED, PREEMPTED
 
@@ -75,11 +75,3 @@ def test_two_runs_in_one_folder_exclude_each_other(data: Path, tmp_path: Path) -
     assert "another process trains in this folder" in second.output().splitlines()[-1]
     first.signal(signal.SIGTERM)
     assert first.wait() == [PREEMPTED], first.output()
-
-
-def wait_for_steps(run_dir: Path, steps: int, seconds: float = 120) -> None:
-    """Until metrics.jsonl has so many lines."""
-    path, deadline = run_dir / "metrics.jsonl", time.monotonic() + seconds
-    while not path.exists() or len(path.read_bytes().splitlines()) < steps:
-        assert time.monotonic() < deadline, "the run does not get going"
-        time.sleep(0.01)
