@@ -33,7 +33,7 @@ class Vanilla(Method):
 
     Options: ClassVar[type] = VanillaOptions
 
-    def __init__(self, options: VanillaOptions, setting: Setting):
+    def __init__(self, options: Any, setting: Setting):
         super().__init__(options, setting)
         self.criterion = self.make_criterion()
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
+from train.losses import at_least_float32
 from train.models.build import ModelOptions, build_model, part_seed
 from train.models.with_heads import detach_classifier
 
@@ -39,6 +40,9 @@ class KeyQueue(nn.Module):
     Buffers: queue float32 (dim, size), unit columns, random before the first keys; queue_ptr int64 (1,), the column
     that is written next.
     """
+
+    queue: Tensor
+    queue_ptr: Tensor
 
     def __init__(self, dim: int, size: int):
         super().__init__()
@@ -124,8 +128,8 @@ class ContrastiveExperts(nn.Module):
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Rows scaled to norm 1, in float32."""
-    return F.normalize(vectors.float(), dim=1)
+    """Rows scaled to norm 1, in at least float32."""
+    return F.normalize(at_least_float32(vectors), dim=1)
 
 
 def build_experts(options: ModelOptions, experts: int, make_head: MakeHead, seed: int) -> Experts:
