@@ -89,7 +89,7 @@ class Run:
             parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile != "no":
-            # In place, so that the names in checkpoints stay. Sizes are fixed: a step's parts have one, the last another.
+            # In place: the names in checkpoints stay. Sizes are fixed: a step has one, the short last one another.
             mode = "reduce-overhead" if options.run.compile == "graphs" else "default"
             bare_model.compile(mode=mode, dynamic=False)
         self.model: nn.Module = accelerator.prepare_model(
