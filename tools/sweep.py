@@ -1,8 +1,8 @@
 """Run rows of published tables: python -m tools.sweep --tables 2 --seeds 0 1 2
 
-It prints them beside the published numbers. Each run is a `python -m train` of its own. Finished runs are never repeated
-and interrupted ones continue, so the same command is run again after an interruption; rows that need the same run share
-it.
+It prints them beside the published numbers. Each run is a `python -m train` of its own. Finished runs are never
+repeated and interrupted ones continue, so the same command is run again after an interruption; rows that need the same
+run share it.
 """
 
 import argparse

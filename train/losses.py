@@ -26,11 +26,15 @@ def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tenso
     return cross_entropy(at_least_float32(logits) + log_prior, labels)
 
 
+def is_target(labels: Tensor, classes: int) -> Tensor:
+    """bool (batch, classes), true at each label. Unlike one_hot it never reads the labels on the host."""
+    return labels[:, None] == torch.arange(classes, device=labels.device)
+
+
 def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tensor:
     """Cross entropy on s (z - m_y onehot(y)), z cosines (Cao et al., NeurIPS 2019, eq. 13)."""
     z = at_least_float32(cosines)
-    target = F.one_hot(labels, z.shape[1])
-    return cross_entropy(scale * (z - target * margins[labels, None]), labels)
+    return cross_entropy(scale * (z - is_target(labels, z.shape[1]) * margins[labels, None]), labels)
 
 
 def log_prior(samples_per_class: np.ndarray) -> Tensor:

@@ -35,7 +35,7 @@ class Architecture:
     head: Literal["linear", "cosine"]
 
     def build(self) -> nn.Module:
-        """The network, freshly initialised."""
+        """The network."""
         return build_model(ModelOptions(name=self.name, width=self.width), self.classes, self.head, seed=0)
 
 

@@ -80,8 +80,9 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
 def _released(path: Path, content: Any, device: torch.device, recipe: str | None) -> Trained:
     state = state_dict_of(content)
     architecture = recognise(state)
-    model = architecture.build()
-    model.load_state_dict(state)
+    with torch.device("meta"):  # no initial weights: all of them are replaced
+        model = architecture.build()
+    model.load_state_dict(state, assign=True)
     usual = "cifar" if architecture.name == "resnet32" else "imagenet"
     chosen = _recipe(recipe or ("inat" if architecture.classes == _INAT18_CLASSES else usual))
     vanilla = method_class("vanilla")

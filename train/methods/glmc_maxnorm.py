@@ -16,6 +16,7 @@ from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
 from train.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses import is_target
 from train.methods.base import Method, MicroStep, Setting, StepOutput
 from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions
@@ -106,7 +107,7 @@ def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over classes of the binary cross entropy of softmax probabilities, float32 (batch,)."""
     with torch.autocast(logits.device.type, enabled=False):  # which refuses this loss, as half precision spoils it
         probabilities = logits.float().softmax(dim=1)
-        targets = F.one_hot(labels, logits.shape[1]).float()
+        targets = is_target(labels, logits.shape[1]).float()
         return F.binary_cross_entropy(probabilities, targets, reduction="none").mean(dim=1)
 
 

@@ -29,7 +29,7 @@ from pipeline.views import OneOf, View
 from shards.class_counts import effective_number_weights
 from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
 from train.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses import cross_entropy, ldam_margins
+from train.losses import cross_entropy, is_target, ldam_margins
 from train.methods.base import Method, MicroStep, Setting, StepOutput
 from train.models.build import ModelOptions, build_model
 from train.models.with_heads import WithHeads, detach_classifier
@@ -109,7 +109,7 @@ class AugmentedLoss:
         augmented = logits + 0.5 * self.strength * variance
         if self.margins is None:
             return augmented
-        return augmented - F.one_hot(self.labels, logits.shape[1]) * self.margins[self.labels, None]
+        return augmented - is_target(self.labels, logits.shape[1]) * self.margins[self.labels, None]
 
 
 @dataclass(frozen=True)
