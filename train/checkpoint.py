@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from train.released import state_dict_of
+
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
@@ -107,10 +109,15 @@ def load(path: Path) -> dict[str, Any]:
 def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) -> None:
     """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
 
+    The checkpoint is one of ours or a released file, see train/released.py.
+
     Raises:
         ValueError: a shared parameter differs in shape, or nothing is shared.
     """
-    weights, own = {n: value for n, value in load(path)["model"].items() if wanted(n)}, model.state_dict()
+    content = read(path)
+    is_ours = isinstance(content, dict) and "format_version" in content
+    found = load(path)["model"] if is_ours else state_dict_of(content)
+    weights, own = {name: value for name, value in found.items() if wanted(name)}, model.state_dict()
     shared = {name: value for name, value in weights.items() if name in own}
     shapes = [
         f"{name} {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"

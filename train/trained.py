@@ -14,11 +14,8 @@ from train.checkpoint import read
 from train.methods import method_class
 from train.methods.base import Method, Setting
 from train.models.build import ModelOptions
-from train.released import recognise, state_dict_of
+from train.released import as_plain_network, recognise, state_dict_of, usual_recipe
 from train.schedules import Schedule, ScheduleOptions
-
-# What released files do not say: the evaluation recipe. iNaturalist 2018 is known by its number of classes.
-_INAT18_CLASSES = 8142
 
 
 @dataclass(frozen=True)
@@ -79,12 +76,12 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
 
 def _released(path: Path, content: Any, device: torch.device, recipe: str | None) -> Trained:
     state = state_dict_of(content)
-    architecture = recognise(state)
+    plain = as_plain_network(state)
+    architecture = recognise(plain)
     with torch.device("meta"):  # no initial weights: all of them are replaced
         model = architecture.build()
-    model.load_state_dict(state, assign=True)
-    usual = "cifar" if architecture.name == "resnet32" else "imagenet"
-    chosen = _recipe(recipe or ("inat" if architecture.classes == _INAT18_CLASSES else usual))
+    model.load_state_dict(plain, assign=True)
+    chosen = _recipe(recipe or usual_recipe(state, architecture))
     vanilla = method_class("vanilla")
     method = vanilla(vanilla.Options(), _setting(architecture.classes, chosen, device))
     description = f"released {architecture.name}, {architecture.head} head, {architecture.classes} classes"

@@ -18,6 +18,7 @@ from train.assemble import Assembler
 from train.methods.glmc import GLMC, GLMCOptions, Heads
 from train.methods.glmc_maxnorm import GLMCMaxNorm, MaxNormOptions, bounded_rows, row_norm_bound, softmax_bce
 from train.models.build import ModelOptions
+from train.posthoc import tau_normalise
 from train.schedules import Schedule, ScheduleOptions
 
 
@@ -129,6 +130,16 @@ def test_row_norms_are_bounded_as_by_the_official_code():
     weight[1] = torch.tensor([1.5, 0.0])
     expected = [[0.84, 1.12], [1.4, 0], [0, 1.4], [0.6, 0.8]]
     torch.testing.assert_close(bounded_rows(weight, bound), torch.tensor(expected))
+
+
+def test_the_tau_normaliser_is_that_of_the_official_code():
+    """Vector V8, the companion of the projection; exponent 2."""
+    model = nn.ModuleDict({"fc": nn.Linear(2, 4)})
+    model.default_cfg = {"classifier": "fc"}
+    model["fc"].weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]])
+    tau_normalise(model, 2)
+    expected = [[0.12, 0.16], [1, 0], [0, 0.5], [0.6, 0.8]]
+    torch.testing.assert_close(model["fc"].weight.data, torch.tensor(expected))
 
 
 # ------------------------------------------------------------------ network

@@ -1,0 +1,121 @@
+"""Checkpoints in the layouts of GLMC's and MetaSAug's code: evaluated with the right head, starts of second stages."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.train.steps import setting
+from train.checkpoint import load_weights
+from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
+from train.methods.metasaug import build_network
+from train.models.build import ModelOptions, build_model
+from train.trained import load_trained
+
+CPU = torch.device("cpu")
+PICTURES = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """A network whose batch norms are not those of the start."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return model.eval()
+
+
+def glmc_network(options: ModelOptions, classes: int, seed: int = 1) -> GLMCNetwork:
+    method = GLMC(GLMCOptions(), setting([5] * classes))
+    network = with_statistics(method.build_model(options, seed))
+    assert isinstance(network, GLMCNetwork)
+    return network
+
+
+def check(path: Path, model: nn.Module, recipe: str) -> None:
+    """The file gives the logits of the model, in the recipe that is right for it."""
+    trained = load_trained(path, CPU)
+    assert trained.recipe.name == recipe
+    images = trained.method.setting.assembler.plain(PICTURES)
+    expected = model.evaluated_logits(images) if isinstance(model, GLMCNetwork) else model(images)
+    torch.testing.assert_close(trained.logits(PICTURES), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "classes", "recipe"),
+    [
+        (ModelOptions("resnet32", width=8), 10, "cifar10-glmc"),
+        (ModelOptions("resnet32", width=64), 100, "cifar"),
+        (ModelOptions("resnet18-stem32"), 10, "cifar10-glmc"),
+        (ModelOptions("resnet50-stem32"), 10, "cifar10-glmc"),
+        (ModelOptions("resnext50_32x4d"), 20, "imagenet"),
+        (ModelOptions("resnext50_32x4d"), 8142, "inat"),
+    ],
+    ids=lambda value: value.name if isinstance(value, ModelOptions) else str(value),
+)
+@torch.inference_mode()
+def test_a_released_glmc_network_is_evaluated_with_its_rebalanced_classifier(
+    tmp_path: Path, options: ModelOptions, classes: int, recipe: str
+) -> None:
+    network = glmc_network(options, classes)
+    state = {f"module.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"epoch": 3, "state_dict": state, "best_acc1": torch.tensor(1.0)}, tmp_path / "ckpt.best.pth.tar")
+    check(tmp_path / "ckpt.best.pth.tar", network, recipe)
+
+
+@torch.inference_mode()
+def test_a_glmc_network_without_the_other_heads_is_evaluated_too(tmp_path: Path) -> None:
+    network = glmc_network(ModelOptions("resnet32", width=8), 100)
+    unused = ("fc.", "projection_head.", "contrast_head.")
+    state = {name: value for name, value in network.state_dict().items() if not name.startswith(unused)}
+    torch.save({"state_dict": state}, tmp_path / "ckpt.pth.tar")
+    check(tmp_path / "ckpt.pth.tar", network, "cifar")
+
+
+@torch.inference_mode()
+def test_a_released_metasaug_network_has_no_batch_counters(tmp_path: Path) -> None:
+    network = with_statistics(build_model(ModelOptions(), 100, "linear", seed=1))
+    state = {name: value for name, value in network.state_dict().items() if "num_batches" not in name}
+    assert len(state) == 157
+    content = {"epoch": 186, "state_dict": state, "best_acc1": 48.0, "optimizer": {"state": {}}}
+    torch.save(content, tmp_path / "ckpt.pth")
+    check(tmp_path / "ckpt.pth", network, "cifar-metasaug")
+
+
+def large_network() -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
+    """A network, and its weights as MetaSAug on large data sets stores them."""
+    network = with_statistics(build_model(ModelOptions("resnet50"), 12, "linear", seed=1))
+    parts: dict[str, dict[str, Tensor]] = {"feature": {}, "classifier": {}}
+    for name, value in network.state_dict().items():
+        if "num_batches" not in name:
+            parts["classifier" if name.startswith("fc.") else "feature"][name] = value
+    assert len(parts["feature"]) == 265
+    return network, parts
+
+
+@torch.inference_mode()
+def test_a_released_large_network_keeps_features_and_classifier_apart(tmp_path: Path) -> None:
+    network, parts = large_network()
+    torch.save({"epoch": 20, "state_dict": parts, "optimizer": {"state": {}}}, tmp_path / "epoch_20.checkpoint")
+    check(tmp_path / "epoch_20.checkpoint", network, "imagenet")
+
+
+def test_the_large_mode_starts_from_a_released_first_stage(tmp_path: Path) -> None:
+    network, parts = large_network()
+    first = {
+        kind: {f"module.{name}": value for name, value in parts[part].items()}
+        for kind, part in (("feat_model", "feature"), ("classifier", "classifier"))
+    }
+    torch.save({"state_dict_best": first}, tmp_path / "final_model_checkpoint.pth")
+    own = build_network(ModelOptions("resnet50"), 12, seed=0, frozen=True)
+    load_weights(own, tmp_path / "final_model_checkpoint.pth", lambda name: True)
+    expected = network.state_dict()
+    assert all(torch.equal(v, expected[n]) for n, v in own.state_dict().items() if "num_batches" not in n)
+
+
+def test_the_maxnorm_stage_starts_from_a_released_glmc_network(tmp_path: Path) -> None:
+    first, second = (glmc_network(ModelOptions("resnet32", width=8), 10, seed) for seed in (1, 2))
+    torch.save({"state_dict": {f"module.{n}": v for n, v in first.state_dict().items()}}, tmp_path / "ckpt.pth")
+    load_weights(second, tmp_path / "ckpt.pth", lambda name: True)
+    assert all(torch.equal(v, first.state_dict()[n]) for n, v in second.state_dict().items())
