@@ -7,9 +7,10 @@ anything. It is written under a temporary name and renamed when it is whole: a f
 import errno
 import logging
 import os
-import pickle
 import re
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,7 @@ def read(path: Path) -> Any:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
         ) from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except Exception as error:  # which one depends on the byte where the file breaks
         raise ValueError(f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}") from error
 
 
@@ -98,12 +99,24 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or is not one of ours.
     """
     content = read(path)
+    _check_sums(path)
     if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
         found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
         raise ValueError(
             f"{path}: checkpoint format {found}, expected {FORMAT_VERSION} as this version of the code writes"
         )
     return content
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a checkpoint of which a bit has changed: torch reads tensors without looking at their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged: the checksum of {damaged} is not that of its content")
 
 
 def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) -> None:
@@ -189,10 +202,20 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that can be read; a damaged one is reported and the one before it taken."""
-        for _, path in reversed(self.positions()):
+        """The newest checkpoint that can be read, None where there is none; a damaged one is reported and passed over.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        positions = self.positions()
+        for _, path in reversed(positions):
             try:
                 return path, load(path)
             except ValueError as error:
                 logger.warning("%s; trying the checkpoint before it", error)
+        if positions:
+            raise ValueError(
+                f"{self.folder}: none of {len(positions)} checkpoints can be read; restore one of them, or start over "
+                "in another --run_dir"
+            )
         return None

@@ -171,6 +171,8 @@ class Run:
         elif (found := self.folder.checkpoints.load_latest()) is not None:
             self.trainer.restore(*found)
             logger.info("continuing from %s", found[0])
+        elif self.accelerator.is_main_process:
+            self.folder.metrics.restore(0)  # a run that was killed before its first checkpoint begins anew
 
     # ---------------------------------------------------------------- execution
 

@@ -135,4 +135,5 @@ def weights_sha256(checkpoint: Path) -> str:
 
 def different(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """One line for each entry that is not equal."""
-    return [f"{key}: {found[key]!r}, expected {value!r}" for key, value in expected.items() if found[key] != value]
+    shown = {key: [str(side[key])[:1000] for side in (found, expected)] for key in expected}
+    return [f"{key}: {a}, expected {b}" for key, (a, b) in shown.items() if found[key] != expected[key]]

@@ -19,11 +19,37 @@ def folder(tmp_path: Path, keep: int = 2) -> CheckpointFolder:
 def test_the_last_few_are_kept_and_the_best_is_left_alone(tmp_path: Path) -> None:
     checkpoints = folder(tmp_path)
     save(checkpoints.best, {"model": {}})
-    for step in (5, 100, 20):
+    for step in (5, 20, 100):
         checkpoints.save(Position(1, step), {"step": step})
     checkpoints.save(Position(2, 0), {"step": 0})
     assert [position for position, _ in checkpoints.positions()] == [Position(1, 100), Position(2, 0)]
     assert checkpoints.best.exists()
+
+
+def test_checkpoints_behind_which_a_run_went_back_never_push_out_the_new_one(tmp_path: Path) -> None:
+    checkpoints = folder(tmp_path, keep=1)
+    damaged = checkpoints.save(Position(2, 0), {"step": 0})
+    os.truncate(damaged, 10)
+    checkpoints.save(Position(1, 5), {"step": 5})
+    assert [position for position, _ in checkpoints.positions()] == [Position(1, 5)]
+
+
+def test_a_run_does_not_silently_begin_anew_where_no_checkpoint_can_be_read(tmp_path: Path) -> None:
+    checkpoints = folder(tmp_path)
+    assert checkpoints.load_latest() is None
+    os.truncate(checkpoints.save(Position(0, 1), {"step": 1}), 10)
+    with pytest.raises(ValueError, match="none of 1 checkpoints can be read"):
+        checkpoints.load_latest()
+
+
+def test_a_changed_bit_of_a_tensor_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.pt"
+    save(path, {"model": {"weight": torch.ones(1000)}})
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.ones(100).numpy().tobytes()) + 200] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=r"the checksum of .* is not that of its content"):
+        load(path)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

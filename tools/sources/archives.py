@@ -231,8 +231,9 @@ class _ZipFetcher:
         assert isinstance(ref.location, int)
         try:
             return self._archive.read(self._directory[ref.location])
-        # RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression.
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:
+        # RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError: the
+        # archive's directory leads to a place outside of it.
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
             raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
 
     def close(self) -> None:

@@ -173,7 +173,8 @@ _ARRAY_PARTS: dict[tuple[str, str], Any] = {
 }
 
 
-class _PlainUnpickler(pickle.Unpickler):
+# The one in Python: that in C takes 2 GB for a pickle of ten bytes that asks for a high place in its memo.
+class _PlainUnpickler(pickle._Unpickler):
     """Loads containers, strings, numbers and numpy arrays, and calls nothing else that a pickle may name."""
 
     def find_class(self, module: str, name: str) -> Any:
