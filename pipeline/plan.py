@@ -126,6 +126,11 @@ class Plan:
         self._samplers = {stream.name: stream.sampling.over(datasets[stream.dataset]) for stream in streams}
         full, rest = divmod(self._epoch_samples, global_batch_size)
         self.steps_per_epoch = full if drop_last else full + (rest > 0)
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"plan: the method drops short batches, and {self._epoch_samples} samples fill no batch of "
+                f"{global_batch_size}; choose a smaller batch"
+            )
 
     def step(self, epoch: int, step: int) -> StepPlan:
         """The plan of one step, both counted from 0."""
