@@ -1,7 +1,8 @@
 """What a training method is: the streams it reads, its model, its loss, and the state it keeps.
 
-A method never draws a random number and never talks to other ranks: the plan holds every decision, and `loss` returns
-this micro-batch's share of the loss of the *global* batch (shares add up to it over ranks and micro-batches).
+A method never draws a random number and, unless an equation asks for sums over the batch (MetaSAug), never talks to
+other ranks: the plan holds every decision, and `loss` returns this micro-batch's share of the loss of the *global*
+batch (shares add up to it over ranks and micro-batches).
 """
 
 from abc import ABC, abstractmethod
@@ -127,6 +128,10 @@ class Method(ABC):
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits that an evaluation ranks, (batch, classes), from assembled images."""
         return model(images)
+
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Logits of each member of an ensemble, (members, batch, classes); `eval_logits` is their mean."""
+        return self.eval_logits(model, images)[None]
 
     def derived_options(self) -> dict[str, Any]:
         """What follows from the options and the length of the run, to be printed and saved with it."""
