@@ -27,7 +27,8 @@ class Predictions:
     """One record an evaluated sample, ordered by sample id; all arrays (samples,).
 
     labels, predicted int64; in_top5 bool (among the min(5, classes) highest); loss float32, the cross entropy of the
-    raw logits; confidence float32, the softmax probability of the predicted class.
+    raw logits; confidence float32, the softmax probability of the predicted class. members_correct bool (samples,
+    members): whether each member of an ensemble is right by itself; without columns where there is only one.
     """
 
     labels: np.ndarray
@@ -35,6 +36,7 @@ class Predictions:
     in_top5: np.ndarray
     loss: np.ndarray
     confidence: np.ndarray
+    members_correct: np.ndarray
 
 
 @torch.inference_mode()
@@ -54,23 +56,27 @@ def predict(
     ids, columns = [], []
     for batch in batches:
         with autocast():
-            logits = method.eval_logits(model, method.setting.assembler.plain(batch.images[0])).float()
+            members = method.eval_members(model, method.setting.assembler.plain(batch.images[0])).float()
+        logits = members.mean(dim=0)
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         in_top5 = (logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]).any(dim=1)
         loss = cross_entropy(logits, batch.labels)
-        columns.append(torch.stack([batch.labels, predicted, in_top5, loss, confidence], dim=1).double())
+        record = [batch.labels, predicted, in_top5, loss, confidence]
+        record += (members.argmax(dim=2) == batch.labels).unbind() if len(members) > 1 else []
+        columns.append(torch.stack([column.double() for column in record], dim=1))
         ids.append(batch.sample_ids)
     mine = torch.cat(columns).cpu().numpy() if columns else np.zeros((0, 5))
     all_ids, records = _gather(np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64), mine)
     if not np.array_equal(np.sort(all_ids), np.arange(samples)):
         raise RuntimeError(f"evaluated {len(all_ids)} records of {samples} samples: some twice or not at all")
-    labels, predicted, in_top5, losses, confidences = records[np.argsort(all_ids)].T
+    labels, predicted, in_top5, losses, confidences, *members_correct = records[np.argsort(all_ids)].T
     return Predictions(
         labels.astype(np.int64),
         predicted.astype(np.int64),
         in_top5.astype(bool),
         losses.astype(np.float32),
         confidences.astype(np.float32),
+        np.array(members_correct, dtype=bool).reshape(-1, samples).T,
     )
 
 
@@ -79,7 +85,8 @@ def _gather(ids: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarra
         return ids, records
     parts: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(parts, (ids, records))
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    filled = [part for part in parts if len(part[0])]  # a rank without samples does not know the number of columns
+    return np.concatenate([p[0] for p in filled]), np.concatenate([p[1] for p in filled])
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,7 @@ def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRu
         "loss": float(predictions.loss.mean(dtype=np.float64)),
         "calibration_error": 100 * expected_calibration_error(predictions.confidence, correct),
         "samples": float(len(correct)),
+        **{f"expert{k}": 100 * float(alone.mean()) for k, alone in enumerate(predictions.members_correct.T)},
     }
     return Scores(numbers, recall, confusion)
 

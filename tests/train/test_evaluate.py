@@ -18,7 +18,8 @@ CONFUSION = np.array([[8, 1, 1, 0, 0], [2, 7, 1, 0, 0], [3, 1, 5, 1, 0], [4, 2, 
 def predictions(confusion: np.ndarray) -> Predictions:
     labels, predicted = (np.repeat(axis.ravel(), confusion.ravel()) for axis in np.indices(confusion.shape))
     ones = np.ones(len(labels))
-    return Predictions(labels, predicted, labels == predicted, ones.astype(np.float32), ones.astype(np.float32))
+    alone = np.zeros((len(labels), 0), dtype=bool)
+    return Predictions(labels, predicted, labels == predicted, ones.astype(np.float32), ones.astype(np.float32), alone)
 
 
 @pytest.mark.parametrize(("rule", "groups"), [(CMO_RULE, (75, 40, 10)), (SHIFTED_RULE, (75, 50, 20))])
@@ -55,7 +56,7 @@ def method() -> SimpleNamespace:
     """Logits are the first pixels of the image."""
     assembler = SimpleNamespace(plain=lambda images: images.float())
     return SimpleNamespace(
-        setting=SimpleNamespace(assembler=assembler), eval_logits=lambda model, images: images[:, 0, :, 0]
+        setting=SimpleNamespace(assembler=assembler), eval_members=lambda model, images: images[:, 0, :, 0][None]
     )
 
 
@@ -70,6 +71,18 @@ def test_predictions_come_in_the_order_of_the_ids() -> None:
     assert found.labels.tolist() == [2, 2, 1]
     assert found.predicted.tolist() == [0, 2, 1]
     assert found.in_top5.all()  # only three classes
+
+
+def test_members_of_an_ensemble_are_scored_alone_and_by_their_mean() -> None:
+    ensemble = method()
+    second = torch.tensor([[0.0, 5, 0], [0, 0, 0.5]])
+    ensemble.eval_members = lambda model, images: torch.stack([images[:, 0, :, 0], second])
+    batches = [batch([1, 0], [[4, 0, 0], [3, 1, 0]], [0, 0])]
+    found = predict(ensemble, torch.nn.Identity(), batches, 2, nullcontext)
+    assert found.predicted.tolist() == [0, 1]  # means (1.5, 0.5, 0.25) and (2, 2.5, 0)
+    numbers = score(found, np.array([3, 2, 1]), CMO_RULE).numbers
+    assert (numbers["all"], numbers["expert0"], numbers["expert1"]) == (50, 100, 0)
+    assert "expert0" not in score(predictions(CONFUSION), COUNTS, CMO_RULE).numbers
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 1], [0, 1]])

@@ -113,7 +113,7 @@ def test_groups_of_classes_equal_the_official_report() -> None:
     predicted = np.array([0, 0, 1, 2, 2, 2, 3, 0, 4, 4])
     nothing = np.zeros(10, dtype=np.float32)
     found = score(
-        Predictions(labels, predicted, predicted == labels, nothing, nothing),
+        Predictions(labels, predicted, predicted == labels, nothing, nothing, np.zeros((10, 0), dtype=bool)),
         np.array([500, 100, 60, 20, 5]),
         NCL_RULE,
     ).numbers
@@ -322,6 +322,7 @@ def test_the_mean_of_raw_logits_is_evaluated_without_the_momentum_encoders() -> 
     expected = torch.stack([model.classifier_ce[k](model.backbone[k](images)) for k in range(2)]).mean(dim=0)
     model.backbone_MA = nn.ModuleList()  # would fail if it were called
     assert torch.equal(method.eval_logits(model, images), expected)
+    assert method.eval_members(model, images).shape == (2, 2, 4)
 
 
 # -------------------------------------------------------------- contrastive branch

@@ -254,6 +254,9 @@ class NCL(CMO):
     def prediction(self, output: Tensor) -> Tensor:
         return output.mean(dim=0)
 
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)
+
     # -------------------------------------------------------- contrastive branch
 
     def _remember(self, step: MicroStep, keys: Tensor) -> None:

@@ -101,6 +101,9 @@ class RIDE(CMO):
     def prediction(self, output: Tensor) -> Tensor:
         return output.mean(dim=0)
 
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)
+
     def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
         """logits: (experts, rows, classes), scaled."""
         batch, epoch = step.batches[stream], step.plan.epoch
