@@ -114,6 +114,20 @@ class ClassWeightedEffectiveNumber:
         return _ClassWeightedSampler(dataset, mass)
 
 
+@dataclass(frozen=True)
+class ProgressivelyBalanced:
+    """Independent draws with replacement, at first nearly of all samples alike, in the last epoch of all classes alike.
+
+    In the e-th of E epochs, counted from one, class k is drawn with probability (e/E)/C + (1 − e/E) n_k/N (Kang et al.,
+    ICLR 2020). The NCL code has it as an option, which none of its settings uses.
+    """
+
+    epochs: int
+
+    def over(self, dataset: SampledDataset) -> Sampler:
+        return _ProgressiveSampler(dataset, self.epochs)
+
+
 class _ShuffledSampler:
     def __init__(self, samples: int) -> None:
         self._samples = samples
@@ -206,3 +220,21 @@ class _ClassWeightedSampler:
         # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
         members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
         return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
+
+
+class _ProgressiveSampler:
+    def __init__(self, dataset: SampledDataset, epochs: int) -> None:
+        self._dataset = dataset
+        self._epochs = epochs
+        counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
+        self._by_sample = counts / counts.sum()
+        self._by_class = (counts > 0) / np.count_nonzero(counts)
+
+    def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
+        """Of an epoch counted from 0, float64 (classes,)."""
+        done = (epoch + 1) / self._epochs
+        return done * self._by_class + (1 - done) * self._by_sample
+
+    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
+        sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(epoch))
+        return sampler.ids(seed, purpose, epoch, step, slots)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import Stream
-from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, Sampling, Shuffled
+from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, ProgressivelyBalanced, Sampling, Shuffled
 from pipeline.views import OneOf, View
 from train.methods.base import MicroStep, StepOutput
 from train.methods.vanilla import Vanilla, VanillaOptions
@@ -31,8 +31,9 @@ class PastingOptions:
         start_data_aug: epochs 0 … start_data_aug are plain.
         end_data_aug: the last end_data_aug epochs are plain.
         foreground: weighted (by weighted_alpha), effective (by effective numbers, the paper's E(k)) or shuffled.
-        background: shuffled or weighted (by weighted_alpha). The paper's CMO_minor is weighted under weighted, its
-            CMO_back weighted under a shuffled foreground; neither is in the official code. Plain steps see it too.
+        background: shuffled, weighted (by weighted_alpha) or progressive (from samples alike to classes alike over the
+            run). The paper's CMO_minor is weighted under weighted, its CMO_back weighted under a shuffled foreground;
+            neither is in the official code. Plain steps see it too.
     """
 
     weighted_alpha: float = 1.0
@@ -41,7 +42,7 @@ class PastingOptions:
     start_data_aug: int = 3
     end_data_aug: int = 3
     foreground: Literal["weighted", "effective", "shuffled"] = "weighted"
-    background: Literal["shuffled", "weighted"] = "shuffled"
+    background: Literal["shuffled", "weighted", "progressive"] = "shuffled"
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class CMO(Vanilla):
 
     def background(self) -> Sampling:
         """Which samples are pasted on; all steps see them."""
+        if self.options.background == "progressive":
+            return ProgressivelyBalanced(self.setting.schedule.epochs)
         return ClassWeighted(self.options.weighted_alpha) if self.options.background == "weighted" else Shuffled()
 
     def foreground(self) -> Sampling:
