@@ -1,13 +1,11 @@
 """Every parser of files that others wrote, fed with mutated valid files.
 
-`python -m tests.faults.fuzz TARGET --seconds 600` runs one of them under atheris, which looks for new paths through the
-code (`pip install -e .[fuzz]`); the default suite mutates with hypothesis, see test_fuzzing.py.
+The default suite mutates with hypothesis (test_fuzzing.py); `python -m tests.faults.fuzz_for_long` runs one parser
+under atheris, which looks for new paths through the code.
 """
 
-import argparse
 import io
 import pickle
-import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
@@ -211,26 +209,3 @@ TARGETS: dict[str, Callable[[], Target]] = {
     "checkpoint": _checkpoint,
     "recipe": _recipe,
 }
-
-
-def main() -> None:
-    """Fuzz one target for a while; ends with atheris' own message and status at the first fault."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz")
-    parser.add_argument("target", choices=sorted(TARGETS))
-    parser.add_argument("--seconds", type=int, default=600)
-    options = parser.parse_args()
-    try:
-        import atheris
-    except ImportError:
-        sys.exit("atheris is missing: pip install -e .[fuzz]")
-    target = TARGETS[options.target]()
-    with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as scratch:
-        (Path(corpus) / "valid").write_bytes(target.valid)
-        atheris.instrument_all()
-        limits = [f"-max_total_time={options.seconds}", "-timeout=30", "-rss_limit_mb=4096"]
-        atheris.Setup([sys.argv[0], *limits, corpus], lambda data: check(target, data, Path(scratch)))
-        atheris.Fuzz()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,36 @@
+"""`python -m tests.faults.fuzz_for_long TARGET --seconds 600`: one parser under atheris, guided by the paths it takes.
+
+Needs `pip install -e .[fuzz]`. Ends with atheris' own message and status at the first fault.
+"""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+import atheris
+
+# Only what is imported in this block is watched; watching torch as well would take minutes.
+with atheris.instrument_imports(include=["shards", "tools", "train.checkpoint"]):
+    from tests.faults.fuzz import TARGETS, check
+
+_SECONDS_FOR_ONE_INPUT, _MEMORY_MB = 30, 4096  # more of either is a fault
+
+
+def main() -> None:
+    """Fuzz one target for a while."""
+    parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz_for_long")
+    parser.add_argument("target", choices=sorted(TARGETS))
+    parser.add_argument("--seconds", type=int, default=600)
+    options = parser.parse_args()
+    target = TARGETS[options.target]()
+    with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as scratch:
+        (Path(corpus) / "valid").write_bytes(target.valid)
+        limits = [f"-timeout={_SECONDS_FOR_ONE_INPUT}", f"-rss_limit_mb={_MEMORY_MB}"]
+        command = [sys.argv[0], f"-max_total_time={options.seconds}", *limits, corpus]
+        atheris.Setup(command, lambda data: check(target, data, Path(scratch)))
+        atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()
