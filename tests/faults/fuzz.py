@@ -134,7 +134,7 @@ def _archive(name: str, valid: bytes, container: Callable[[Path], Container]) ->
             fetcher = opened.open()
             for name_in_archive, member in members:
                 with suppress(ValueError):
-                    assert len(fetcher.fetch(SampleRef(name_in_archive, 0, member.location))) == member.size
+                    fetcher.fetch(SampleRef(name_in_archive, 0, member.location))
             fetcher.close()
         finally:
             opened.close()

@@ -26,7 +26,12 @@ def main() -> None:
     target = TARGETS[options.target]()
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as scratch:
         (Path(corpus) / "valid").write_bytes(target.valid)
-        limits = [f"-timeout={_SECONDS_FOR_ONE_INPUT}", f"-rss_limit_mb={_MEMORY_MB}"]
+        # The input of a fault is kept there: the default is the current folder.
+        limits = [
+            f"-artifact_prefix={tempfile.gettempdir()}/",
+            f"-timeout={_SECONDS_FOR_ONE_INPUT}",
+            f"-rss_limit_mb={_MEMORY_MB}",
+        ]
         command = [sys.argv[0], f"-max_total_time={options.seconds}", *limits, corpus]
         atheris.Setup(command, lambda data: check(target, data, Path(scratch)))
         atheris.Fuzz()
