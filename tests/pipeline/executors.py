@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from pipeline.bad_samples import BadSamples
+from pipeline.dali import DaliExecutor
 from pipeline.executor import make_executor
 from pipeline.plan import StreamPlan
 from pipeline.rng import generator
@@ -29,9 +30,10 @@ def plan_batches(dataset, views, batches, seed=0):
 
 
 def execute(name, dataset, views, requests, threads=1):
-    """For each request, one uint8 array (B, height, width, 3) a view."""
+    """For each request, one uint8 array (B, height, width, 3) a view. "dali-views" is the graph that GPUs run."""
     largest = max(len(request) for request in requests)
-    running = make_executor(name, dataset, views, torch.device("cpu"), threads, largest, BadSamples(dataset, budget=0))
+    arguments = dataset, views, torch.device("cpu"), threads, largest, BadSamples(dataset, budget=0)
+    running = DaliExecutor(*arguments, views_by_dali=True) if name == "dali-views" else make_executor(name, *arguments)
     results = running.run(iter(requests))
     try:
         return [[image.numpy().copy() for image in images] for images in results]

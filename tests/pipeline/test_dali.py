@@ -20,6 +20,8 @@ VIEWS = {
     "one of two, one padded": (OneOf((View(RandomResizedCrop(120), 0.5), View(PaddedCrop(120, 20)))),),
     "two views": (View(RandomResizedCrop(64), 0.5), View(PaddedCrop(128, 20), 0.5)),
 }
+# How the executor works on a CPU, and, on the CPU too, the graph that it runs on a GPU.
+BOTH = pytest.mark.parametrize("executor", ["dali", "dali-views"])
 BATCHES = [range(8), range(8, 13), [5, 5], [11]]
 
 
@@ -28,20 +30,24 @@ def photo_set(tmp_path_factory):
     return photos(tmp_path_factory.mktemp("sets") / "photos", (8, 5))
 
 
+@BOTH
 @pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS.keys())
-def test_dali_shows_what_pillow_shows(photo_set, views):
+def test_dali_shows_what_pillow_shows(photo_set, views, executor):
     requests = plan_batches(photo_set, views, BATCHES)
-    assert_same_pictures(execute("dali", photo_set, views, requests), execute("reference", photo_set, views, requests))
+    assert_same_pictures(
+        execute(executor, photo_set, views, requests), execute("reference", photo_set, views, requests)
+    )
 
 
-def test_the_border_of_a_smaller_picture_is_pillows(tmp_path):
+@BOTH
+def test_the_border_of_a_smaller_picture_is_pillows(tmp_path, executor):
     """The outermost lines in hard contrast to those beside them, where DALI's own border is far from Pillow's."""
     dataset = write_shard_set(
         tmp_path / "framed", [encode(framed(150, 120), "PNG"), encode(framed(90, 170), "PNG")], [0, 0]
     )
     views = (View(Whole(40)), View(RandomResizedCrop(30), 0.5), View(ResizeCenterCrop(40, 40)))
     requests = plan_batches(dataset, views, [[0, 1] * 8])
-    found, expected = (execute(name, dataset, views, requests) for name in ("dali", "reference"))
+    found, expected = (execute(name, dataset, views, requests) for name in (executor, "reference"))
     assert_same_pictures(found, expected, largest=2)
 
 
@@ -52,11 +58,12 @@ def framed(width, height):
     return Image.fromarray(pixels)
 
 
-def test_reflected_borders(tmp_path):
+@BOTH
+def test_reflected_borders(tmp_path, executor):
     dataset = small_images(tmp_path / "small", (6, 4))
     views = (View(PaddedCrop(32, 6, "reflect"), 0.5), View(RandomResizedCrop(32), 0.5))
     requests = plan_batches(dataset, views, [range(10), [3]])
-    assert_same_pictures(execute("dali", dataset, views, requests), execute("reference", dataset, views, requests))
+    assert_same_pictures(execute(executor, dataset, views, requests), execute("reference", dataset, views, requests))
 
 
 def test_reflected_borders_on_images_of_different_sizes_are_refused(photo_set):
@@ -65,10 +72,11 @@ def test_reflected_borders_on_images_of_different_sizes_are_refused(photo_set):
         execute("dali", photo_set, (view,), plan_batches(photo_set, (view,), [[0]]))
 
 
+@BOTH
 @pytest.mark.parametrize("views", [VIEWS["random resized crop"], VIEWS["two views"]])
-def test_the_result_does_not_depend_on_threads_or_on_the_run(photo_set, views):
+def test_the_result_does_not_depend_on_threads_or_on_the_run(photo_set, views, executor):
     requests = plan_batches(photo_set, views, BATCHES)
-    first, *others = (execute("dali", photo_set, views, requests, threads) for threads in (1, 1, 2, 4))
+    first, *others = (execute(executor, photo_set, views, requests, threads) for threads in (1, 1, 2, 4))
     for other in others:
         assert_same_pictures(other, first, largest=0, mean=0)
 

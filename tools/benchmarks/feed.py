@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pipeline.bad_samples import BadSamples
-from pipeline.dali import graph_inputs
+from pipeline.dali_graphs import decode_inputs
 from pipeline.loader import Loader
 from pipeline.plan import Plan, Stream
 from pipeline.readahead import ReadAhead
@@ -76,7 +76,7 @@ def _shares(bench: Bench) -> Table:
             requests = (plan.stream_step("original", *step) for step in steps)
             ahead = ReadAhead(requests, dataset, BadSamples(dataset, budget=0))
             for request in ahead:
-                graph_inputs(dataset, (JITTERED_224,), request)
+                decode_inputs(dataset, request, regions=True)
             ahead.close()
 
         return _images_per_cpu_second(action, bench)

@@ -1,0 +1,67 @@
+"""Resize, window and flip of decoded images on the CPU, image by image, with torch's 8-bit kernel.
+
+DALI decodes fastest, but its CPU resize works in floating point: 1.05 ms an image of 1.9 (ImageNet, to 224 pixels),
+where torch's fixed-point kernel, written after Pillow-SIMD, takes 0.2 ms and is closer to Pillow.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.views import ViewPlan
+
+
+class HostViews:
+    """A pool of threads that makes planned views of decoded images. torch releases the interpreter while it resizes."""
+
+    def __init__(self, threads: int) -> None:
+        # One thread an operation: teams of threads inside every thread of the pool would wait for each other. The
+        # setting concerns the calling thread, and such as are started later and do not set their own.
+        self._pool = ThreadPoolExecutor(
+            threads, thread_name_prefix="host-views", initializer=torch.set_num_threads, initargs=(1,)
+        )
+
+    def make(self, decoded: Sequence[np.ndarray], plan: ViewPlan, regions_are_cut: bool) -> Tensor:
+        """The view of every image, uint8 (B, *plan.output_size, 3).
+
+        decoded: uint8 (height, width, 3) each, the whole image, or its planned region where `regions_are_cut`.
+        """
+
+        def one(i: int) -> Tensor:
+            image = decoded[i]
+            if not regions_are_cut:
+                top, left, height, width = plan.region[i].tolist()
+                image = image[top : top + height, left : left + width]
+            return _window(_resized(image, plan.resized[i].tolist()), plan.window[i].tolist(), plan.output_size)
+
+        # Channels last in memory, so that this is one plain copy.
+        images = torch.cat(list(self._pool.map(one, range(len(decoded)))))
+        flipped = torch.from_numpy(np.flatnonzero(plan.flip))
+        # As (batch, channel, row, column): torch has a fast way for that layout only, ten times faster.
+        images.index_copy_(0, flipped, images.index_select(0, flipped).flip(3))
+        return images.permute(0, 2, 3, 1)
+
+    def close(self) -> None:
+        """Stop the threads; safe to call twice."""
+        self._pool.shutdown()
+
+
+def _resized(image: np.ndarray, size: list[int]) -> Tensor:
+    """uint8 (1, 3, *size), channels last: antialiased bilinear, as Pillow's to one grey level."""
+    pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
+    if list(image.shape[:2]) == size:
+        return pixels
+    return functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+
+
+def _window(pixels: Tensor, corner: list[int], size: tuple[int, int]) -> Tensor:
+    """The rectangle of `size` (height, width) whose top left is `corner`; black where it lies outside of the image."""
+    (top, left), (height, width) = corner, size
+    below, beside = top + height - pixels.shape[2], left + width - pixels.shape[3]
+    if top >= 0 and left >= 0 and below <= 0 and beside <= 0:
+        return pixels[:, :, top : top + height, left : left + width]
+    return functional.pad(pixels, (-left, beside, -top, below))
