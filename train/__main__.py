@@ -11,7 +11,6 @@ from train.run import FAILED, train
 
 def main() -> int:
     """Train as the command line says; see train/run.py for the exit statuses."""
-    faulthandler.enable()  # else a shard that is cut while it is mapped (SIGBUS) ends the run without a word
     first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
@@ -24,4 +23,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    faulthandler.enable()  # else a shard that is cut while it is mapped (SIGBUS) ends the run without a word
     sys.exit(main())

@@ -6,6 +6,7 @@ What runs in them is `python -m train`, ranks included; only the interpreter's s
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
@@ -16,7 +17,6 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train.__main__ import main
 from train.trainer import Trainer
 
 # A rank that dies takes the others with it within this time (gloo notices a closed connection at once).
@@ -88,7 +88,7 @@ def _train(arguments: list[str], log: Path, environment: dict[str, str], ids: Pa
     sys.argv = ["train", *arguments]
     if ids is not None:
         _record_sample_ids(ids, **hooks)
-    sys.exit(main())
+    runpy.run_module("train", run_name="__main__")
 
 
 def _record_sample_ids(path: Path, stop_after: int | None = None) -> None:
