@@ -101,9 +101,12 @@ def _idx() -> Target:
     return Target(valid, read)
 
 
+_FOR_THE_SHARD_SET = tempfile.TemporaryDirectory()  # removed when the interpreter ends
+
+
 @cache
 def _shard_set() -> Path:
-    folder = Path(tempfile.mkdtemp()) / "set"
+    folder = Path(_FOR_THE_SHARD_SET.name) / "set"
     small_images(folder, (4, 3, 2), side=32)
     return folder
 
@@ -161,8 +164,10 @@ def _cifar() -> Target:
 
 def _checkpoint() -> Target:
     content = {"model": {"weight": torch.arange(50.0), "count": torch.tensor(3)}, "position": {"epoch": 1, "step": 2}}
-    path = Path(tempfile.mkdtemp()) / "valid.pt"
-    save(path, content)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "valid.pt"
+        save(path, content)
+        valid = path.read_bytes()
 
     def read(data: bytes, scratch: Path) -> None:
         (scratch / "x.pt").write_bytes(data)
@@ -170,7 +175,7 @@ def _checkpoint() -> Target:
         assert torch.equal(found["model"]["weight"], content["model"]["weight"]), "silently other weights"
         assert found["position"] == content["position"]
 
-    return Target(path.read_bytes(), read)
+    return Target(valid, read)
 
 
 def _recipe() -> Target:

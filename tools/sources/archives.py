@@ -203,7 +203,10 @@ class Zip:
     def members(self) -> Iterator[tuple[str, Member | None]]:
         with _open_zip(self.path) as archive:
             for position, info in enumerate(archive.infolist()):
-                yield _plain_name(info.filename), None if info.is_dir() else Member(position, info.file_size)
+                yield (
+                    _plain_name(info.filename),
+                    None if info.filename.endswith("/") else Member(position, info.file_size),
+                )
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
         return _locate_by_walking(self, {name: name for name in names})
