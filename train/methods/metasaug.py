@@ -276,9 +276,9 @@ class MetaSAug(Method):
         return step.to_device(weights[step.positions] / weights.sum()) * step.batches["original"].weights
 
     def _inner_shares(self, step: MicroStep) -> Tensor:
-        """The same over the batch of the virtual step: the global one, or this process's."""
+        """The same over the batch of the virtual step: the global one, or this process's, which may be padding only."""
         shares = self._shares(step)
-        return shares if self.options.statistics == "global" else shares / shares.sum()
+        return shares if self.options.statistics == "global" else shares / shares.sum().clamp(min=1e-12)
 
     def _meta_shares(self, step: MicroStep) -> Tensor:
         weights = step.batches["meta"].weights
