@@ -62,8 +62,10 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
         pixels = planes[: chunk.stop - start].copy_(images[chunk].permute(0, 3, 1, 2))
         for operation in operations:
             pixels = _apply(pixels, operation.take(chunk))
-        # In three steps, as torch vectorises on the CPU neither a copy that changes layout and type nor float to uint8.
-        result[chunk] = pixels.permute(0, 2, 3, 1).contiguous().to(torch.int16)
+        # On the CPU torch vectorises float to int16, but neither float to uint8 nor a copy of another layout and type.
+        # The low bytes (which come first on all machines that torch runs on) are the numbers.
+        low_bytes = pixels.to(torch.int16).view(torch.uint8)[..., ::2]
+        torch.stack(low_bytes.unbind(1), dim=3, out=result[chunk])
     return result
 
 

@@ -3,9 +3,12 @@
 python -m tools.bench all --quick --out benchmarks/results
 """
 
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as in train/__main__.py
+
 import argparse
 import importlib
-import os
 import shlex
 import sys
 import tempfile
