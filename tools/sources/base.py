@@ -25,6 +25,6 @@ class SourceCommand(Protocol):
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         """The sources to build, by what is appended to the path of the --out folder: "" is --out itself, "/val" a
-        folder in it, "-holdout" the validation set beside it. May read `out`, `seed` and `allow_partial` of the namespace.
+        folder in it, "-holdout" the validation set beside it. May read `out`, `seed` and `allow_partial`.
         Raises ValueError or FileNotFoundError before any expensive work."""
         ...
