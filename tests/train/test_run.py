@@ -95,6 +95,16 @@ def test_a_stopped_run_continues_as_if_nothing_had_happened(
     assert records(run_dir) == records(straight)
 
 
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(
+    straight: Path, data: Path, tmp_path: Path
+) -> None:
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "metrics.jsonl").write_text('{"kind": "steps", "epoch": 0, "step": 0, "loss": 2.0, "lr": 0.01}\n')
+    assert train(options(data, run_dir, resume="auto")) == FINISHED
+    assert records(run_dir) == records(straight)
+
+
 def test_accumulation_and_checkpoint_cadence_do_not_change_the_plan(data: Path, straight: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     changes = {"accumulation": 2, "checkpoint_every_steps": 3, "keep_checkpoints": 3, "epochs": 2}

@@ -221,7 +221,7 @@ class Zip:
 def _open_zip(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made by a later version of the format
         raise _incomplete(path, "zip", error) from error
 
 
