@@ -15,10 +15,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from tools.benchmarks.material import FULL, QUICK, Bench
-
 SUBJECTS = {
     "build": "shards from files, against copying, tar and webdataset",
     "feed": "what planning and feeding cost without decoding; class-weighted draws up to 10^8 samples",
@@ -32,6 +28,11 @@ SUBJECTS = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmarks. Returns the exit code; errors of the input are one line on standard error."""
+    # Imported here: workers that build shards import this module again, and should not wait for torch.
+    import torch
+
+    from tools.benchmarks.material import FULL, QUICK, Bench
+
     namespace = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "tools.bench", *(arguments or sys.argv[1:])])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

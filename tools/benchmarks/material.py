@@ -4,7 +4,7 @@ import io
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -79,15 +79,14 @@ class Bench:
 
     @cached_property
     def shards(self) -> ShardSet:
-        """The class folders as a shard set, several shards a core."""
+        """The class folders as a shard set, several shards a core, so that every reader has some."""
         source = self.source()
-        build_shard_set(source, self.scratch / "shards", self.build_options("header"), workers=1)
+        build_shard_set(source, self.scratch / "shards", self.build_options(ImagePolicy("header"), 4), workers=1)
         return ShardSet.open(self.scratch / "shards")
 
-    def build_options(self, check: Literal["full", "header"], encode: Literal["keep", "jpeg"] = "keep") -> BuildOptions:
-        """Of shard sets with four shards a core, so that workers and readers share them evenly."""
-        policy = ImagePolicy(check, encode, max_side=256 if encode == "jpeg" else None)
-        return BuildOptions(policy, samples_per_shard=-(-self.scale.images // (4 * self.cores)))
+    def build_options(self, policy: ImagePolicy, shards_per_core: int) -> BuildOptions:
+        """Of a shard set with so many shards for each core."""
+        return BuildOptions(policy, samples_per_shard=-(-self.scale.images // (shards_per_core * self.cores)))
 
     def describe(self) -> dict[str, Any]:
         """The images: how many, how large."""
