@@ -1,31 +1,28 @@
-"""The first steps of a run, without evaluation, report and trackers."""
+"""The first steps of a run, without evaluation, checkpoints, report and trackers."""
 
-from unittest import mock
+import torch
 
 from train.datasets import open_datasets
-from train.evaluator import Evaluator
 from train.launch import make_accelerator
 from train.options import Options
 from train.run import Run
 from train.run_folder import RunFolder
 
-NOTHING = {"test": {"all": 0.0, "many": None, "medium": None, "few": None}}
-
 
 def make_run(options: Options) -> Run:
-    """The parts of a run whose folder is ready."""
+    """The parts of a run; its folder is not made."""
     assert options.run.run_dir is not None
     folder = RunFolder(options.run.run_dir, keep_checkpoints=1)
-    folder.checkpoints.prepare()
-    return Run(options, folder, open_datasets(options.data), make_accelerator(options.run))
-
-
-def train_steps(options: Options) -> Run:
-    """Train as the loop of a run does, up to max_steps; its evaluation says nothing."""
-    with mock.patch.object(Evaluator, "selection_scores", lambda self: NOTHING):
-        run = make_run(options)
-        with run.make_loader() as loader:
-            run.progress.start(run.trainer.total_steps, run.trainer.done_steps)
-            run.trainer.run(loader)
-            run.progress.close()
+    run = Run(options, folder, open_datasets(options.data), make_accelerator(options.run))
+    torch.set_num_threads(1)  # a run takes all cores, and tests run beside each other
     return run
+
+
+def take_steps(run: Run) -> int:
+    """Optimizer steps up to max_steps, at the base learning rate; how many they were."""
+    steps = 0
+    with run.make_loader() as loader:
+        for loaded in loader:
+            run.trainer.train_step(loaded)
+            steps += 1
+    return steps

@@ -17,7 +17,7 @@ from pipeline.operations import Kind
 from pipeline.plan import Plan
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.runs import options
-from tests.train.short_runs import train_steps
+from tests.train.short_runs import make_run, take_steps
 from tests.train.steps import CPU, micro_step, random_images, setting
 from train.checkpoint import save
 from train.methods import method_class
@@ -234,7 +234,9 @@ def test_a_second_stage_trains_its_classifier_alone(
     data: Path, first_stage: Path, tmp_path: Path, name: str, freeze: bool, trained: str
 ) -> None:
     changes = {"method.name": name, "method.freeze_statistics": freeze, "model.init_from": first_stage, "max_steps": 2}
-    after = train_steps(options(data, tmp_path / "run", **changes)).trainer.bare_model.state_dict()
+    run = make_run(options(data, tmp_path / "run", **changes))
+    take_steps(run)
+    after = run.trainer.bare_model.state_dict()
     before = torch.load(first_stage, weights_only=True)["model"]
     changed = {key for key in after if key not in before or not torch.equal(after[key], before[key])}
     statistics = {key for key in after if key.endswith(STATISTICS)}

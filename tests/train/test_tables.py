@@ -1,0 +1,275 @@
+"""Every published row resolves and plans; each method on each backbone takes two steps."""
+
+import re
+from dataclasses import fields, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from pipeline.plan import Plan
+from pipeline.recipes import RECIPES, DatasetRecipe
+from pipeline.views import OneOf, ResizeCenterCrop, View
+from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
+from tests.pipeline.shard_sets import UnreadableSet, small_images
+from tests.train.short_runs import make_run, take_steps
+from tests.train.steps import CPU
+from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
+from tools.sweep import first_stage
+from train.assemble import Assembler
+from train.checkpoint import save
+from train.methods import method_class
+from train.methods.base import Method, Setting
+from train.options import Options, parse
+from train.schedules import Schedule
+
+TABLES = read_tables()
+ROWS = [row for table in TABLES.values() for row in table.rows]
+
+# Counted in CMO's paper: cells of the All column, whoever's method it is.
+ROWS_OF_TABLE = dict(
+    zip(
+        ("2", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15"),
+        (18, 15, 9, 3, 19, 10, 4, 4, 8, 4, 32, 9, 3),
+        strict=True,
+    )
+)
+GROUP_SIZES = {"cifar100": (35, 35, 30), "imagenet": (385, 479, 136), "inat18": (842, 3701, 3599)}
+LARGE = ("wide_resnet50_2", "resnet101", "resnet152")
+SIDE = 64
+SMALL_COUNTS = (8, 4, 2)
+
+
+def power_law_with(classes: int, largest: int, smallest: int, total: int) -> np.ndarray:
+    """Class sizes with these ends and this sum; to plan, those of the real lists are not needed."""
+
+    def sizes(decay: float) -> np.ndarray:
+        return np.round(smallest + (largest - smallest) * np.linspace(1, 0, classes) ** decay).astype(np.int64)
+
+    low, high = 1.0, 100.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sizes(middle).sum() > total else (low, middle)
+    counts = sizes(high)
+    counts[1] += total - counts.sum()
+    return counts
+
+
+@cache
+def training_set(path: Path) -> UnreadableSet:
+    """A set with the numbers of classes and samples of the real one."""
+    name = path.parent.name
+    cifar = re.fullmatch(r"cifar(10|100)-lt(-metasaug)?(?:-ir(\d+))?", name)
+    if cifar is not None:
+        classes = int(cifar[1])
+        largest = 50_000 // classes - (10 if cifar[2] else 0)
+        return UnreadableSet(long_tailed_counts(largest, classes, 1 / int(cifar[3] or 100)).tolist())
+    ends = {
+        "imagenet-lt": (1000, 1280, 5, 115_846),
+        "inat18": (8142, 1000, 2, 437_513),
+        "inat17": (5089, 3919, 9, 579_184),
+    }
+    return UnreadableSet(power_law_with(*ends[name]).tolist())
+
+
+def group_rule(method: str) -> GroupRule:
+    """The one of the method's authors."""
+    if method.startswith("glmc"):
+        return SHIFTED_RULE
+    return NCL_RULE if method == "ncl" else CMO_RULE
+
+
+@cache
+def options_of(arguments: tuple[str, ...]) -> Options:
+    return parse(arguments)
+
+
+def make_method(options: Options, counts: np.ndarray) -> Method:
+    recipe = RECIPES[options.data.recipe]
+    schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
+    assembler = Assembler.create(recipe.normalization, CPU)
+    setting = Setting(counts, recipe.train, recipe.evaluation, schedule, assembler, CPU, recipe.second)
+    return method_class(options.method_name)(options.method, setting)
+
+
+def test_every_published_row_can_be_run_or_is_said_to_be_missing() -> None:
+    sizes = {number: len(table.rows) + len(table.missing) for number, table in TABLES.items()}
+    assert {number: sizes[number] for number in ROWS_OF_TABLE} == ROWS_OF_TABLE
+    for number, table in TABLES.items():
+        for one in table.missing:
+            assert "not implemented" in one["reason"] or number not in ROWS_OF_TABLE
+            assert one["name"]
+            assert one["published"]["all"] > 30
+
+
+def test_published_numbers_agree_with_themselves_unless_a_note_says_that_they_do_not() -> None:
+    complete = [row for row in ROWS if set(row.published) == set(NUMBERS)]
+    assert len(complete) > 40
+    for row in complete:
+        sizes = GROUP_SIZES[row.recipe.split("-")[0]]
+        implied = np.dot([row.published[key] for key in NUMBERS[1:]], sizes) / sum(sizes)
+        assert abs(implied - row.published["all"]) < 0.3 or "groups" in row.note, f"{row}: {implied:.2f}"
+
+
+def test_rows_that_share_a_run_share_their_number() -> None:
+    published: dict[str, float] = {}
+    for row in ROWS:
+        assert row.source in ("paper", "cited", "copied")
+        assert published.setdefault(row.run_name, row.published["all"]) == row.published["all"], row
+    assert len(published) < len(ROWS)
+
+
+@pytest.mark.parametrize("number", TABLES)
+def test_every_row_resolves_and_plans(number: str) -> None:
+    for row in TABLES[number].rows:
+        options = options_of(tuple(row.arguments()))
+        dataset, run = training_set(options.data.train), options.run
+        method = make_method(options, dataset.samples_per_class)
+        datasets: Any = {"train": dataset}
+        if options.data.meta is not None:
+            datasets["meta"] = UnreadableSet([20] * dataset.samples_per_class.size)
+        rules = (method.streams(), method.mix_rule())
+        plan = Plan(datasets, *rules, run.seed, run.batch_size, run.epochs, method.drop_last)
+        full, rest = divmod(len(dataset), run.batch_size)
+        assert plan.steps_per_epoch == full + (rest > 0 and not method.drop_last)
+        middle = run.epochs // 2
+        mixing = plan.paste_steps(middle)
+        assert bool(len(mixing)) == any(stream.when == "mixing" for stream in plan.streams.values()), row
+        step = plan.step(middle, int(mixing[0]) if len(mixing) else 0)
+        used = [name for name, stream in plan.streams.items() if middle >= stream.first_epoch]
+        assert {name: len(stream) for name, stream in step.streams.items()} == dict.fromkeys(used, run.batch_size)
+        assert options.data.group_rule() == group_rule(options.method_name)
+        if row.first_stage is not None:
+            first = options_of(tuple(first_stage(row).arguments()))
+            assert (first.data, first.model.name) == (replace(options.data, meta=None), options.model.name)
+
+
+def rates(recipe: str, epochs: list[int]) -> list[float]:
+    options = options_of((f"--recipe={RECIPES_FOLDER / recipe}.yaml",))
+    schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
+    return [schedule.lr(epoch) for epoch in epochs]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("cifar100-lt-bs-cmo", {0: 0.02, 3: 0.08, 4: 0.1, 159: 0.1, 160: 1e-3, 179: 1e-3, 180: 1e-5}),
+        ("imagenet-lt-bs-cmo", {0: 0.02, 59: 0.1, 60: 0.01, 79: 0.01, 80: 0.001}),
+        ("inat18-bs-cmo", {0: 0.02, 74: 0.1, 75: 0.01, 159: 0.01, 160: 0.001}),
+        (
+            "cifar100-lt-bs-cmo-long",
+            {0: 0.01, 9: 0.1, 10: 0.11, 11: 0.1, 320: 0.1, 321: 0.01, 360: 0.01, 361: 0.001},
+        ),
+        (
+            "inat18-bs-cmo-long",
+            {0: 0.002, 9: 0.02, 10: 0.01999967721, 200: 0.01036148560, 399: 3.22785e-7},
+        ),
+    ],
+)
+def test_recipes_train_with_the_rates_of_the_official_code(recipe: str, expected: dict[int, float]) -> None:
+    assert rates(recipe, list(expected)) == pytest.approx(list(expected.values()), rel=1e-5)
+
+
+# ------------------------------------------------------------------ two steps
+
+
+@cache
+def recipe_content(name: str) -> dict[str, Any]:
+    return yaml.safe_load((RECIPES_FOLDER / f"{name}.yaml").read_text())
+
+
+def method_and_backbone(row: Row) -> tuple[str, str]:
+    content = recipe_content(row.recipe)
+    return (
+        row.overrides.get("method.name", content["method"]["name"]),
+        row.overrides.get("model.name", content["model"]["name"]),
+    )
+
+
+ROW_OF_PAIR = {method_and_backbone(row): row for row in ROWS}
+
+
+def small_view(view: View | OneOf) -> View | OneOf:
+    """The same view on 64-pixel images."""
+    if isinstance(view, OneOf):
+        first, second = (replace(one, geometry=replace(one.geometry, size=SIDE)) for one in view.views)
+        return OneOf((first, second))
+    if isinstance(view.geometry, ResizeCenterCrop):
+        return replace(view, geometry=ResizeCenterCrop(SIDE, SIDE))
+    return replace(view, geometry=replace(view.geometry, size=SIDE))
+
+
+def small_recipe(recipe: DatasetRecipe) -> DatasetRecipe:
+    second = None if recipe.second is None else small_view(recipe.second)
+    return replace(recipe, train=small_view(recipe.train), evaluation=small_view(recipe.evaluation), second=second)
+
+
+@pytest.fixture(scope="module")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("small")
+    for split in ("train", "test", "meta"):
+        small_images(folder / split, SMALL_COUNTS, SIDE)
+    return folder
+
+
+def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Path:
+    options = parse([*first_stage(row).arguments(), *as_arguments(width)])
+    model = make_method(options, np.array(SMALL_COUNTS)).build_model(options.model, seed=7)
+    save(folder / "first.pt", {"model": model.state_dict()})
+    return folder / "first.pt"
+
+
+def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
+    """Take them, on steps that mix where the method mixes, and see that what is trained has moved, and nothing else."""
+    method, _ = method_and_backbone(row)
+    changes = width | {"data.train": data / "train", "data.test": data / "test", "data.executor": "reference"}
+    changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
+    known = {field.name for field in fields(method_class(method).Options)}
+    always = {"start_data_aug": -1, "end_data_aug": 0}
+    changes |= {f"method.{name}": value for name, value in always.items() if name in known}
+    if "weighted_alpha" in known and (method != "ride" or "cmo" in row.recipe):
+        changes |= {"method.mixup_prob": 1.0} if "mixup_prob" in known else {}
+    if method == "ncl":
+        changes["method.hard_classes"] = 2  # of the three classes
+    if row.first_stage is not None:
+        changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
+    if method.startswith("metasaug"):
+        changes |= {"data.meta": data / "meta", "method.meta_start": 0}
+    run = make_run(parse([*row.arguments(), *as_arguments(changes)]))
+    model = run.trainer.bare_model
+    before = {name: value.detach().clone() for name, value in model.named_parameters()}
+    assert take_steps(run) == 2
+    if run.plan.mix_rule is not None and run.plan.mix_rule.probability == 1:
+        assert run.plan.pastes(0, 0)
+    for name, value in model.named_parameters():
+        assert torch.isfinite(value).all(), name
+        assert torch.equal(value, before[name]) is not run.method.trainable(name), name
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        pytest.param(row, id="-".join(pair), marks=[pytest.mark.slow] if pair[1] in LARGE else [])
+        for pair, row in ROW_OF_PAIR.items()
+    ],
+)
+def test_each_method_takes_two_steps_on_each_backbone_at_64_pixels(
+    row: Row, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = recipe_content(row.recipe)["data"]["recipe"]
+    monkeypatch.setitem(RECIPES, name, small_recipe(RECIPES[name]))
+    narrow = {"model.width": 4} if method_and_backbone(row)[1] == "resnet32" else {}
+    two_steps(row, small_data, tmp_path, batch_size=4, **narrow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", ROW_OF_PAIR.values(), ids=["-".join(pair) for pair in ROW_OF_PAIR])
+def test_each_method_takes_two_steps_at_its_full_size(row: Row, tmp_path: Path) -> None:
+    side = RECIPES[recipe_content(row.recipe)["data"]["recipe"]].evaluation.size
+    for split in ("train", "test", "meta"):
+        small_images(tmp_path / split, SMALL_COUNTS, side)
+    two_steps(row, tmp_path, tmp_path, batch_size=8)
