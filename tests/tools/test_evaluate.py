@@ -1,0 +1,179 @@
+"""tools.evaluate and tools.predict on checkpoints of runs and released ones."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from shards.class_counts import CMO_RULE, shot_groups
+from shards.reader import ShardSet
+from tests.pipeline.shard_sets import photo, small_images
+from tests.train.runs import COUNTS, make_data, options
+from tests.train.short_runs import make_run, take_steps
+from tools import evaluate, predict
+from train.checkpoint import save
+from train.models.build import ModelOptions, build_model
+from train.trained import Trained, load_trained
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_data(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def own(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of a run of two steps, as the trainer writes it."""
+    folder = tmp_path_factory.mktemp("run")
+    run = make_run(options(data, folder, max_steps=2, **{"method.loss": "bs"}))
+    run.folder.checkpoints.prepare()
+    take_steps(run)
+    run.trainer.save_checkpoint()
+    return next((folder / "checkpoints").glob("epoch*.pt"))
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "ckpt.best.pth.tar"
+    state = build_model(ModelOptions(), len(COUNTS), "linear", seed=3).state_dict()
+    state["linear.weight"] *= 1e-3  # else untrained logits are in the hundreds, and probabilities 0 or 1
+    torch.save({"epoch": 200, "state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
+    return path
+
+
+def logits(checkpoint: Path, dataset: ShardSet) -> np.ndarray:
+    """One image after the other."""
+    trained = load_trained(checkpoint, CPU)
+    encoded = [dataset.encoded(sample).tobytes() for sample in range(len(dataset))]
+    return np.stack([logits_of(trained, Image.open(io.BytesIO(data))) for data in encoded])
+
+
+@torch.inference_mode()
+def logits_of(trained: Trained, image: Image.Image) -> np.ndarray:
+    pixels = np.array(image.convert("RGB"))
+    return trained.logits(torch.from_numpy(pixels)[None])[0].numpy()
+
+
+@pytest.mark.parametrize("kind", ["own", "released"])
+def test_scores_are_those_of_the_network(
+    kind: str, request: pytest.FixtureRequest, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoint: Path = request.getfixturevalue(kind)
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(list(COUNTS)))
+    command = ["--checkpoint", str(checkpoint), "--data", str(data / "test"), "--train-counts"]
+    assert evaluate.main([*command, str(data / "train"), "--out", str(tmp_path / "a"), "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert evaluate.main([*command, str(counts), "--out", str(tmp_path / "b"), "--device", "cpu"]) == 0
+    name = checkpoint.with_suffix("").name
+    folders = [tmp_path / out / name for out in "ab"]
+    first, second = (json.loads((folder / "scores.json").read_text()) for folder in folders)
+    assert first == second
+    test_set = ShardSet.open(data / "test")
+    predicted = logits(checkpoint, test_set).argmax(axis=1)
+    recall = np.array([(predicted[test_set.labels == c] == c).mean() for c in range(len(COUNTS))])
+    assert first["test"]["all"] == pytest.approx(100 * (predicted == test_set.labels).mean())
+    assert first["test"]["worst"] == pytest.approx(100 * recall.min())
+    groups = shot_groups(np.array(COUNTS), CMO_RULE)
+    assert first["test"]["few"] == pytest.approx(100 * recall[groups["few"]].mean())
+    assert f"{first['test']['all']:.1f}" in printed
+    assert first["group_rule"] == "many n >= 101, medium 20 <= n <= 100, few n <= 19"
+    confusion = np.loadtxt(folders[0] / "confusion.csv", delimiter=",")
+    expected = np.zeros_like(confusion)
+    np.add.at(expected, (test_set.labels, predicted), 1)
+    np.testing.assert_array_equal(confusion, expected)
+    rows = list(csv.DictReader((folders[0] / "per_class.csv").open()))
+    assert [float(row["recall"]) for row in rows] == pytest.approx((100 * recall).tolist(), abs=0.01)
+    assert [int(row["train_samples"]) for row in rows] == list(COUNTS)
+    for picture in ("confusion.png", "accuracy_by_class_size.png"):
+        assert (folders[0] / picture).stat().st_size > 1000
+
+
+def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ranking(
+    own: Path, data: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / own.name
+    other.parent.mkdir()
+    content = torch.load(own, weights_only=True)
+    content["model"]["linear.bias"] += torch.tensor([0.0, 0.0, 0.0, 100.0])
+    save(other, {key: value for key, value in content.items() if key != "format_version"})
+    command = ["--checkpoint", str(own), str(other), "--data", str(data / "test"), "--device", "cpu"]
+    command += ["--train-counts", str(data / "train"), "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "mean of 2" in table
+    assert " ± " in table
+    assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 0  # everything is the smallest class
+    assert " 25.0 ± 0.0 " in (tmp_path / "out" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ("[3, 2]", "numbers of classes differ"),
+        ('{"many": 3}', "expected a list of positive counts"),
+        ("[3, 0, 1, 1]", "expected a list of positive counts"),
+        ("nothing", "not JSON"),
+    ],
+)
+def test_wrong_counts_are_said(
+    released: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], counts: str, message: str
+) -> None:
+    (tmp_path / "counts.json").write_text(counts)
+    command = ["--checkpoint", str(released), "--data", str(data / "test"), "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main([*command, "--train-counts", str(tmp_path / "counts.json")]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_predictions_for_files_and_folders(
+    released: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "pictures" / "deeper").mkdir(parents=True)
+    paths = [tmp_path / "pictures" / "b.png", tmp_path / "pictures" / "deeper" / "a.jpg", tmp_path / "alone.png"]
+    for seed, path in enumerate(paths):
+        photo(seed, 32, 32).save(path)
+    (tmp_path / "pictures" / "notes.txt").write_text("no image")
+    command = ["--checkpoint", str(released), "--device", "cpu", "--class-names", str(data / "test"), "--top", "3"]
+    inputs = [str(tmp_path / "alone.png"), str(tmp_path / "pictures")]
+    for name in ("found.json", "found.csv"):
+        assert predict.main([*inputs, *command, "--batch-size", "2", "--out", str(tmp_path / name)]) == 0
+    records = json.loads((tmp_path / "found.json").read_text())
+    assert [record["image"] for record in records] == [str(paths[2]), str(paths[0]), str(paths[1])]
+    trained = load_trained(released, CPU)
+    for record in records:
+        scores = logits_of(trained, Image.open(record["image"]))
+        expected = np.exp(scores) / np.exp(scores).sum()
+        order = np.argsort(-expected)[:3]
+        assert [one["class"] for one in record["classes"]] == order.tolist()
+        assert [one["name"] for one in record["classes"]] == [f"class {c}" for c in order]
+        assert [one["probability"] for one in record["classes"]] == pytest.approx(expected[order].tolist(), abs=1e-5)
+    rows = list(csv.DictReader((tmp_path / "found.csv").open()))
+    assert [(row["image"], int(row["class"])) for row in rows] == [
+        (record["image"], one["class"]) for record in records for one in record["classes"]
+    ]
+    assert str(paths[0]) in capsys.readouterr().out
+
+
+def test_a_file_that_is_no_image_is_said(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
+    assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 1
+    assert "broken.jpg: not an image that can be decoded" in capsys.readouterr().err
+    assert predict.main([str(tmp_path / "none"), "--checkpoint", str(released), "--device", "cpu"]) == 1
+    assert "no such file or folder" in capsys.readouterr().err
+
+
+def test_names_of_another_data_set_are_refused(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small_images(tmp_path / "three", (1, 1, 1))
+    photo(0, 32, 32).save(tmp_path / "a.png")
+    command = [str(tmp_path / "a.png"), "--checkpoint", str(released), "--device", "cpu"]
+    assert predict.main([*command, "--class-names", str(tmp_path / "three")]) == 1
+    assert "has 3 classes, the network 4" in capsys.readouterr().err

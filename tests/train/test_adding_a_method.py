@@ -1,0 +1,58 @@
+"""docs/adding-a-method.md, followed to the letter: its file and its recipe train."""
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+import train.methods
+from tests.train.runs import ROOT
+from tests.train.short_runs import make_run, take_steps
+from tests.train.steps import micro_step, random_images, setting
+from train.methods import method_class, method_names
+from train.options import parse
+
+PAGE = (ROOT / "docs" / "adding-a-method.md").read_text()
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
+    return found
+
+
+@pytest.fixture
+def focal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the method's file, which the package of methods looks into, and its recipe."""
+    assert "`train/methods/focal.py`" in PAGE
+    (tmp_path / "focal.py").write_text(block("python"))
+    (tmp_path / "digits-lt-focal.yaml").write_text(block("yaml"))
+    monkeypatch.setattr(train.methods, "__path__", [*train.methods.__path__, str(tmp_path)])
+    yield tmp_path
+    sys.modules.pop("train.methods.focal", None)
+
+
+def test_the_method_and_its_recipe_train(focal: Path, data: Path) -> None:
+    assert "focal" in method_names()
+    recipe = f"--recipe={focal / 'digits-lt-focal.yaml'}"
+    changes = [f"--data.train={data / 'train'}", f"--data.test={data / 'test'}", "--batch_size=8", "--max_steps=2"]
+    options = parse([recipe, *changes, f"--run_dir={focal / 'run'}", "--trackers=[]", "--device=cpu"])
+    assert (options.method_name, options.method.gamma) == ("focal", 2.0)
+    run = make_run(options)
+    before = run.trainer.bare_model.linear.weight.detach().clone()
+    assert take_steps(run) == 2
+    assert not torch.equal(run.trainer.bare_model.linear.weight, before)
+
+
+def test_its_loss_is_the_papers_and_its_shares_add_up(focal: Path) -> None:
+    method_type = method_class("focal")
+    method = method_type(method_type.Options(gamma=1.5), setting((4, 2, 1)))
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    images, labels = random_images(7), [0, 1, 2, 0, 0, 1, 2]
+    output = method.loss(model, micro_step(0, {"original": (images, labels)}))
+    p = output.logits.softmax(dim=1)[range(7), labels]
+    torch.testing.assert_close(output.loss, (-((1 - p) ** 1.5) * p.log()).mean())
+    parts = [method.loss(model, micro_step(0, {"original": (images, labels)}, None, part, 3)).loss for part in range(3)]
+    torch.testing.assert_close(torch.stack(parts).sum(), output.loss)
