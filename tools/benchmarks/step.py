@@ -18,7 +18,7 @@ OURS = "this project's loop (Accelerate)"
 def run(bench: Bench) -> Report:
     """On a CPU a small network and the comparison of the loops only."""
     on_gpu = bench.device.type == "cuda"
-    model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", min(32, bench.scale.batch_size))
+    model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", min(16, bench.scale.batch_size))
     count = 50 if on_gpu else bench.scale.batches
     settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": count}
     report = Report("step", {"images": "random", "size": "224 x 224"}, settings)
