@@ -116,6 +116,7 @@ class Trainer:
                 self._end_epoch(ends_run)
             if ends_run:
                 break
+        self.history.seconds = self._seconds()
         return self.history
 
     @property
