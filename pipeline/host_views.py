@@ -1,6 +1,6 @@
 """Resize, window and flip of decoded images on the CPU, image by image, with torch's 8-bit kernel.
 
-DALI decodes fastest, but its CPU resize works in floating point: 1.05 ms an image of 1.9 (ImageNet, to 224 pixels),
+DALI decodes fastest, but its CPU resize works in floating point: 1.05 ms of 2.25 an image (ImageNet, to 224 pixels),
 where torch's fixed-point kernel, written after Pillow-SIMD, takes 0.2 ms and is closer to Pillow.
 """
 
