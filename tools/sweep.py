@@ -20,6 +20,7 @@ from typing import Any
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
 from tools.tables import markdown, mean_and_spread
 from train.checkpoint import CheckpointFolder
+from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
 
@@ -37,6 +38,19 @@ class Sweep:
     out: Path
     extra: dict[str, str]
     processes: int
+
+    def claim(self) -> None:
+        """Make the folder this sweep's own: runs of other options must not be taken for its own.
+
+        Raises:
+            ValueError: the folder holds runs with other options.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        settings = self.out / "settings.json"
+        found = json.loads(settings.read_text()) if settings.exists() else self.extra
+        if found != self.extra:
+            raise ValueError(f"{self.out} holds runs with --set {found}, found --set {self.extra}; give another --out")
+        write_json(settings, self.extra)
 
     def run_dir(self, row: Row, seed: int) -> Path:
         """Folder of a row's run."""
@@ -137,11 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tables = read_tables()
     try:
         chosen = choose(tables, options.tables or list(tables), options.rows)
-        extra = dict(_pair(text) for text in options.set)
+        sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
+        sweep.claim()
     except ValueError as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 1
-    sweep = Sweep(options.out, extra, options.processes)
     failed: list[str] = []
     if not options.print_only:
         for seed in options.seeds:
@@ -155,7 +169,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     shown = ((number, rows) for number, rows in chosen.items() if rows)
     text = "\n".join(table_text(n, tables[n], rows, sweep, options.seeds, options.weights) for n, rows in shown)
     print(text)
-    options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "tables.md").write_text(text)
     for run in failed:
         print(f"sweep: failed: {run}", file=sys.stderr)

@@ -106,6 +106,18 @@ def test_a_second_stage_starts_from_the_last_checkpoint_of_its_first(trainer: Tr
     assert found == tmp_path / "imagenet-lt-ce-seed5" / "checkpoints" / "epoch0003-step000000.pt"
 
 
+def test_a_folder_of_runs_with_other_options_is_refused(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--rows", "Plain", "--out", str(tmp_path), "--set"]
+    assert sweep.main([*command, "epochs=20"]) == 0
+    assert sweep.main([*command, "epochs=30"]) == 1
+    error = capsys.readouterr().err
+    assert "'epochs': '20'" in error
+    assert "'epochs': '30'" in error
+    assert len(trainer.runs) == 1
+
+
 def test_printing_runs_nothing(trainer: Trainer, tmp_path: Path) -> None:
     assert sweep.main(["--print-only", "--out", str(tmp_path)]) == 0
     assert not trainer.commands
@@ -120,9 +132,9 @@ def test_printing_runs_nothing(trainer: Trainer, tmp_path: Path) -> None:
     ],
 )
 def test_mistakes_are_told_before_anything_runs(
-    trainer: Trainer, capsys: pytest.CaptureFixture[str], command: list[str], message: str
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], message: str
 ) -> None:
-    assert sweep.main(command) == 1
+    assert sweep.main([*command, "--out", str(tmp_path)]) == 1
     assert message in capsys.readouterr().err
     assert not trainer.commands
 
