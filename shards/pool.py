@@ -1,20 +1,26 @@
-"""Running shard tasks: in this process, or in a pool of worker processes that die with it."""
+"""Running shard tasks: in this process, or in worker processes that die with it.
+
+Not `concurrent.futures`: its workers share queues with locks, and one that is killed while it holds a lock, at the
+wrong moment, leaves the others and the parent waiting for ever (seen once in 80 kills with Python 3.11). Here each
+worker has a connection of its own, which ends with it.
+"""
 
 from __future__ import annotations
 
 import copy
+import ctypes
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing.connection import wait as wait_for_sentinel
-from multiprocessing.sharedctypes import Synchronized
-from multiprocessing.synchronize import Event
-from typing import ClassVar
+from functools import partial
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for_any
+from multiprocessing.context import SpawnProcess
 
 from shards.shard_task import ShardTask, TaskSettings, run_shard_task
 from shards.source import Fetcher, Source
@@ -51,40 +57,78 @@ def _run_in_processes(
 ) -> None:
     # Spawned, not forked: the caller may have threads. Hence the slim copy of the source: each task brings its samples.
     context = multiprocessing.get_context("spawn")
-    shared = _Shared(context.Value("Q", 0), context.Value("Q", 0), context.Event())
+    shared = _Shared(context.RawArray("Q", len(tasks)), context.RawArray("Q", len(tasks)), context.RawValue("b", 0))
     slim = copy.copy(source)
     slim.samples = ()
     reporter = _Reporter(shared, advance)
-    with ProcessPoolExecutor(workers, context, _Worker.start, (slim, settings, shared)) as pool:
-        try:
-            futures = [pool.submit(_Worker.run, task) for task in tasks]
-            _wait_for(futures, reporter)
-        except BrokenProcessPool as error:
-            raise RuntimeError(
-                "a worker process was killed (out of memory?); run the same command again to continue, "
-                "with fewer --workers if it happens again"
-            ) from error
-        finally:
-            shared.stop.set()
-            pool.shutdown(wait=True, cancel_futures=True)
+    upcoming = iter(enumerate(tasks))
+    started: list[tuple[SpawnProcess, Connection]] = []
+    try:
+        for _ in range(workers):
+            ours, theirs = context.Pipe()
+            process = context.Process(target=_work, args=(theirs, slim, settings, shared), daemon=True)
+            started.append((process, ours))
+            process.start()
+            theirs.close()  # so that the connection ends with the worker
+        _hand_out(upcoming, [connection for _, connection in started], reporter)
+    finally:
+        shared.stop.value = 1
+        for process, connection in started:
+            connection.close()
+            if process.pid is not None:
+                process.join()
 
 
-def _wait_for(futures: list[Future[None]], reporter: _Reporter) -> None:
-    pending = set(futures)
-    while pending:
-        done, pending = wait(pending, timeout=_POLL_SECONDS, return_when=FIRST_EXCEPTION)
+def _hand_out(upcoming: Iterator[tuple[int, ShardTask]], connections: list[Connection], reporter: _Reporter) -> None:
+    """Keep every worker busy until all tasks are done. Raises the first error of a task."""
+    busy: list[Connection] = []
+    for connection, numbered in zip(connections, upcoming, strict=False):
+        _send(connection, numbered)
+        busy.append(connection)
+    while busy:
+        ready = wait_for_any(busy, timeout=_POLL_SECONDS)
         reporter.report()
-        for future in done:
-            future.result()
+        for connection in [one for one in busy if one in ready]:
+            if (error := _answer(connection)) is not None:
+                raise error
+            if (following := next(upcoming, None)) is not None:
+                _send(connection, following)
+            else:
+                busy.remove(connection)
+
+
+def _send(connection: Connection, numbered: tuple[int, ShardTask]) -> None:
+    try:
+        connection.send(numbered)
+    except (BrokenPipeError, ConnectionResetError) as error:
+        raise _killed() from error
+
+
+def _answer(connection: Connection) -> BaseException | None:
+    """What became of a task: None, or its error."""
+    try:
+        return connection.recv()
+    except (EOFError, ConnectionResetError) as error:
+        raise _killed() from error
+
+
+def _killed() -> RuntimeError:
+    return RuntimeError(
+        "a worker process was killed (out of memory?); run the same command again to continue, "
+        "with fewer --workers if it happens again"
+    )
 
 
 @dataclass(frozen=True)
 class _Shared:
-    """What workers and parent share: work done so far, and the wish to stop."""
+    """What workers and parent share: work done so far, a number a task, and the wish to stop (not 0).
 
-    samples: Synchronized[int]
-    bytes: Synchronized[int]
-    stop: Event
+    Without locks, as each number has one writer: a worker that is killed while it holds one stops all others for ever.
+    """
+
+    samples: ctypes.Array[ctypes.c_ulonglong]
+    bytes: ctypes.Array[ctypes.c_ulonglong]
+    stop: ctypes.c_byte
 
 
 class _Reporter:
@@ -95,7 +139,7 @@ class _Reporter:
         self._samples = self._bytes = 0
 
     def report(self) -> None:
-        samples, total_bytes = self._shared.samples.value, self._shared.bytes.value
+        samples, total_bytes = sum(self._shared.samples), sum(self._shared.bytes)
         self._advance(samples - self._samples, total_bytes - self._bytes)
         self._samples, self._bytes = samples, total_bytes
 
@@ -104,39 +148,34 @@ class _StoppedError(Exception):
     """Another task failed or the user interrupted; this one gives up."""
 
 
-class _Worker:
-    """The state of a worker process, made by `start` when the process begins."""
+def _work(connection: Connection, source: Source, settings: TaskSettings, shared: _Shared) -> None:
+    """A worker process: run the tasks that come, and answer each, until the parent hangs up."""
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
+    fetcher: Fetcher | None = None
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):
+        while True:
+            number, task = connection.recv()
+            try:
+                fetcher = fetcher or source.open()
+                run_shard_task(task, settings, fetcher, partial(_count, shared, number))
+            except Exception as error:
+                error.add_note("in a worker process:\n" + "".join(traceback.format_exception(error)))
+                connection.send(error)
+            else:
+                connection.send(None)
 
-    source: ClassVar[Source]
-    fetcher: ClassVar[Fetcher | None] = None
-    settings: ClassVar[TaskSettings]
-    shared: ClassVar[_Shared]
 
-    @classmethod
-    def start(cls, source: Source, settings: TaskSettings, shared: _Shared) -> None:
-        threading.Thread(target=_exit_with_parent, daemon=True).start()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
-        cls.source, cls.settings, cls.shared = source, settings, shared
-
-    @classmethod
-    def run(cls, task: ShardTask) -> None:
-        if cls.fetcher is None:  # opened here, not in `start`, so that its errors reach the parent
-            cls.fetcher = cls.source.open()
-        run_shard_task(task, cls.settings, cls.fetcher, cls._advance)
-
-    @classmethod
-    def _advance(cls, samples: int, data_bytes: int) -> None:
-        if cls.shared.stop.is_set():
-            raise _StoppedError
-        with cls.shared.samples:
-            cls.shared.samples.value += samples
-        with cls.shared.bytes:
-            cls.shared.bytes.value += data_bytes
+def _count(shared: _Shared, task: int, samples: int, data_bytes: int) -> None:
+    if shared.stop.value:
+        raise _StoppedError
+    shared.samples[task] += samples
+    shared.bytes[task] += data_bytes
 
 
 def _exit_with_parent() -> None:
-    """End this process as soon as its parent is gone, even by SIGKILL: the pool's queues alone would block forever."""
+    """End this process as soon as its parent is gone, even by SIGKILL: a worker may be far from its connection."""
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait_for_sentinel([parent.sentinel])
+    wait_for_any([parent.sentinel])
     os._exit(1)

@@ -71,8 +71,15 @@ class Builds:
         for target in workers[:1] if self.victim == "worker" else [process]:
             with suppress(psutil.NoSuchProcess):
                 target.kill()
-        message = process.communicate(timeout=_ENDS_WITHIN_SECONDS)[1].decode()
         faults = []
+        try:
+            message = process.communicate(timeout=_ENDS_WITHIN_SECONDS)[1].decode()
+        except subprocess.TimeoutExpired:
+            faults.append(f"the build hung for {_ENDS_WITHIN_SECONDS} s after the kill")
+            for target in (process, *family):
+                with suppress(psutil.NoSuchProcess):
+                    target.kill()
+            message = process.communicate()[1].decode()
         if psutil.wait_procs(family, timeout=_ENDS_WITHIN_SECONDS)[1]:
             faults.append("a worker outlived its killed parent")
         if process.returncode != 0 and self.victim == "worker" and "a worker process was killed" not in message:
