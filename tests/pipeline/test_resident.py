@@ -1,4 +1,5 @@
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -96,10 +97,11 @@ def test_a_set_is_decoded_once_for_all_streams_and_evaluations(small_set, monkey
 def test_decoded_images_go_with_their_data_set(small_set):
     dataset = ShardSet.open(small_set.path)
     execute("resident", dataset, EXACT["whole"], plan_batches(dataset, EXACT["whole"], [[0]]))
-    before = len(resident._decoded_sets)
+    assert dataset in resident._decoded_sets
+    collected = weakref.ref(dataset)
     del dataset
     gc.collect()
-    assert len(resident._decoded_sets) == before - 1
+    assert collected() is None  # and with it the entry of a dictionary of weak keys
 
 
 def test_a_second_executor_knows_the_bad_samples_of_the_first(tmp_path):
