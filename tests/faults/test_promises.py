@@ -6,7 +6,7 @@ from tests.train.runs import ROOT
 
 
 def test_every_promise_names_a_test_that_exists() -> None:
-    text = (ROOT / "docs" / "reliability.md").read_text()
+    text = (ROOT / "docs" / "reliability.md").read_text().partition("## Figures")[0]
     rows = [
         line for line in text.splitlines() if line.startswith("| ") and not line.startswith(("| promise", "| started"))
     ]
