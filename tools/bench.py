@@ -5,7 +5,7 @@ python -m tools.bench all --quick --out benchmarks/results
 
 import os
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, as in train/__main__.py
+os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported, as in train/__main__.py
 
 import argparse
 import importlib
