@@ -4,8 +4,8 @@ import os
 
 # Before torch is imported. Its threads spin while they wait for each other at the end of every operation, for
 # milliseconds by default: beside other threads on the same cores that took up to 26 times the CPU time of the work
-# itself. Not to spin at all (OMP_WAIT_POLICY=passive) costs a ResNet-32 step on idle cores 40 % of its speed; this short
-# a spin costs nothing there (2 cores, digits, images/s: 145 passive, 240 active, 235 so).
+# itself. Not to spin at all (OMP_WAIT_POLICY=passive) costs a ResNet-32 step on idle cores 40 % of its speed; a spin
+# this short costs nothing there (2 cores, digits, images/s: 145 passive, 240 active, 235 so).
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import faulthandler
