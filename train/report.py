@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from pipeline.plan import Plan
-from pipeline.recipes import DatasetRecipe
 from shards.class_counts import imbalance_ratio, shot_groups
 from shards.reader import ShardSet
 from train import pictures
@@ -40,7 +39,6 @@ class Material:
     folder: RunFolder
     datasets: dict[str, ShardSet]
     plan: Plan
-    recipe: DatasetRecipe
     history: History
     last: Scores
     best: Scores
@@ -84,10 +82,10 @@ def write(material: Material) -> None:
 
 def result(m: Material) -> dict[str, Any]:
     """The content of result.json."""
-    best = m.history.best or {}
+    last, best = m.history.last or {}, m.history.best or {}
     return {
         "test": {
-            "last": {"epoch": m.options.run.epochs - 1, **_rounded(m.last.numbers)},
+            "last": {"epoch": last.get("epoch"), **_rounded(m.last.numbers)},
             "best": {"epoch": best.get("epoch"), "selected_on": m.derived["selected_on"], **_rounded(m.best.numbers)},
         },
         "group_rule": m.derived["group_rule"],

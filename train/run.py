@@ -273,7 +273,6 @@ class Run:
                 folder=self.folder,
                 datasets=self.datasets,
                 plan=self.plan,
-                recipe=self.recipe,
                 history=history,
                 last=last,
                 best=best,

@@ -1,0 +1,48 @@
+"""Comparing finished runs: seeds become one row, other data are refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tools.compare_runs import main
+
+
+def write_result(folder: Path, few: float, seed: int, checksum: str = "a") -> str:
+    accuracies = {"all": 50.0, "many": 90.0, "medium": None, "few": few}
+    result = {
+        "test": {"last": accuracies, "best": accuracies},
+        "group_rule": "many n >= 101, medium 20 <= n <= 100, few n <= 19",
+        "options": {"seed": seed, "epochs": 5},
+        "data": {"train": {"checksum": checksum}, "test": {"checksum": "t"}},
+    }
+    folder.mkdir()
+    (folder / "result.json").write_text(json.dumps(result))
+    return str(folder)
+
+
+def test_seeds_become_a_mean_and_a_spread(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_result(tmp_path / f"ce-seed{seed}", few, seed) for seed, few in enumerate((10.0, 20.0, 30.0))]
+    assert main([*runs, "--out", str(tmp_path / "table.md")]) == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| ce |"))
+    assert [cell.strip() for cell in row.strip("|").split("|")] == [
+        "ce",
+        "3",
+        "5",
+        "50.0 ± 0.0",
+        "90.0 ± 0.0",
+        "–",
+        "20.0 ± 10.0",
+    ]
+    assert row in (tmp_path / "table.md").read_text()
+
+
+def test_runs_on_other_data_are_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_result(tmp_path / name, 10.0, 0, checksum=name) for name in ("a", "b")]
+    assert main(runs) == 1
+    assert "2 different training sets" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none")]) == 1
+    assert "is the run finished?" in capsys.readouterr().err
