@@ -36,6 +36,11 @@ class Fetcher(Protocol):
         """The encoded image, byte for byte as stored. Raises OSError or ValueError, naming the sample, if it cannot."""
         ...
 
+    def will_fetch(self, ref: SampleRef) -> None:
+        """`ref` is fetched a little later: a disk or a network file system may begin to read it. May do nothing, and
+        never fails: that is left to `fetch`."""
+        ...
+
     def close(self) -> None:
         """Close files. No fetch follows."""
         ...

@@ -24,16 +24,20 @@ _DALI_INDEX_VERSION = "v1.2"
 _END_OF_ARCHIVE = bytes(2 * TAR_BLOCK)
 
 
+# A header's fields before and behind those of a member: mode 0644, owner and group 0; time 0; an empty link, "ustar".
+_OWNER_FIELDS = b"0000644\x000000000\x000000000\x00"
+_TIME_FIELD = b"00000000000\x00"
+_LAST_FIELDS = (bytes(100) + b"ustar\x0000").ljust(TAR_BLOCK - 157, b"\x00")
+# What all headers add to their checksum, in which the eight bytes of the checksum itself count as spaces.
+_COMMON_SUM = sum(_OWNER_FIELDS + b"\x00" + _TIME_FIELD + b" " * 8 + b"0" + _LAST_FIELDS)
+
+
 def tar_header(name: str, size: int) -> bytes:
     """The 512 bytes that precede a regular file in a USTAR archive (POSIX.1-1988): mode 0644, owner 0, time 0."""
-    header = bytearray(TAR_BLOCK)
-    header[0 : len(name)] = name.encode("ascii")
-    header[100:148] = b"0000644\x000000000\x000000000\x00%011o\x0000000000000\x00" % size
-    header[148:156] = b" " * 8  # the checksum counts its own field as spaces
-    header[156:157] = b"0"
-    header[257:265] = b"ustar\x0000"
-    header[148:156] = b"%06o\x00 " % sum(header)
-    return bytes(header)
+    name_field, size_field = name.encode("ascii").ljust(100, b"\x00"), b"%011o" % size
+    # Summing what differs only: a fifth of the time of summing 512 bytes, and a shard has two headers a sample.
+    checksum = _COMMON_SUM + sum(name_field) + sum(size_field)
+    return b"%b%b%b\x00%b%06o\x00 0%b" % (name_field, _OWNER_FIELDS, size_field, _TIME_FIELD, checksum, _LAST_FIELDS)
 
 
 def padding(size: int) -> bytes:

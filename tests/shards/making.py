@@ -31,6 +31,9 @@ class FolderFetcher:
     def fetch(self, ref: SampleRef) -> bytes:
         return (self.root / str(ref.location)).read_bytes()
 
+    def will_fetch(self, ref: SampleRef) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -49,6 +49,32 @@ def test_two_workers_and_another_folder_give_the_same_bytes(tmp_path: Path, sour
     assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "two")
 
 
+def test_the_fetcher_hears_of_every_sample_a_little_before_it_is_fetched(tmp_path: Path, source: FolderSource) -> None:
+    heard: list[SampleRef] = []
+    fetched: list[SampleRef] = []
+    distances: list[int] = []
+
+    class Recorder(FolderFetcher):
+        def will_fetch(self, ref: SampleRef) -> None:
+            heard.append(ref)
+
+        def fetch(self, ref: SampleRef) -> bytes:
+            assert ref in heard
+            distances.append(len(heard) - len(fetched))
+            fetched.append(ref)
+            return super().fetch(ref)
+
+    class Recorded(FolderSource):
+        def open(self) -> FolderFetcher:
+            return Recorder(self.root)
+
+    recorded = Recorded(source.root, source.samples, source.class_names)
+    build_shard_set(recorded, tmp_path / "set", BuildOptions(samples_per_shard=25))
+    assert heard == fetched
+    assert sorted(ref.name for ref in heard) == sorted(ref.name for ref in source.samples)
+    assert max(distances) == 17  # itself, and the 16 behind it
+
+
 def test_the_shuffle_is_global_and_seeded(tmp_path: Path, source: FolderSource) -> None:
     for seed in (0, 1):
         build_shard_set(source, tmp_path / str(seed), replace(SMALL, seed=seed))

@@ -11,7 +11,16 @@ from tools import bench
 from tools.benchmarks import measuring
 from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
 
-SMALLEST = Scale(images=40, rounds=1, batch_size=6, batches=1, many_samples=200_000, many_classes=2000)
+SMALLEST = Scale(
+    images=40,
+    copied_images=50,
+    checked_images=40,
+    rounds=1,
+    batch_size=6,
+    batches=1,
+    many_samples=200_000,
+    many_classes=2000,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from PIL import Image
 
 from shards.build import BuildOptions, build_shard_set
 from shards.images import ImagePolicy
-from tools.benchmarks.material import Bench
+from tools.benchmarks.material import Bench, source_of, write_class_folders
 from tools.benchmarks.measuring import Target, Variant, compare, rate_of
 from tools.benchmarks.report import Report
 
@@ -21,58 +21,108 @@ HEADER = "shards, --check header"
 FULL_CHECK = "shards, --check full (default)"
 DECODE = "PIL decode, one core"
 _CPU = torch.device("cpu")
+_USUAL_SAMPLES_PER_SHARD = 2500  # 256 MB of photographs
 
 
 def run(bench: Bench) -> Report:
-    """Page cache warm: what is compared is the work. A cold disk adds the same reading to every variant."""
-    source = bench.source()
-    paths = [bench.folder / sample.name for sample in source.samples]
-    out = bench.scratch / "built"
-    cores = bench.cores
+    """Copying is measured twice: with files that the system has to read from the disk, as those of a data set that
+    was just downloaded or is larger than the memory, and with files that it keeps in memory."""
+    scale = bench.scale
+    settings = {
+        "cores": bench.cores,
+        "rounds": scale.rounds,
+        "copied_images": scale.copied_images,
+        "checked_images": scale.checked_images,
+    }
+    report = Report("build", bench.describe(), settings)
+    for measure, images in ((_copying, scale.copied_images), (_checking, scale.checked_images)):
+        folder = write_class_folders(bench.scratch / measure.__name__, images, bench.given)
+        try:
+            measure(_Build(folder, bench), report)
+        finally:
+            shutil.rmtree(folder)
+    return report
 
-    def fresh(write: Callable[[], object]) -> Variant:
+
+class _Build:
+    """Ways to write the images of a folder to another one."""
+
+    def __init__(self, folder: Path, bench: Bench):
+        self.folder, self.cores, self.rounds = folder, bench.cores, bench.scale.rounds
+        self.out = bench.scratch / "built"
+        self.source = source_of(folder)
+        self.paths = [folder / sample.name for sample in self.source.samples]
+        self.from_disk = False
+
+    def rate(self, action: Callable[[], object]) -> float:
+        """Images a second."""
+        return rate_of(action, 1, len(self.paths), _CPU, warm_up=0)
+
+    def fresh(self, write: Callable[[], object]) -> Variant:
+        """A variant that writes to `out`, a new folder, from files on the disk or in memory."""
+
         def once() -> float:
-            out.mkdir()
+            self.out.mkdir()
+            if self.from_disk:
+                _forget(self.paths)
             try:
-                return rate_of(write, 1, len(paths), _CPU, warm_up=0)
+                return self.rate(write)
             finally:
-                shutil.rmtree(out)
+                shutil.rmtree(self.out)
 
         return once
 
-    def shards(options: BuildOptions, workers: int = 1) -> Variant:
-        return fresh(lambda: build_shard_set(source, out, options, workers))
+    def shards(self, policy: ImagePolicy, workers: int) -> Variant:
+        """A variant that builds shards of the usual size, but four a worker at least, as in a data set of any size."""
+        share = -(-len(self.paths) // (4 * self.cores))
+        options = BuildOptions(policy, samples_per_shard=min(share, _USUAL_SAMPLES_PER_SHARD))
+        return self.fresh(lambda: build_shard_set(self.source, self.out, options, workers))
 
-    report = Report("build", bench.describe(), {"cores": cores, "rounds": bench.scale.rounds})
-    # As few and as large shards as keep all cores busy: real ones have 256 MB, and each waits for the disk at its end.
-    header, full, small = (
-        bench.build_options(policy, 1)
-        for policy in (ImagePolicy("header"), ImagePolicy("full"), ImagePolicy("full", "jpeg", max_side=256))
-    )
+
+def _copying(build: _Build, report: Report) -> None:
+    out, paths, cores = build.out, build.paths, build.cores
+    many = f"{HEADER}, {cores} workers"
+    ours: dict[str, Variant] = {
+        CONCATENATE: build.fresh(lambda: _concatenate(paths, out / "all")),
+        HEADER: build.shards(ImagePolicy("header"), 1),
+        many: build.shards(ImagePolicy("header"), cores),
+    }
+    others: dict[str, Variant] = {
+        "cp -r": build.fresh(lambda: subprocess.run(["cp", "-r", build.folder, out], check=True)),
+        "tarfile": build.fresh(lambda: _tar(paths, out / "all.tar")),
+        "webdataset.ShardWriter": build.fresh(lambda: _webdataset(paths, out)),
+    }
+    os.sync()  # only what is on the disk can leave the memory
+    for build.from_disk, where, variants in ((True, "on the disk", ours | others), (False, "in memory", ours)):
+        table = compare(f"writing the bytes as they are, files {where}", "images/s", variants, build.rounds)
+        report.tables.append(table)
+        measure = f"time: shards, header check / read and concatenate, files {where}"
+        report.targets.append(Target(measure, 1 / table.ratio(many, CONCATENATE), 1.25, at_most=True))
+
+
+def _checking(build: _Build, report: Report) -> None:
+    cores = build.cores
+    many = f"{FULL_CHECK}, {cores} workers"
     variants: dict[str, Variant] = {
-        CONCATENATE: fresh(lambda: _concatenate(paths, out / "all")),
-        "cp -r": fresh(lambda: subprocess.run(["cp", "-r", bench.folder, out], check=True)),
-        "tarfile": fresh(lambda: _tar(paths, out / "all.tar")),
-        "webdataset.ShardWriter": fresh(lambda: _webdataset(paths, out)),
-        HEADER: shards(header),
-        f"{HEADER}, {cores} workers": shards(header, cores),
+        DECODE: lambda: build.rate(lambda: _decode(build.paths)),
+        FULL_CHECK: build.shards(ImagePolicy("full"), 1),
+        many: build.shards(ImagePolicy("full"), cores),
+        f"shards, --encode jpeg --max-side 256, {cores} workers": build.shards(
+            ImagePolicy("full", "jpeg", max_side=256), cores
+        ),
     }
-    table = compare("writing the bytes as they are", "images/s", variants, bench.scale.rounds)
+    table = compare("checking every image", "images/s", variants, build.rounds)
     report.tables.append(table)
-    best = max(table.ratio(name, CONCATENATE) for name in (HEADER, f"{HEADER}, {cores} workers"))
-    report.targets.append(Target("time: shards, header check / read and concatenate", 1 / best, 1.25, at_most=True))
+    report.targets.append(Target("shards, full check / (PIL decode x cores)", table.ratio(many, DECODE) / cores, 0.9))
 
-    variants = {
-        DECODE: lambda: rate_of(lambda: _decode(paths), 1, len(paths), _CPU, warm_up=0),
-        FULL_CHECK: shards(full),
-        f"{FULL_CHECK}, {cores} workers": shards(full, cores),
-        f"shards, --encode jpeg --max-side 256, {cores} workers": shards(small, cores),
-    }
-    table = compare("checking every image", "images/s", variants, bench.scale.rounds)
-    report.tables.append(table)
-    ratio = max(table.ratio(FULL_CHECK, DECODE), table.ratio(f"{FULL_CHECK}, {cores} workers", DECODE) / cores)
-    report.targets.append(Target("shards, full check / (PIL decode x cores)", ratio, 0.9))
-    return report
+
+def _forget(paths: list[Path]) -> None:
+    """Drop the files from the system's memory, where it allows that."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    for path in paths:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _concatenate(paths: list[Path], out: Path) -> None:

@@ -28,7 +28,9 @@ class Scale:
     """How much is measured.
 
     Args:
-        images: JPEG files; more give builds and loaders longer, steadier runs.
+        images: JPEG files of loaders, steps and evaluations.
+        copied_images, checked_images: of builds that copy and that decode; so many that starting workers counts little,
+            as in the builds that users wait for.
         rounds: of every comparison.
         batch_size: of loaders and steps.
         batches: counted in a round, after those that fill the queues.
@@ -36,6 +38,8 @@ class Scale:
     """
 
     images: int
+    copied_images: int
+    checked_images: int
     rounds: int
     batch_size: int
     batches: int
@@ -43,8 +47,8 @@ class Scale:
     many_classes: int = 10**5
 
 
-QUICK = Scale(images=1200, rounds=3, batch_size=64, batches=8)
-FULL = Scale(images=6000, rounds=7, batch_size=128, batches=50)
+QUICK = Scale(images=1200, copied_images=12_000, checked_images=4800, rounds=3, batch_size=64, batches=8)
+FULL = Scale(images=6000, copied_images=60_000, checked_images=24_000, rounds=7, batch_size=128, batches=50)
 
 
 @dataclass
@@ -69,24 +73,12 @@ class Bench:
         """Class folders of JPEG files."""
         return write_class_folders(self.scratch / "folders", self.scale.images, self.given)
 
-    def source(self) -> FileSource:
-        """The class folders, as a source of shards."""
-        container = Folder(self.folder)
-        tree = list_class_folders(container, "")
-        return FileSource(
-            "benchmark", "train", tree.class_names, tree.names, tree.labels.tolist(), container, options={}, inputs={}
-        )
-
     @cached_property
     def shards(self) -> ShardSet:
         """The class folders as a shard set, several shards a core, so that every reader has some."""
-        source = self.source()
-        build_shard_set(source, self.scratch / "shards", self.build_options(ImagePolicy("header"), 4), workers=1)
+        options = BuildOptions(ImagePolicy("header"), samples_per_shard=-(-self.scale.images // (4 * self.cores)))
+        build_shard_set(source_of(self.folder), self.scratch / "shards", options, workers=1)
         return ShardSet.open(self.scratch / "shards")
-
-    def build_options(self, policy: ImagePolicy, shards_per_core: int) -> BuildOptions:
-        """Of a shard set with so many shards for each core."""
-        return BuildOptions(policy, samples_per_shard=-(-self.scale.images // (shards_per_core * self.cores)))
 
     def describe(self) -> dict[str, Any]:
         """The images: how many, how large."""
@@ -107,6 +99,15 @@ class Bench:
             "batches": self.scale.batches,
             "rounds": self.scale.rounds,
         }
+
+
+def source_of(folder: Path) -> FileSource:
+    """Class folders as a source of shards."""
+    container = Folder(folder)
+    tree = list_class_folders(container, "")
+    return FileSource(
+        "benchmark", "train", tree.class_names, tree.names, tree.labels.tolist(), container, options={}, inputs={}
+    )
 
 
 def write_class_folders(root: Path, count: int, given: Path | None) -> Path:

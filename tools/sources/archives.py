@@ -12,6 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
 
@@ -20,6 +21,7 @@ from shards.source import JSON, Fetcher, SampleRef
 _log = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
+_ZIP_MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, seldom this long
 
 # From the name that a list gives an image to its name in the container.
 NameKey = Callable[[str], str]
@@ -103,16 +105,33 @@ class Folder:
         pass
 
 
+def _read_ahead(descriptor: int, offset: int, size: int) -> None:
+    """Have the system read `size` bytes (0: all that follow) in the background, where it can."""
+    if hasattr(os, "posix_fadvise"):
+        with suppress(OSError):  # a file system that knows no such hint
+            os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
+
+
 def _raise(error: OSError) -> None:
     raise error  # os.walk would leave out a folder that it may not read
 
 
 class _FolderFetcher:
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root = str(root)
 
     def fetch(self, ref: SampleRef) -> bytes:
-        return (self._root / str(ref.location)).read_bytes()
+        # To join Path objects takes half as long as to read a photograph.
+        with open(f"{self._root}/{ref.location}", "rb", buffering=0) as file:  # noqa: PTH123
+            return file.readall()
+
+    def will_fetch(self, ref: SampleRef) -> None:
+        with suppress(OSError):
+            descriptor = os.open(f"{self._root}/{ref.location}", os.O_RDONLY)
+            try:
+                _read_ahead(descriptor, 0, 0)  # to the end of the file
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         pass
@@ -190,6 +209,10 @@ class _TarFetcher:
             raise ValueError(f"{ref.name}: {len(data)} of {size} bytes left in {self._path}; was the file truncated?")
         return data
 
+    def will_fetch(self, ref: SampleRef) -> None:
+        assert isinstance(ref.location, tuple)
+        _read_ahead(self._descriptor, *ref.location)
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -229,6 +252,8 @@ class _ZipFetcher:
     def __init__(self, path: Path) -> None:
         self._archive = _open_zip(path)
         self._directory = self._archive.infolist()
+        assert self._archive.fp is not None
+        self._descriptor = self._archive.fp.fileno()
 
     def fetch(self, ref: SampleRef) -> bytes:
         assert isinstance(ref.location, int)
@@ -238,6 +263,11 @@ class _ZipFetcher:
         # archive's directory leads to a place outside of it.
         except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
             raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
+
+    def will_fetch(self, ref: SampleRef) -> None:
+        assert isinstance(ref.location, int)
+        info = self._directory[ref.location]
+        _read_ahead(self._descriptor, info.header_offset, info.compress_size + _ZIP_MEMBER_HEADER)
 
     def close(self) -> None:
         self._archive.close()

@@ -52,5 +52,8 @@ class _PixelFetcher:
         Image.fromarray(self._images[ref.location]).save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
         return buffer.getvalue()
 
+    def will_fetch(self, ref: SampleRef) -> None:
+        pass
+
     def close(self) -> None:
         pass
