@@ -7,6 +7,7 @@ anything. It is written under a temporary name and renamed when it is whole: a f
 import errno
 import logging
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -18,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from train.released import state_dict_of
 
@@ -74,21 +76,44 @@ def _tensor_bytes(content: Any) -> int:
     return sum(_tensor_bytes(part) for part in content)
 
 
+class _Ignored:
+    """Stands for an object of any class or function that a released file holds beside its tensors; keeps nothing."""
+
+    def __new__(cls, *arguments: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
 def read(path: Path) -> Any:
     """Read a file of tensors and plain containers, whoever wrote it, to the CPU.
+
+    Nothing that the file names is imported or called, but for what builds tensors and plain containers. Other objects,
+    such as the settings in RIDE's files and numpy's numbers in NCL's, become stand-ins that hold nothing.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is damaged, or holds something else.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # Files from before PyTorch 1.6 are no archives, and cannot be searched for classes.
+        foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        with safe_globals([(_Ignored, name) for name in foreign]):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
         ) from None
     except Exception as error:  # which one depends on the byte where the file breaks
-        raise ValueError(f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}") from error
+        message = f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}"
+        if isinstance(error, pickle.UnpicklingError):
+            weights = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)['state_dict']"
+            message += (
+                "\nIf the file is whole and you trust its maker, save its weights alone; this runs what the file says "
+                f"and needs the code that wrote it: torch.save({{'state_dict': {weights}}}, 'weights.pt')"
+            )
+        raise ValueError(message) from error
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from train.checkpoint import read
 from train.methods import method_class
 from train.methods.base import Method, Setting
 from train.models.build import ModelOptions
-from train.released import as_plain_network, recognise, state_dict_of, usual_recipe
+from train.released import evaluated_weights, recognise, state_dict_of, usual_recipe
 from train.schedules import Schedule, ScheduleOptions
 
 
@@ -64,9 +65,8 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    method_type = method_class(name)
     chosen = _recipe(recipe or fit["recipe"])
-    method = method_type(method_type.Options(**sections["method"]), _setting(fit["classes"], chosen, device))
+    method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
     model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
     model.load_state_dict(content["model"])
@@ -76,16 +76,27 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
 
 def _released(path: Path, content: Any, device: torch.device, recipe: str | None) -> Trained:
     state = state_dict_of(content)
-    plain = as_plain_network(state)
-    architecture = recognise(plain)
-    with torch.device("meta"):  # no initial weights: all of them are replaced
-        model = architecture.build()
-    model.load_state_dict(plain, assign=True)
+    weights = evaluated_weights(state)
+    architecture = recognise(weights)
     chosen = _recipe(recipe or usual_recipe(state, architecture))
-    vanilla = method_class("vanilla")
-    method = vanilla(vanilla.Options(), _setting(architecture.classes, chosen, device))
-    description = f"released {architecture.name}, {architecture.head} head, {architecture.classes} classes"
+    method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
+    with torch.device("meta"):  # no initial weights: all of them are replaced
+        model = method.build_model(architecture.model, seed=0)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
+    description = f"released {architecture.describe()}"
     return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
+
+
+def _method(name: str, options: Mapping[str, Any], classes: int, recipe: DatasetRecipe, device: torch.device) -> Method:
+    """A method to predict with: training counts and schedule matter to losses alone."""
+    schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
+    counts, assembler = np.ones(classes, dtype=np.int64), Assembler.create(recipe.normalization, device)
+    setting = Setting(counts, recipe.train, recipe.evaluation, schedule, assembler, device)
+    method = method_class(name)
+    return method(method.Options(**options), setting)
 
 
 def _recipe(name: str) -> DatasetRecipe:
@@ -97,13 +108,6 @@ def _recipe(name: str) -> DatasetRecipe:
 def _section(fit: dict[str, Any], section: str) -> dict[str, Any]:
     prefix = f"{section}."
     return {name.removeprefix(prefix): value for name, value in fit.items() if name.startswith(prefix)}
-
-
-def _setting(classes: int, recipe: DatasetRecipe, device: torch.device) -> Setting:
-    """A setting to predict in: training counts and schedule matter to losses alone."""
-    schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
-    counts, assembler = np.ones(classes, dtype=np.int64), Assembler.create(recipe.normalization, device)
-    return Setting(counts, recipe.train, recipe.evaluation, schedule, assembler, device)
 
 
 def _ready(model: nn.Module, device: torch.device) -> nn.Module:

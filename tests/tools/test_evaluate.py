@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
@@ -18,6 +19,7 @@ from tests.train.short_runs import make_run, take_steps
 from tools import evaluate, predict
 from train.checkpoint import save
 from train.models.build import ModelOptions, build_model
+from train.models.ncl import build_experts
 from train.trained import Trained, load_trained
 
 CPU = torch.device("cpu")
@@ -48,6 +50,14 @@ def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def released_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("released") / "best_ensemble_model.pth"
+    state = build_experts(ModelOptions(), 2, lambda features: nn.Linear(features, len(COUNTS)), seed=3).state_dict()
+    torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}, "best_result": np.float64(0.5)}, path)
+    return path
+
+
 def logits(checkpoint: Path, dataset: ShardSet) -> np.ndarray:
     """One image after the other."""
     trained = load_trained(checkpoint, CPU)
@@ -61,7 +71,7 @@ def logits_of(trained: Trained, image: Image.Image) -> np.ndarray:
     return trained.logits(torch.from_numpy(pixels)[None])[0].numpy()
 
 
-@pytest.mark.parametrize("kind", ["own", "released"])
+@pytest.mark.parametrize("kind", ["own", "released", "released_experts"])
 def test_scores_are_those_of_the_network(
     kind: str, request: pytest.FixtureRequest, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
