@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from tools.tables import markdown, mean_and_spread
@@ -43,8 +44,12 @@ def check_comparable(results: Sequence[dict[str, Any]]) -> None:
             raise ValueError(f"the runs have {len(values)} different {what}: {sorted(values)}; compare them apart")
 
 
-def table(results: dict[Path, dict[str, Any]], weights: str = "last") -> str:
-    """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds."""
+def table(results: dict[Path, dict[str, Any]], weights: str = "last", with_cost: bool = False) -> str:
+    """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds.
+
+    with_cost: also the speed in trained images a second relative to the first recipe, and the peak memory in GB.
+    """
+    titles = ["run", "seeds", "epochs", "All", "Many", "Medium", "Few"]
     rows: dict[str, list[dict[str, Any]]] = {}
     for run_dir, result in results.items():
         rows.setdefault(row_name(run_dir, result), []).append(result)
@@ -53,7 +58,16 @@ def table(results: dict[Path, dict[str, Any]], weights: str = "last") -> str:
         epochs = sorted({m["options"]["epochs"] for m in members})
         cells = [mean_and_spread([m["test"][weights][group] for m in members]) for group in GROUPS]
         lines.append([name, str(len(members)), ", ".join(map(str, epochs)), *cells])
-    return markdown(("run", "seeds", "epochs", "All", "Many", "Medium", "Few"), lines)
+    if with_cost:
+        titles += ["speed", "memory (GB)"]
+        speeds = [_mean_cost(members, "images_per_second") for members in rows.values()]
+        for line, members, speed in zip(lines, rows.values(), speeds, strict=True):
+            line += [f"{speed / speeds[0]:.2f}", f"{_mean_cost(members, 'peak_memory_gb'):.2f}"]
+    return markdown(titles, lines)
+
+
+def _mean_cost(members: Sequence[dict[str, Any]], key: str) -> float:
+    return mean(member["cost"][key] for member in members)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,6 +75,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.compare_runs", description=__doc__.splitlines()[0])
     parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
     parser.add_argument("--weights", choices=("last", "best"), default="last", help="final weights or the best epoch's")
+    parser.add_argument(
+        "--cost",
+        action="store_true",
+        help="add training speed relative to the first run, and memory, as they were then",
+    )
     parser.add_argument("--out", type=Path, help="write the table (Markdown) to this file too")
     options = parser.parse_args(arguments)
     try:
@@ -70,7 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"compare_runs: error: {error}", file=sys.stderr)
         return 1
     first = next(iter(results.values()))
-    text = f"Test accuracy (%), {options.weights} epoch; {first['group_rule']}.\n\n{table(results, options.weights)}"
+    title = f"Test accuracy (%), {options.weights} epoch; {first['group_rule']}."
+    text = f"{title}\n\n{table(results, options.weights, options.cost)}"
     print(text)
     if options.out is not None:
         options.out.write_text(text)

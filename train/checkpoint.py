@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from train.released import state_dict_of
@@ -26,6 +26,7 @@ from train.released import state_dict_of
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
+AVERAGED = "averaged"  # key of the moving average of the weights, in the checkpoints of runs that have one
 _NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
 _TEMPORARY_SUFFIX = ".partial"
 
@@ -144,6 +145,11 @@ def _check_sums(path: Path) -> None:
         raise ValueError(f"{path}: damaged: the checksum of {damaged} is not that of its content")
 
 
+def counting_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of what `load` gives: the weights that are evaluated, which are the moving average where there is one."""
+    return content.get(AVERAGED, content["model"])
+
+
 def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) -> None:
     """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
 
@@ -154,7 +160,7 @@ def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) ->
     """
     content = read(path)
     is_ours = isinstance(content, dict) and "format_version" in content
-    found = load(path)["model"] if is_ours else state_dict_of(content)
+    found = counting_weights(load(path)) if is_ours else state_dict_of(content)
     weights, own = {name: value for name, value in found.items() if wanted(name)}, model.state_dict()
     shared = {name: value for name, value in weights.items() if name in own}
     shapes = [

@@ -97,6 +97,8 @@ class RunOptions:
         mixed_precision: bf16 runs the network (never the losses) in bfloat16.
         compile: torch.compile the network: "default" fuses its operations; "graphs" also replays them as CUDA graphs,
             for small networks whose kernels are shorter than their launches. The first steps take a minute or so.
+        ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step (say
+            0.999; less in the first steps). Training does not notice.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
         run_dir: the run's folder; by default runs/RECIPE-seedSEED.
         resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
@@ -116,6 +118,7 @@ class RunOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
     compile: Literal["no", "default", "graphs"] = "no"
+    ema_decay: float | None = None
     deterministic: bool = False
     run_dir: Path | None = None
     resume: str = "never"
@@ -140,6 +143,8 @@ class RunOptions:
         )
         _at_least(2, batch_size=self.batch_size)  # batch normalisation needs two samples
         _at_least(0, seed=self.seed)
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}, expected a number between 0 and 1")
 
 
 @dataclass(frozen=True)

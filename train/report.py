@@ -1,12 +1,14 @@
 """What a run leaves to read: the options it prints at the start, result.json, tables and pictures at the end."""
 
 import csv
+import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -94,6 +96,7 @@ def result(m: Material) -> dict[str, Any]:
         "executors": m.derived["executors"],
         "micro_batch": m.derived["micro_batch"],
         "seconds": round(m.history.seconds, 1),
+        "cost": cost(m.folder.metrics.records()),
         "data": {role: describe_data(dataset) for role, dataset in m.datasets.items()},
         "replaced_samples": m.replaced_samples,
         "options": m.options.resolved,
@@ -102,6 +105,18 @@ def result(m: Material) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
+
+
+def cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """What training took: trained images a second over all ranks, the median of the epochs; and the most memory in GB
+    that the first rank needed since it started, on its GPU or, without one, of the whole process."""
+    rates = [record["images_per_second"] for record in records if record["kind"] == "epoch"]
+    if torch.cuda.is_initialized():
+        peak_bytes = torch.cuda.max_memory_allocated()
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_bytes / 1e9, 2)}
 
 
 def describe_data(dataset: ShardSet) -> dict[str, Any]:

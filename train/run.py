@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from pipeline.executor import decode_threads_per_rank
@@ -64,6 +65,11 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
+def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+    """Of weights and batch norm's statistics. Its warm-up keeps the initial weights from lasting."""
+    return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+
+
 class Run:
     """The parts of a run, made in the order in which they can fail cheaply."""
 
@@ -95,7 +101,9 @@ class Run:
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
         )
-        self.evaluator = Evaluator(options, datasets, self.recipe, self.method, self.model, accelerator)
+        self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
+        evaluated = self.model if self.averaged is None else self.averaged.module
+        self.evaluator = Evaluator(options, datasets, self.recipe, self.method, evaluated, accelerator)
         self.stop_request = StopRequest()
         self.progress = Progress(options.run.epochs, accelerator.is_main_process)
         self.trainer = self._make_trainer()
@@ -145,6 +153,7 @@ class Run:
             progress=self.progress,
             autocast=self.evaluator.autocast,
             evaluate=self.evaluator.selection_scores,
+            averaged=self.averaged,
             fit=self._fit(),
         )
         return Trainer(parts, self.options.run)
@@ -158,6 +167,7 @@ class Run:
             "recipe": self.options.data.recipe,
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
+            "ema_decay": self.options.run.ema_decay,
             **{f"{name}.{key}": value for name in sections for key, value in resolved[name].items()},
             **{f"plan.{key}": value for key, value in self.plan.fingerprint().items()},
         }
@@ -264,7 +274,7 @@ class Run:
         history = self.trainer.history
         best = last = self.evaluator.last_test_scores()
         if history.best != history.last:
-            self.trainer.bare_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
+            self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
             best = self.evaluator.scores("test")
         if self.accelerator.is_main_process:
             material = report.Material(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.recipes import RECIPES, DatasetRecipe
 from train.assemble import Assembler
-from train.checkpoint import read
+from train.checkpoint import counting_weights, read
 from train.methods import method_class
 from train.methods.base import Method, Setting
 from train.models.build import ModelOptions
@@ -69,7 +69,7 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
     method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
     model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
-    model.load_state_dict(content["model"])
+    model.load_state_dict(counting_weights(content))
     description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
     return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
 

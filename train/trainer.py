@@ -14,11 +14,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from timm.utils import ModelEmaV3
 from torch import nn
 
 from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, part_indices
-from train.checkpoint import Position, check_fit, save
+from train.checkpoint import AVERAGED, Position, check_fit, save
 from train.meters import Meter, micro_batch_sums
 from train.methods.base import Method, MicroStep
 from train.options import RunOptions
@@ -59,7 +60,9 @@ class Parts:
     Args:
         model: the network, wrapped for distributed training where there are several processes.
         autocast: makes the context of the network's arithmetic.
-        evaluate: scores the current weights: {"validation": numbers} or {"test": numbers}. Called on every rank.
+        evaluate: scores the current weights, or their average: {"validation": numbers} or {"test": numbers}. Called on
+            every rank.
+        averaged: moving average of the weights, which is evaluated in their place, or None.
         fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
     """
 
@@ -74,6 +77,7 @@ class Parts:
     progress: Progress
     autocast: Callable[[], AbstractContextManager[Any]]
     evaluate: Callable[[], dict[str, Numbers]]
+    averaged: ModelEmaV3 | None = None
     fit: dict[str, Any] = field(default_factory=dict)
 
 
@@ -162,6 +166,8 @@ class Trainer:
         p.method.before_optimizer(self.bare_model)
         p.optimizer.step()
         p.optimizer.zero_grad(set_to_none=True)
+        if p.averaged is not None:
+            p.averaged.update(self.bare_model, self.done_steps + 1)
         for meter in (self._epoch_meter, self._window_meter):
             meter.add(sums, self._first_rank)
         stop = p.stop_request.signal is not None
@@ -245,9 +251,11 @@ class Trainer:
 
     def _share_buffers(self) -> None:
         """Batch norm's running statistics of the first rank, on all ranks: they are not exchanged in training."""
-        if dist.is_initialized():
-            for buffer in self.parts.model.buffers():
-                dist.broadcast(buffer, src=0)
+        if not dist.is_initialized():
+            return
+        averaged = [] if self.parts.averaged is None else self.parts.averaged.module.buffers()
+        for buffer in (*self.bare_model.buffers(), *averaged):
+            dist.broadcast(buffer, src=0)
 
     def _write(self, record: dict[str, Any]) -> None:
         if not self._first_rank:
@@ -279,13 +287,15 @@ class Trainer:
                 "history": history,
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
             }
+            if self.parts.averaged is not None:
+                state[AVERAGED] = self.evaluated_model.state_dict()
             self.parts.folder.checkpoints.save(self.position, state)
         self._saved = time.monotonic()
         self.parts.accelerator.wait_for_everyone()
 
     def _save_best(self) -> None:
         if self._first_rank:
-            content = {"fit": self.parts.fit, "model": self.bare_model.state_dict(), "scores": self.history.best}
+            content = {"fit": self.parts.fit, "model": self.evaluated_model.state_dict(), "scores": self.history.best}
             save(self.parts.folder.checkpoints.best, content)
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
@@ -297,6 +307,8 @@ class Trainer:
         check_fit(path, state["fit"], self.parts.fit)
         self.position = Position(**state["position"])
         self.bare_model.load_state_dict(state["model"])
+        if self.parts.averaged is not None:
+            self.evaluated_model.load_state_dict(state[AVERAGED])
         self.parts.optimizer.load_state_dict(state["optimizer"])
         self.parts.method.load_state_dict(state["method"])
         self.history = History(**state["history"])
@@ -309,6 +321,11 @@ class Trainer:
     def bare_model(self) -> nn.Module:
         """The network without its distributed wrapper."""
         return self.parts.accelerator.unwrap_model(self.parts.model)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network whose scores count: that of the averaged weights, where there are such."""
+        return self.bare_model if self.parts.averaged is None else self.parts.averaged.module
 
 
 def _selected(scores: dict[str, Any]) -> float:

@@ -8,12 +8,13 @@ import pytest
 from tools.compare_runs import main
 
 
-def write_result(folder: Path, few: float, seed: int, checksum: str = "a") -> str:
+def write_result(folder: Path, few: float, seed: int, checksum: str = "a", speed: float = 100.0) -> str:
     accuracies = {"all": 50.0, "many": 90.0, "medium": None, "few": few}
     result = {
         "test": {"last": accuracies, "best": accuracies},
         "group_rule": "many n >= 101, medium 20 <= n <= 100, few n <= 19",
         "options": {"seed": seed, "epochs": 5},
+        "cost": {"images_per_second": speed, "peak_memory_gb": speed / 50},
         "data": {"train": {"checksum": checksum}, "test": {"checksum": "t"}},
     }
     folder.mkdir()
@@ -46,3 +47,16 @@ def test_runs_on_other_data_are_not_compared(tmp_path: Path, capsys: pytest.Capt
 def test_an_unfinished_run_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path / "none")]) == 1
     assert "is the run finished?" in capsys.readouterr().err
+
+
+def test_cost_is_relative_to_the_first_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [
+        write_result(tmp_path / name, 10.0, seed, speed=speed)
+        for name, seed, speed in (("ce-seed0", 0, 90.0), ("ce-seed1", 1, 110.0), ("ncl-seed0", 0, 25.0))
+    ]
+    assert main([*runs, "--cost"]) == 0
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| ce", "| ncl"))]
+    assert [[cell.strip() for cell in row.strip("|").split("|")][-2:] for row in rows] == [
+        ["1.00", "2.00"],
+        ["0.25", "0.50"],
+    ]
