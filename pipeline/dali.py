@@ -20,7 +20,16 @@ from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 from pipeline.bad_samples import BadSamples
 from pipeline.crop_resize import crop_resize_flip
 from pipeline.dali_border import brighten_border
-from pipeline.dali_graphs import decode_graph, decode_inputs, reflects, trial_graph, view_graph, view_inputs
+from pipeline.dali_graphs import (
+    decode_graph,
+    decode_inputs,
+    decoder_arguments,
+    reflects,
+    trial_graph,
+    view_graph,
+    view_inputs,
+)
+from pipeline.decode_settings import DecodeSettings
 from pipeline.host_views import HostViews
 from pipeline.plan import StreamPlan
 from pipeline.readahead import ReadAhead
@@ -28,9 +37,6 @@ from pipeline.views import OneOf, View, ViewPlan
 from shards.reader import ShardSet
 
 logger = logging.getLogger(__name__)
-
-# Batches that are decoded ahead of the one in use; DALI's default. A longer queue only evens out uneven batches.
-_PREFETCH = 2
 
 
 class DaliExecutor:
@@ -41,7 +47,7 @@ class DaliExecutor:
         dataset: ShardSet,
         views: tuple[View | OneOf, ...],
         device: torch.device,
-        decode_threads: int,
+        settings: DecodeSettings,
         largest_batch: int,
         bad_samples: BadSamples,
         views_by_dali: bool | None = None,
@@ -65,14 +71,15 @@ class DaliExecutor:
         self._options = {
             # A rank that is left with one sample pads it to two.
             "batch_size": max(largest_batch, 2),
-            "num_threads": decode_threads,
+            "num_threads": settings.threads,
             "device_id": _device_id(device),
-            "prefetch_queue_depth": _PREFETCH,
+            "prefetch_queue_depth": settings.prefetch_batches,
+            "decoder": decoder_arguments(settings, on_cpu=device.type == "cpu"),
         }
         by_dali = device.type != "cpu" if views_by_dali is None else views_by_dali
-        self._host_views = None if by_dali else HostViews(decode_threads)
-        # Decoding only the region takes 0.86 of the time of decoding all. Several views share one decoding.
-        self._decodes_regions = not by_dali and len(views) == 1 and not reflects(views[0])
+        self._host_views = None if by_dali else HostViews(settings.threads)
+        # Several views share one decoding, and a reflected border may show what is outside of the region.
+        self._decodes_regions = settings.regions and len(views) == 1 and not reflects(views[0])
         self._ahead: ReadAhead | None = None
         self._upcoming: Iterator[StreamPlan] = iter(())
         self._in_flight: deque[StreamPlan] = deque()
@@ -129,11 +136,8 @@ class DaliExecutor:
         return () if self._device.type == "cpu" else (torch.cuda.current_stream(self._device),)
 
     def _build(self) -> Any:
-        if self._host_views is not None:
-            pipeline = decode_graph(source=self._next_inputs, regions=self._decodes_regions, **self._options)
-        else:
-            on_cpu = self._device.type == "cpu"
-            pipeline = view_graph(source=self._next_inputs, views=self._views, on_cpu=on_cpu, **self._options)
+        options = {"source": self._next_inputs, "regions": self._decodes_regions, **self._options}
+        pipeline = view_graph(views=self._views, **options) if self._host_views is None else decode_graph(**options)
         pipeline.build()
         return pipeline
 
@@ -171,7 +175,7 @@ class DaliExecutor:
         options = {**self._options, "batch_size": len(samples), "prefetch_queue_depth": 1}
         encoded = [self._dataset.encoded(sample) for sample in samples]
         try:
-            trial_graph(encoded=encoded, on_cpu=self._device.type == "cpu", **options).run()
+            trial_graph(encoded=encoded, **options).run()
         except RuntimeError:
             if len(samples) == 1:
                 return samples

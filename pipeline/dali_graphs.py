@@ -6,6 +6,7 @@ import numpy as np
 from nvidia.dali import fn, pipeline_def, types
 
 from pipeline.dali_border import margins
+from pipeline.decode_settings import DecodeSettings
 from pipeline.plan import StreamPlan
 from pipeline.views import OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
@@ -33,15 +34,33 @@ def decode_inputs(dataset: ShardSet, request: StreamPlan, regions: bool) -> list
     return inputs
 
 
+def decoder_arguments(settings: DecodeSettings, on_cpu: bool) -> dict[str, Any]:
+    """What every decoder of ours is given."""
+    # No EXIF rotation, as Pillow and torchvision: the index has the sizes of the unrotated images.
+    arguments = {"adjust_orientation": False, "output_type": types.RGB}
+    if on_cpu:
+        return arguments
+    width, height = settings.size_hint
+    return arguments | {
+        "device": "mixed",
+        "jpeg_fancy_upsampling": True,  # as on the CPU: otherwise runs on the two differ
+        "affine": False,  # pinned threads would meet on the same cores when ranks share a machine
+        "hw_decoder_load": settings.hardware_share,
+        "preallocate_width_hint": width,
+        "preallocate_height_hint": height,
+    }
+
+
 @pipeline_def
-def decode_graph(source: Any, regions: bool) -> Any:
-    """On the CPU: encoded bytes in, uint8 HWC out; with `regions` only the planned region of each image."""
+def decode_graph(source: Any, regions: bool, decoder: dict[str, Any]) -> Any:
+    """On the CPU: encoded bytes in, uint8 HWC out; with `regions` only the planned region of each image.
+
+    decoder: as ``decoder_arguments`` gives them, here and in the other graphs.
+    """
     if not regions:
-        return _decode(_external_source(source, [])[0], on_cpu=True)
+        return fn.decoders.image(_external_source(source, [])[0], **decoder)
     encoded, start, shape = _external_source(source, ["start", "shape"])
-    return fn.decoders.image_slice(
-        encoded, start=start, shape=shape, axes=[0, 1], adjust_orientation=False, output_type=types.RGB
-    )
+    return fn.decoders.image_slice(encoded, start=start, shape=shape, axes=[0, 1], **decoder)
 
 
 def view_inputs(dataset: ShardSet, request: StreamPlan, views: tuple[View | OneOf, ...]) -> list[Any]:
@@ -80,20 +99,23 @@ def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
 
 
 @pipeline_def
-def view_graph(source: Any, views: tuple[View | OneOf, ...], on_cpu: bool) -> tuple[Any, ...]:
-    """Encoded bytes and the plans of ``views`` in; per view uint8 HWC out, whole where the view reflects."""
+def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, decoder: dict[str, Any]) -> tuple[Any, ...]:
+    """Encoded bytes and the plans of ``views`` in; per view uint8 HWC out, whole where the view reflects.
+
+    regions: decode only the planned region; for a single view that does not reflect.
+    """
     names = [name for view in views for name in _input_names(view)]
     encoded, *numbers = _external_source(source, names)
     remaining = iter(numbers)
     per_view = [{name: next(remaining) for name in _input_names(view)} for view in views]
-    # Whole images: the region decoder may pass by the hardware JPEG engine of a GPU.
-    decoded = _decode(encoded, on_cpu)
+    decoded = None if regions else fn.decoders.image(encoded, **decoder)
     outputs = []
     for view, planned in zip(views, per_view, strict=True):
         if reflects(view):
             outputs.append(decoded)
             continue
-        image = fn.slice(decoded, start=planned["start"], shape=planned["shape"], axes=[0, 1])
+        region = {"start": planned["start"], "shape": planned["shape"], "axes": [0, 1]}
+        image = fn.decoders.image_slice(encoded, **region, **decoder) if regions else fn.slice(decoded, **region)
         region_of_interest = {}
         if _shows_border(view):
             image = fn.slice(
@@ -126,23 +148,9 @@ def view_graph(source: Any, views: tuple[View | OneOf, ...], on_cpu: bool) -> tu
 
 
 @pipeline_def
-def trial_graph(encoded: list[np.ndarray], on_cpu: bool) -> Any:
+def trial_graph(encoded: list[np.ndarray], decoder: dict[str, Any]) -> Any:
     """Decodes one batch; shows whether it can be decoded."""
-    return _decode(fn.external_source(source=iter([encoded]), dtype=types.UINT8, ndim=1), on_cpu)
-
-
-def _decode(encoded: Any, on_cpu: bool) -> Any:
-    # No EXIF rotation, as Pillow and torchvision: the index has the sizes of the unrotated images.
-    if on_cpu:
-        return fn.decoders.image(encoded, adjust_orientation=False, output_type=types.RGB)
-    return fn.decoders.image(
-        encoded,
-        device="mixed",
-        adjust_orientation=False,
-        output_type=types.RGB,
-        jpeg_fancy_upsampling=True,  # as on the CPU: otherwise runs on the two differ
-        affine=False,  # pinned threads would meet on the same cores when ranks share a machine
-    )
+    return fn.decoders.image(fn.external_source(source=iter([encoded]), dtype=types.UINT8, ndim=1), **decoder)
 
 
 def _branches(view: View | OneOf) -> tuple[View, ...]:

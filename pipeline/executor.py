@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 import torch
 
 from pipeline.bad_samples import BadSamples
+from pipeline.decode_settings import decode_settings
 from pipeline.plan import StreamPlan
 from pipeline.views import OneOf, View
 from shards.reader import ShardSet
@@ -59,7 +60,8 @@ def make_executor(
     if name == "dali":
         from pipeline.dali import DaliExecutor
 
-        return DaliExecutor(dataset, views, device, decode_threads, largest_batch, bad_samples)
+        settings = decode_settings(device, decode_threads)
+        return DaliExecutor(dataset, views, device, settings, largest_batch, bad_samples)
     if name == "resident":
         from pipeline.resident import ResidentExecutor
 

@@ -18,7 +18,7 @@ from pathlib import Path
 SUBJECTS = {
     "build": "shards from files, against copying, tar and webdataset",
     "feed": "what planning and feeding cost without decoding; class-weighted draws up to 10^8 samples",
-    "loader": "whole loaders: this one, torch's DataLoader, torchvision v2, webdataset, DALI's reader",
+    "loader": "whole loaders: this one, DataLoader, torchvision v2, webdataset, DALI's reader, FFCV if installed",
     "paste": "pasting and normalising a batch, against separate operations and a plain copy",
     "step": "the training step: Accelerate's loop against a bare one, precisions, layouts, compilation",
     "train": "training from shards, against resident data and the official program's structure",

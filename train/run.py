@@ -4,6 +4,7 @@ import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from pipeline.decode_settings import decode_settings
 from pipeline.executor import decode_threads_per_rank
 from pipeline.loader import Loader
 from pipeline.plan import Plan
@@ -214,10 +216,12 @@ class Run:
         )
 
     def _derived(self, loader: Loader) -> dict[str, Any]:
-        o, world_size = self.options, self.accelerator.num_processes
+        o, world_size, device = self.options, self.accelerator.num_processes, self.accelerator.device
+        threads = o.data.decode_threads or decode_threads_per_rank(world_size)
+        uses_dali = "dali" in loader.executor_names.values()
         return {
             "parameters": self.parameters,
-            "device": self.accelerator.device.type,
+            "device": device.type,
             "processes": world_size,
             "micro_batch": -(-o.run.batch_size // (world_size * o.run.accumulation)),
             "steps_per_epoch": self.plan.steps_per_epoch,
@@ -225,7 +229,8 @@ class Run:
             **({"milestones": list(self.schedule.milestones)} if o.schedule.kind == "steps" else {}),
             **self.method.derived_options(),
             "executors": loader.executor_names,
-            "decode_threads": o.data.decode_threads or decode_threads_per_rank(world_size),
+            "decode_threads": threads,
+            **({"decode": asdict(decode_settings(device, threads))} if uses_dali else {}),
             "group_rule": o.data.group_rule().describe(),
             "selected_on": self.evaluator.selection,
         }

@@ -1,11 +1,14 @@
 """Running an executor on planned views, for the tests of single executors."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
 from pipeline.bad_samples import BadSamples
 from pipeline.dali import DaliExecutor
-from pipeline.executor import make_executor
+from pipeline.decode_settings import decode_settings
+from pipeline.executor import Executor, make_executor
 from pipeline.plan import StreamPlan
 from pipeline.rng import generator
 from pipeline.views import plan_view
@@ -30,10 +33,18 @@ def plan_batches(dataset, views, batches, seed=0):
 
 
 def execute(name, dataset, views, requests, threads=1):
-    """For each request, one uint8 array (B, height, width, 3) a view. "dali-views" is the graph that GPUs run."""
+    """For each request, one uint8 array (B, height, width, 3) a view.
+
+    "dali-views" is the graph that GPUs run, "dali-view-regions" the same where the decoder cuts out the region.
+    """
     largest = max(len(request) for request in requests)
-    arguments = dataset, views, torch.device("cpu"), threads, largest, BadSamples(dataset, budget=0)
-    running = DaliExecutor(*arguments, views_by_dali=True) if name == "dali-views" else make_executor(name, *arguments)
+    cpu, bad_samples = torch.device("cpu"), BadSamples(dataset, budget=0)
+    running: Executor
+    if name in ("dali-views", "dali-view-regions"):
+        settings = replace(decode_settings(cpu, threads), regions=name == "dali-view-regions")
+        running = DaliExecutor(dataset, views, cpu, settings, largest, bad_samples, views_by_dali=True)
+    else:
+        running = make_executor(name, dataset, views, cpu, threads, largest, bad_samples)
     results = running.run(iter(requests))
     try:
         return [[image.numpy().copy() for image in images] for images in results]

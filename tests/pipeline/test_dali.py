@@ -20,8 +20,8 @@ VIEWS = {
     "one of two, one padded": (OneOf((View(RandomResizedCrop(120), 0.5), View(PaddedCrop(120, 20)))),),
     "two views": (View(RandomResizedCrop(64), 0.5), View(PaddedCrop(128, 20), 0.5)),
 }
-# How the executor works on a CPU, and, on the CPU too, the graph that it runs on a GPU.
-BOTH = pytest.mark.parametrize("executor", ["dali", "dali-views"])
+# How the executor works on a CPU, and, on the CPU too, the two forms of the graph that it runs on a GPU.
+ALL_GRAPHS = pytest.mark.parametrize("executor", ["dali", "dali-views", "dali-view-regions"])
 BATCHES = [range(8), range(8, 13), [5, 5], [11]]
 
 
@@ -30,7 +30,7 @@ def photo_set(tmp_path_factory):
     return photos(tmp_path_factory.mktemp("sets") / "photos", (8, 5))
 
 
-@BOTH
+@ALL_GRAPHS
 @pytest.mark.parametrize("views", VIEWS.values(), ids=VIEWS.keys())
 def test_dali_shows_what_pillow_shows(photo_set, views, executor):
     requests = plan_batches(photo_set, views, BATCHES)
@@ -39,7 +39,7 @@ def test_dali_shows_what_pillow_shows(photo_set, views, executor):
     )
 
 
-@BOTH
+@ALL_GRAPHS
 def test_the_border_of_a_smaller_picture_is_pillows(tmp_path, executor):
     """The outermost lines in hard contrast to those beside them, where DALI's own border is far from Pillow's."""
     dataset = write_shard_set(
@@ -58,7 +58,7 @@ def framed(width, height):
     return Image.fromarray(pixels)
 
 
-@BOTH
+@ALL_GRAPHS
 def test_reflected_borders(tmp_path, executor):
     dataset = small_images(tmp_path / "small", (6, 4))
     views = (View(PaddedCrop(32, 6, "reflect"), 0.5), View(RandomResizedCrop(32), 0.5))
@@ -72,7 +72,7 @@ def test_reflected_borders_on_images_of_different_sizes_are_refused(photo_set):
         execute("dali", photo_set, (view,), plan_batches(photo_set, (view,), [[0]]))
 
 
-@BOTH
+@ALL_GRAPHS
 @pytest.mark.parametrize("views", [VIEWS["random resized crop"], VIEWS["two views"]])
 def test_the_result_does_not_depend_on_threads_or_on_the_run(photo_set, views, executor):
     requests = plan_batches(photo_set, views, BATCHES)

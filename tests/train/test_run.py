@@ -68,7 +68,16 @@ def test_a_run_leaves_numbers_tables_and_pictures(straight: Path) -> None:
     saved = yaml.safe_load((straight / "options.yaml").read_text())
     assert saved["derived"]["steps_per_epoch"] == STEPS_PER_EPOCH
     assert saved["derived"]["milestones"] == [2, 3]  # 160 and 180 of 200, for 3 epochs
+    assert "decode" not in saved["derived"]  # resident images
     assert saved["method"]["start_data_aug"] == -1
+
+
+def test_a_run_says_how_dali_decodes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    changes = {"data.executor": "dali", "data.decode_threads": 1, "epochs": 1}
+    assert train(options(data, tmp_path / "run", **changes)) == FINISHED
+    decode = yaml.safe_load((tmp_path / "run" / "options.yaml").read_text())["derived"]["decode"]
+    assert (decode["threads"], decode["prefetch_batches"], decode["regions"]) == (1, 2, True)
+    assert "  decode.prefetch_batches: 2\n" in capsys.readouterr().out
 
 
 def test_metrics_have_every_step_and_every_epoch(straight: Path) -> None:

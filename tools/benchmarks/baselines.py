@@ -1,13 +1,14 @@
 """The loaders that a user would otherwise write, each as its own documentation recommends.
 
 All of them crop and resize at random to 224 pixels and flip; with `jitter` also the colour jitter of the ImageNet-LT
-recipe. Every function returns an endless iterator of (images, labels), on the CPU unless a device is an argument.
+recipe. Every loader is an endless iterator of (images, labels), on the CPU unless a device is an argument.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, RandomSampler, WeightedRandomSampler
@@ -22,6 +23,7 @@ Batches = Iterator[tuple[Tensor, Tensor]]
 
 _JITTER = (0.4, 0.4, 0.4)
 _ENDLESS = 10**8  # samples; a benchmark never reads as many
+_FFCV_EPOCHS = 20  # FFCV permutes all its indices at once, so its endlessness has to fit into memory
 
 
 def pil_transform(jitter: bool) -> Any:
@@ -79,8 +81,13 @@ def webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool) ->
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
-def dali_webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool, device: torch.device) -> Batches:
-    """DALI's own reader, its random crop decoder and its colour operator; shuffles in a buffer of 1000."""
+def dali_webdataset(
+    shards: ShardSet, batch_size: int, workers: int, jitter: bool, device: torch.device, regions: bool = True
+) -> Batches:
+    """DALI's own reader, its random crop decoder and its colour operator; shuffles in a buffer of 1000.
+
+    regions: False decodes whole images and crops them after, where the region decoder does not work.
+    """
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
@@ -97,10 +104,13 @@ def dali_webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: boo
             initial_fill=1000,
         )
         encoded, label = members
-        image = fn.decoders.image_random_crop(
-            encoded, device="cpu" if on_cpu else "mixed", output_type=types.RGB, random_area=[0.08, 1.0]
-        )
-        image = fn.resize(image, size=[224, 224], antialias=True)
+        decoder = {"device": "cpu" if on_cpu else "mixed", "output_type": types.RGB}
+        if regions:
+            image = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], **decoder)
+            image = fn.resize(image, size=[224, 224], antialias=True)
+        else:
+            image = fn.decoders.image(encoded, **decoder)
+            image = fn.random_resized_crop(image, size=[224, 224], random_area=[0.08, 1.0], antialias=True)
         if jitter:
             low, high = 1 - _JITTER[0], 1 + _JITTER[0]
             names = ("brightness", "contrast", "saturation")
@@ -113,3 +123,48 @@ def dali_webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: boo
     while True:
         images, labels = pipeline.run()
         yield to_torch_tensor(images.as_tensor(), copy=False), to_torch_tensor(labels.as_tensor(), copy=False)
+
+
+def write_ffcv(folder: Path, file: Path, workers: int) -> None:
+    """The class folders as FFCV's own file. Its writer takes pixels, not files: every JPEG is encoded again."""
+    from ffcv.fields import IntField, RGBImageField
+    from ffcv.writer import DatasetWriter
+
+    # Quality 95, as the generated images: about as many bytes to decode as the other loaders have.
+    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=95), "label": IntField()}
+    DatasetWriter(str(file), fields, num_workers=workers).from_indexed_dataset(ImageFolder(str(folder)))
+
+
+def ffcv_loader(file: Path, batch_size: int, workers: int, jitter: bool) -> Any:
+    """FFCV's loader with its random crop decoder, for `ffcv`; compiles for 20 to 40 seconds before its first batch.
+
+    Its jitter has brightness, contrast and saturation in this order, where the others draw the order.
+    """
+    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.loader import Loader, OrderOption
+    from ffcv.reader import Reader
+    from ffcv.transforms import RandomBrightness, RandomContrast, RandomHorizontalFlip, RandomSaturation, ToTensor
+
+    steps: list[Any] = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip()]
+    if jitter:
+        operations = (RandomBrightness, RandomContrast, RandomSaturation)
+        steps += [operation(strength, 1.0) for operation, strength in zip(operations, _JITTER, strict=True)]
+    return Loader(
+        str(file),
+        batch_size,
+        num_workers=workers,
+        order=OrderOption.RANDOM,
+        indices=np.tile(np.arange(int(Reader(str(file)).num_samples), dtype=np.uint64), _FFCV_EPOCHS),
+        pipelines={"image": [*steps, ToTensor()], "label": [IntDecoder(), ToTensor()]},
+    )
+
+
+def ffcv(loader: Any) -> Batches:
+    """Batches of an `ffcv_loader`: uint8 (B, 224, 224, 3), left so, as ours are."""
+    batches = iter(loader)
+    try:
+        yield from batches
+    finally:
+        # Its thread holds itself alive, and would go on beside whatever is measured next.
+        batches.close()
+        batches.join()

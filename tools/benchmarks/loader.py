@@ -1,13 +1,15 @@
 """Images a second of whole loaders: ours against what one would otherwise use, on the same files, cores and recipe."""
 
+import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 from pipeline.loader import Loader
 from pipeline.plan import Plan, Stream
 from pipeline.recipes import CROP_224, JITTERED_224
 from pipeline.sampling import Shuffled
 from pipeline.views import View
-from tools.benchmarks import baselines
+from tools.benchmarks import baselines, decoding
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of_batches
 from tools.benchmarks.report import Report
@@ -17,14 +19,24 @@ OFFICIAL = "DataLoader, PIL, transforms v1 (official)"
 TENSORS = "DataLoader, decode_jpeg, transforms v2"
 WEBDATASET = "webdataset WebLoader, PIL"
 DALI_READER = "DALI readers.webdataset"
+FFCV = "FFCV"
 _EPOCHS = 10**4
 
 
 def run(bench: Bench) -> Report:
-    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist)."""
+    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist); on a GPU also DALI's settings."""
     report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
+    has_ffcv = importlib.util.find_spec("ffcv") is not None
+    report.notes["ffcv"] = "measured on the same images, encoded again" if has_ffcv else "not measured: not installed"
+    on_gpu = bench.device.type == "cuda"
+    failure = decoding.region_decoding_failure(bench) if on_gpu else None
+    regions = failure is None
     for name, view, jitter in (("imagenet (colour jitter)", JITTERED_224, True), ("inat", CROP_224, False)):
-        report.tables.append(_compare(bench, name, view, jitter))
+        report.tables.append(_compare(bench, name, view, jitter, has_ffcv, regions))
+    if on_gpu:
+        by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
+        report.tables.append(by_settings)
+        report.notes["region_decoding"] = "works" if regions else f"not measured, here or in DALI's reader: {failure}"
     jittered = report.tables[0]
     report.targets = [
         Target("loader / official PIL loader, ImageNet-LT recipe", jittered.ratio(OURS, OFFICIAL), 1.6),
@@ -33,7 +45,7 @@ def run(bench: Bench) -> Report:
     return report
 
 
-def _compare(bench: Bench, name: str, view: View, jitter: bool) -> Table:
+def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, regions: bool) -> Table:
     files, shards, cores, batch_size = bench.folder, bench.shards, bench.cores, bench.scale.batch_size
 
     def rate(batches: Iterator[int]) -> float:
@@ -44,10 +56,23 @@ def _compare(bench: Bench, name: str, view: View, jitter: bool) -> Table:
         OFFICIAL: lambda: rate(_sizes(baselines.pil(files, batch_size, cores, jitter))),
         TENSORS: lambda: rate(_sizes(baselines.tensors(files, batch_size, cores, jitter))),
         WEBDATASET: lambda: rate(_sizes(baselines.webdataset(shards, batch_size, cores, jitter))),
-        DALI_READER: lambda: rate(_sizes(baselines.dali_webdataset(shards, batch_size, cores, jitter, bench.device))),
+        DALI_READER: lambda: rate(
+            _sizes(baselines.dali_webdataset(shards, batch_size, cores, jitter, bench.device, regions))
+        ),
         OURS: lambda: rate(_our_sizes(bench, view)),
     }
+    if has_ffcv:
+        compiled = baselines.ffcv_loader(_ffcv_file(bench), batch_size, cores, jitter)
+        variants[FFCV] = lambda: rate(_sizes(baselines.ffcv(compiled)))
     return compare(f"one stream, recipe {name}", "images/s", variants, bench.scale.rounds)
+
+
+def _ffcv_file(bench: Bench) -> Path:
+    """The images as FFCV reads them, written when first asked for."""
+    file = bench.scratch / "images.beton"
+    if not file.exists():
+        baselines.write_ffcv(bench.folder, file, bench.cores)
+    return file
 
 
 def _sizes(batches: baselines.Batches) -> Iterator[int]:
