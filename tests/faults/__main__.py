@@ -1,4 +1,7 @@
-"""`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected."""
+"""`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected.
+
+For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt-ncl.yaml`.
+"""
 
 import argparse
 import os
@@ -11,28 +14,38 @@ from tests.faults.rounds import Kind, run_rounds
 from tests.faults.trainings import Trainings
 
 
-def kinds(folder: Path) -> list[Kind]:
+def own_kinds(folder: Path, steps: int, training: list[str]) -> list[Kind]:
+    """A training with these options, on one rank and on two."""
+    return [Trainings.of_recipe(folder / str(ranks), ranks, steps, training) for ranks in (1, 2)]
+
+
+def all_kinds(folder: Path) -> list[Kind]:
     """All kinds of work, each in a folder of its own."""
     return [
         Builds("worker", folder / "build-worker"),
         Builds("parent", folder / "build-parent"),
-        Trainings("training", folder / "training", ranks=1, changes={}),
-        Trainings("training, images decoded by DALI", folder / "dali", ranks=1, changes={"data.executor": "dali"}),
-        Trainings("training on two ranks", folder / "two", ranks=2, changes={}),
+        Trainings.small("training", folder / "training", 1),
+        Trainings.small("training, images decoded by DALI", folder / "dali", 1, **{"data.executor": "dali"}),
+        Trainings.small("training on two ranks", folder / "two", 2),
     ]
 
 
 def main() -> int:
     """Run the rounds and print their figures; 1 where anything differed."""
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__, formatter_class=formatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=20, help="of a training of one's own, where it is ended")
+    parser.add_argument("training", nargs="*", help="options of a training of one's own, behind --")
     options = parser.parse_args()
     # One core for all, so that each process takes one thread: threads that wait for each other by spinning slow small
     # work down ten times where others use the machine too.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
-        figures = run_rounds(kinds(Path(folder)), options.rounds, options.seed)
+        own = options.training
+        kinds = own_kinds(Path(folder), options.steps, own) if own else all_kinds(Path(folder))
+        figures = run_rounds(kinds, options.rounds, options.seed)
     differences = [difference for sums in figures.values() for difference in sums.differences]
     print(f"{'kind of fault':<34} {'rounds':>6} {'kills':>6} {'differences':>11} {'minutes':>8}")
     for name, sums in figures.items():

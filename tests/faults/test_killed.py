@@ -4,19 +4,19 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import kinds
+from tests.faults.__main__ import all_kinds
 from tests.faults.rounds import run_rounds
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4], ids=["build worker", "build parent", "training", "two ranks"])
 def test_killed_work_continues_to_the_same_bits(tmp_path: Path, kind: int) -> None:
-    [figures] = run_rounds([kinds(tmp_path)[kind]], rounds=1, seed=1).values()
+    [figures] = run_rounds([all_kinds(tmp_path)[kind]], rounds=1, seed=1).values()
     assert not figures.differences
     assert figures.kills >= 1
 
 
 @pytest.mark.slow
 def test_fifty_rounds_of_every_kind_show_no_difference(tmp_path: Path) -> None:
-    figures = run_rounds(kinds(tmp_path), rounds=50, seed=0)
+    figures = run_rounds(all_kinds(tmp_path), rounds=50, seed=0)
     assert not [difference for sums in figures.values() for difference in sums.differences]
     assert all(sums.kills > sums.rounds for sums in figures.values())

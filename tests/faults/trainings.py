@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.faults.processes import RANKS_END_WITHIN_SECONDS, Training, start
 from tests.faults.rounds import Round
@@ -16,7 +16,6 @@ from tests.train.runs import arguments, make_data, records
 from train.checkpoint import load
 
 _POLL_SECONDS = 0.001
-_STEPS = 12  # of the run: 3 epochs x 4
 _LONGEST_START_SECONDS = 3.0
 
 
@@ -24,13 +23,32 @@ _LONGEST_START_SECONDS = 3.0
 class Trainings:
     """Trainings of one kind in a folder of their own.
 
-    folder: an empty one. ranks: processes a run. changes: options that differ from `tests.train.runs.arguments`.
+    folder: an empty one. ranks: processes a run. steps: of a run.
+    command: from a run's folder to its command line, which logs every step and writes checkpoints between them.
     """
 
     name: str
     folder: Path
     ranks: int
-    changes: dict[str, Any]
+    steps: int
+    command: Callable[[Path], list[str]]
+
+    @classmethod
+    def small(cls, name: str, folder: Path, ranks: int, **changes: Any) -> Self:
+        """Of 3 epochs x 4 steps with CMO. changes: options that differ from `tests.train.runs.arguments`."""
+        options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", **changes}
+        data = make_data(folder / "data")
+        return cls(name, folder, ranks, 12, lambda run_dir: arguments(data, run_dir, **options))
+
+    @classmethod
+    def of_recipe(cls, folder: Path, ranks: int, steps: int, options: list[str]) -> Self:
+        """The first steps of a run of one's own, with these options of `python -m train`."""
+        own = ["--max_steps", str(steps), "--log_every_steps", "1", "--checkpoint_every_steps", "4"]
+        own += ["--resume", "auto", "--deterministic", "true", "--trackers", "[]"]
+        folder.mkdir()
+        return cls(
+            f"{ranks} rank(s)", folder, ranks, steps, lambda run_dir: [*options, *own, "--run_dir", str(run_dir)]
+        )
 
     def round(self, number: int, rng: random.Random) -> Round:
         """Kill a run one to three times, let it finish, and compare."""
@@ -52,18 +70,21 @@ class Trainings:
     def _uninterrupted(self) -> dict[str, Any]:
         run_dir, log = self.folder / "straight", self.folder / "straight.log"
         if not run_dir.exists():
-            make_data(self.folder / "data")
             codes = self._start(run_dir, log).wait()
             assert codes == [0] * self.ranks, log.read_text()
         return outcome(run_dir)
 
     def _start(self, run_dir: Path, log: Path) -> Training:
-        options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", **self.changes}
-        return start(arguments(self.folder / "data", run_dir, **options), log, self.ranks)
+        return start(self.command(run_dir), log, self.ranks)
 
     def _kill_at_a_drawn_moment(self, training: Training, run_dir: Path, rng: random.Random) -> int:
         """How many processes were killed; 0 where the run ended before the moment came."""
-        come = rng.choice([_step_is_done, _checkpoint_is_being_written, _time_is_up])(run_dir, rng)
+        moments = (
+            _step_is_done(run_dir, self.steps, rng),
+            _checkpoint_is_being_written(run_dir, rng),
+            _time_is_up(rng),
+        )
+        come = rng.choice(moments)
         all_ranks, one = rng.random() < 0.5, rng.randrange(self.ranks)
         while training.alive and not come():
             time.sleep(_POLL_SECONDS)
@@ -77,10 +98,10 @@ class Trainings:
         return sum(victim.exitcode == -signal.SIGKILL for victim in victims)
 
 
-def _step_is_done(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
+def _step_is_done(run_dir: Path, steps: int, rng: random.Random) -> Callable[[], bool]:
     """Some moments after a drawn number of lines in metrics.jsonl, of which each step writes one."""
     path = run_dir / "metrics.jsonl"
-    return _after(rng.randrange(1, _STEPS), rng.random() * 0.05, lambda: path.stat().st_size if path.exists() else 0)
+    return _after(rng.randrange(1, steps), rng.random() * 0.05, lambda: path.stat().st_size if path.exists() else 0)
 
 
 def _checkpoint_is_being_written(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
@@ -89,7 +110,7 @@ def _checkpoint_is_being_written(run_dir: Path, rng: random.Random) -> Callable[
     return _after(changes, rng.random() * 0.005, lambda: any((run_dir / "checkpoints").glob("*.partial")))
 
 
-def _time_is_up(run_dir: Path, rng: random.Random) -> Callable[[], bool]:
+def _time_is_up(rng: random.Random) -> Callable[[], bool]:
     """A drawn time after the start, whatever is going on: before the first step too."""
     return _after(0, rng.random() * _LONGEST_START_SECONDS, lambda: None)
 

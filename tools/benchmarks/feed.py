@@ -14,6 +14,7 @@ import torch
 from pipeline.bad_samples import BadSamples
 from pipeline.dali_graphs import decode_inputs
 from pipeline.loader import Loader
+from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Stream
 from pipeline.readahead import ReadAhead
 from pipeline.recipes import JITTERED_224
@@ -39,6 +40,8 @@ from tools.benchmarks.report import Report
 WHOLE = "whole loader, colour jitter"
 _CPU = torch.device("cpu")
 _EPOCHS = 10**4
+_STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("weighted", ClassWeighted(), (JITTERED_224,)))
+_BATCHES, _PLANNED_STEPS = (64, 256, 1024), 20
 _BATCH, _DRAWS = 128, 128 * 200  # of the comparison of sizes; draws of a round
 _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of ImageNet-LT and iNaturalist 2018
 
@@ -51,6 +54,7 @@ def run(bench: Bench) -> Report:
     report.targets.append(
         Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
     )
+    report.tables.append(_planning(bench))
     draws, notes = _draws(bench)
     report.tables.append(draws)
     largest = draws.rows[-2]
@@ -66,10 +70,9 @@ def run(bench: Bench) -> Report:
 
 
 def _shares(bench: Bench) -> Table:
-    streams = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("weighted", ClassWeighted(), (JITTERED_224,)))
     scale, dataset = bench.scale, bench.shards
-    plan = Plan({"train": dataset}, streams[:1], None, 0, scale.batch_size, _EPOCHS, drop_last=True)
-    both = Plan({"train": dataset}, streams, None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    plan = Plan({"train": dataset}, _STREAMS[:1], None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    both = Plan({"train": dataset}, _STREAMS, None, 0, scale.batch_size, _EPOCHS, drop_last=True)
     steps = [divmod(step, plan.steps_per_epoch) for step in range(scale.batches)]
 
     def planning(name: str) -> float:
@@ -108,6 +111,20 @@ def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
     started = time.process_time()
     action()
     return bench.scale.batches * bench.scale.batch_size / (time.process_time() - started)
+
+
+def _planning(bench: Bench) -> Table:
+    """By size of the global batch, which every rank plans as a whole: B images a rank on R ranks are a batch of B R."""
+
+    def rate(batch_size: int) -> float:
+        plan = Plan({"train": bench.shards}, _STREAMS, MixRule(plain_first=0, plain_last=0), 0, batch_size, _EPOCHS)
+        plan.step(0, 0)
+        started = time.process_time()
+        images = sum(len(plan.step(epoch, 0).streams["original"]) for epoch in range(_PLANNED_STEPS))
+        return images / (time.process_time() - started)
+
+    variants: dict[str, Variant] = {f"batch {size}": partial(rate, size) for size in _BATCHES}
+    return compare("planning whole steps of CMO: both streams, boxes", "images/cpu-s", variants, bench.scale.rounds)
 
 
 # ----------------------------------------------------------------- draws

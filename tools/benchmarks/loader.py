@@ -2,13 +2,15 @@
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pipeline.loader import Loader
 from pipeline.plan import Plan, Stream
 from pipeline.recipes import CROP_224, JITTERED_224
 from pipeline.sampling import Shuffled
-from pipeline.views import View
+from pipeline.views import RandomResizedCrop, View
 from tools.benchmarks import baselines, decoding
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of_batches
@@ -21,6 +23,7 @@ WEBDATASET = "webdataset WebLoader, PIL"
 DALI_READER = "DALI readers.webdataset"
 FFCV = "FFCV"
 _EPOCHS = 10**4
+_SIDES = (112, 224, 448)
 
 
 def run(bench: Bench) -> Report:
@@ -33,6 +36,7 @@ def run(bench: Bench) -> Report:
     regions = failure is None
     for name, view, jitter in (("imagenet (colour jitter)", JITTERED_224, True), ("inat", CROP_224, False)):
         report.tables.append(_compare(bench, name, view, jitter, has_ffcv, regions))
+    report.tables.append(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
         report.tables.append(by_settings)
@@ -45,13 +49,19 @@ def run(bench: Bench) -> Report:
     return report
 
 
+def _by_side(bench: Bench) -> Table:
+    """How the cost of an image grows with the size of the crop: decoding does not depend on it, the rest does."""
+    variants: dict[str, Variant] = {}
+    for side in _SIDES:
+        view = replace(JITTERED_224, geometry=RandomResizedCrop(side))
+        variants[f"{side} x {side}"] = partial(_our_rate, bench, view)
+    return compare("this project, colour jitter, by size of the crop", "images/s", variants, bench.scale.rounds)
+
+
 def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, regions: bool) -> Table:
     files, shards, cores, batch_size = bench.folder, bench.shards, bench.cores, bench.scale.batch_size
 
-    def rate(batches: Iterator[int]) -> float:
-        # More batches than a loader has in its queues: a DataLoader holds two a worker.
-        return rate_of_batches(batches, 2 * cores + 2, bench.scale.batches, bench.device)
-
+    rate = partial(_rate, bench)
     variants: dict[str, Variant] = {
         OFFICIAL: lambda: rate(_sizes(baselines.pil(files, batch_size, cores, jitter))),
         TENSORS: lambda: rate(_sizes(baselines.tensors(files, batch_size, cores, jitter))),
@@ -59,7 +69,7 @@ def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, 
         DALI_READER: lambda: rate(
             _sizes(baselines.dali_webdataset(shards, batch_size, cores, jitter, bench.device, regions))
         ),
-        OURS: lambda: rate(_our_sizes(bench, view)),
+        OURS: lambda: _our_rate(bench, view),
     }
     if has_ffcv:
         compiled = baselines.ffcv_loader(_ffcv_file(bench), batch_size, cores, jitter)
@@ -73,6 +83,15 @@ def _ffcv_file(bench: Bench) -> Path:
     if not file.exists():
         baselines.write_ffcv(bench.folder, file, bench.cores)
     return file
+
+
+def _rate(bench: Bench, batches: Iterator[int]) -> float:
+    # More batches than a loader has in its queues: a DataLoader holds two a worker.
+    return rate_of_batches(batches, 2 * bench.cores + 2, bench.scale.batches, bench.device)
+
+
+def _our_rate(bench: Bench, view: View) -> float:
+    return _rate(bench, _our_sizes(bench, view))
 
 
 def _sizes(batches: baselines.Batches) -> Iterator[int]:
