@@ -19,6 +19,7 @@ from tools.benchmarks.report import Report
 CONCATENATE = "read and concatenate"
 HEADER = "shards, --check header"
 FULL_CHECK = "shards, --check full (default)"
+ENCODE = "shards, --encode jpeg --max-side 256"
 DECODE = "PIL decode, one core"
 _CPU = torch.device("cpu")
 _USUAL_SAMPLES_PER_SHARD = 2500  # 256 MB of photographs
@@ -103,13 +104,13 @@ def _copying(build: _Build, report: Report) -> None:
 def _checking(build: _Build, report: Report) -> None:
     cores = build.cores
     many = f"{FULL_CHECK}, {cores} workers"
+    encoding = ImagePolicy("full", "jpeg", max_side=256)
     variants: dict[str, Variant] = {
         DECODE: lambda: build.rate(lambda: _decode(build.paths)),
         FULL_CHECK: build.shards(ImagePolicy("full"), 1),
         many: build.shards(ImagePolicy("full"), cores),
-        f"shards, --encode jpeg --max-side 256, {cores} workers": build.shards(
-            ImagePolicy("full", "jpeg", max_side=256), cores
-        ),
+        ENCODE: build.shards(encoding, 1),
+        f"{ENCODE}, {cores} workers": build.shards(encoding, cores),
     }
     table = compare("checking every image", "images/s", variants, build.rounds)
     report.tables.append(table)

@@ -21,7 +21,7 @@ def run(bench: Bench) -> Report:
     small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
     model, recipe, batch_size, count = ("resnet50", "imagenet", 256, 50) if on_gpu else small
     # More and shorter rounds than elsewhere: 2 % are to be told apart.
-    rounds = 7 * bench.scale.rounds
+    rounds = 5 * bench.scale.rounds
     settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": count, "rounds": rounds}
     ours = make_run(bench, model, recipe, batch_size, mixed_precision="bf16" if on_gpu else "no")
     side = ours.recipe.train.size
