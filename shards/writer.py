@@ -19,7 +19,8 @@ import numpy as np
 from shards.files import sync_folder, temporary_name, write_all, write_atomically
 from shards.format import INDEX_DTYPE, TAR_BLOCK, ShardInfo, sample_key, shard_file, shard_index_file
 
-_MAX_MEMBER_BYTES = 2**32 - 1  # u4 in the index; USTAR itself would hold 8 GiB
+_MAX_MEMBER_BYTES = 2**32 - 1  # u4 in the index
+_MAX_NAME_BYTES, _MAX_USTAR_BYTES = 100, 8**11 - 1
 _DALI_INDEX_VERSION = "v1.2"
 _END_OF_ARCHIVE = bytes(2 * TAR_BLOCK)
 
@@ -33,8 +34,15 @@ _COMMON_SUM = sum(_OWNER_FIELDS + b"\x00" + _TIME_FIELD + b" " * 8 + b"0" + _LAS
 
 
 def tar_header(name: str, size: int) -> bytes:
-    """The 512 bytes that precede a regular file in a USTAR archive (POSIX.1-1988): mode 0644, owner 0, time 0."""
-    name_field, size_field = name.encode("ascii").ljust(100, b"\x00"), b"%011o" % size
+    """The 512 bytes that precede a regular file in a USTAR archive (POSIX.1-1988): mode 0644, owner 0, time 0.
+
+    Raises ValueError for a name that is not ASCII or longer than 100 characters, and for 8 GiB or more.
+    """
+    if len(name) > _MAX_NAME_BYTES or size > _MAX_USTAR_BYTES:
+        raise ValueError(
+            f"tar member {name!r} of {size} bytes; a USTAR header holds {_MAX_NAME_BYTES} characters and 8 GiB - 1 byte"
+        )
+    name_field, size_field = name.encode("ascii").ljust(_MAX_NAME_BYTES, b"\x00"), b"%011o" % size
     # Summing what differs only: a fifth of the time of summing 512 bytes, and a shard has two headers a sample.
     checksum = _COMMON_SUM + sum(name_field) + sum(size_field)
     return b"%b%b%b\x00%b%06o\x00 0%b" % (name_field, _OWNER_FIELDS, size_field, _TIME_FIELD, checksum, _LAST_FIELDS)

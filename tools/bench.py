@@ -12,8 +12,13 @@ import importlib
 import shlex
 import sys
 import tempfile
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tools.benchmarks.material import Bench
 
 SUBJECTS = {
     "build": "shards from files, against copying, tar and webdataset",
@@ -41,15 +46,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
             bench = Bench(Path(scratch), namespace.images, QUICK if namespace.quick else FULL, device, cores)
-            for subject in SUBJECTS if namespace.subject == "all" else [namespace.subject]:
-                report = importlib.import_module(f"tools.benchmarks.{subject}").run(bench)
-                report.print()
-                if namespace.out is not None:
-                    print(f"  written to {report.write(namespace.out, command)}")
+            if namespace.subject != "all":
+                _measure(namespace.subject, bench, namespace.out, command)
+                return 0
+            failed = [subject for subject in SUBJECTS if not _succeeds(subject, bench, namespace.out, command)]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    return 0
+    if failed:
+        print(f"error: not measured: {', '.join(failed)}; what went wrong is printed above", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _measure(subject: str, bench: "Bench", out: Path | None, command: str) -> None:
+    report = importlib.import_module(f"tools.benchmarks.{subject}").run(bench)
+    report.print()
+    if out is not None:
+        print(f"  written to {report.write(out, command)}")
+
+
+def _succeeds(subject: str, bench: "Bench", out: Path | None, command: str) -> bool:
+    """Whether it could be measured: whatever ends one subject, the others shall not be lost with it."""
+    try:
+        _measure(subject, bench, out, command)
+    except Exception:
+        traceback.print_exc()
+        return False
+    return True
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -63,7 +86,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="fewer images, batches and rounds: minutes on two cores")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/SUBJECT.json")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
-    parser.add_argument("--scratch", type=Path, metavar="DIR", help="where to put temporary data, about 3 GB")
+    parser.add_argument(
+        "--scratch", type=Path, metavar="DIR", help="where to put temporary data: 4 GB, without --quick 16 GB"
+    )
     return parser
 
 

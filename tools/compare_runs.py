@@ -44,6 +44,18 @@ def check_comparable(results: Sequence[dict[str, Any]]) -> None:
             raise ValueError(f"the runs have {len(values)} different {what}: {sorted(values)}; compare them apart")
 
 
+def check_cost_is_comparable(results: dict[Path, dict[str, Any]]) -> None:
+    """Refuse to compare the cost of runs on other hardware, or of runs that did not note it."""
+    for run_dir, result in results.items():
+        if "cost" not in result:
+            raise ValueError(
+                f"{run_dir}/result.json has no cost: it is of an earlier version; run it again, or leave --cost out"
+            )
+    machines = {f"{result['derived']['processes']} processes on {result['hardware']}" for result in results.values()}
+    if len(machines) > 1:
+        raise ValueError(f"the runs had {' and '.join(sorted(machines))}; compare the cost of runs on equal hardware")
+
+
 def table(results: dict[Path, dict[str, Any]], weights: str = "last", with_cost: bool = False) -> str:
     """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds.
 
@@ -85,6 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = {run_dir: read_result(run_dir) for run_dir in options.run_dirs}
         check_comparable(list(results.values()))
+        if options.cost:
+            check_cost_is_comparable(results)
     except (FileNotFoundError, ValueError) as error:
         print(f"compare_runs: error: {error}", file=sys.stderr)
         return 1

@@ -91,7 +91,8 @@ def read(path: Path) -> Any:
     """Read a file of tensors and plain containers, whoever wrote it, to the CPU.
 
     Nothing that the file names is imported or called, but for what builds tensors and plain containers. Other objects,
-    such as the settings in RIDE's files and numpy's numbers in NCL's, become stand-ins that hold nothing.
+    such as the settings in RIDE's files and numpy's numbers in NCL's, become stand-ins that hold nothing; those that
+    are dictionaries or lists of a class of their own are refused.
 
     Raises:
         FileNotFoundError: there is no such file.

@@ -97,8 +97,8 @@ class RunOptions:
         mixed_precision: bf16 runs the network (never the losses) in bfloat16.
         compile: torch.compile the network: "default" fuses its operations; "graphs" also replays them as CUDA graphs,
             for small networks whose kernels are shorter than their launches. The first steps take a minute or so.
-        ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step (say
-            0.999; less in the first steps). Training does not notice.
+        ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step, but
+            at most 1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000 on, 0.999 from 31,600. Training does not notice.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
         run_dir: the run's folder; by default runs/RECIPE-seedSEED.
         resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.

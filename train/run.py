@@ -68,7 +68,7 @@ def _run_dir(options: Options) -> Path:
 
 
 def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
-    """Of weights and batch norm's statistics. Its warm-up keeps the initial weights from lasting."""
+    """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
     return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
 
 

@@ -39,6 +39,8 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of a training of one's own, where it is ended")
     parser.add_argument("training", nargs="*", help="options of a training of one's own, behind --")
     options = parser.parse_args()
+    if options.steps < 2:
+        parser.error(f"--steps is {options.steps}; at least 2 are needed to be killed between them")
     # One core for all, so that each process takes one thread: threads that wait for each other by spinning slow small
     # work down ten times where others use the machine too.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

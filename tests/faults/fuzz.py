@@ -136,6 +136,7 @@ def _archive(name: str, valid: bytes, container: Callable[[Path], Container]) ->
             members = [(name, member) for name, member in opened.members() if member is not None]
             fetcher = opened.open()
             for name_in_archive, member in members:
+                fetcher.will_fetch(SampleRef(name_in_archive, 0, member.location))
                 with suppress(ValueError):
                     fetcher.fetch(SampleRef(name_in_archive, 0, member.location))
             fetcher.close()

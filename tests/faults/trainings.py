@@ -5,17 +5,20 @@ import json
 import random
 import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from tests.faults.processes import RANKS_END_WITHIN_SECONDS, Training, start
 from tests.faults.rounds import Round
 from tests.train.runs import arguments, make_data, records
-from train.checkpoint import load
+from train.checkpoint import AVERAGED, load
 
 _POLL_SECONDS = 0.001
+_STATE = ("model", AVERAGED, "optimizer", "method")  # of a checkpoint
 _LONGEST_START_SECONDS = 3.0
 
 
@@ -25,6 +28,7 @@ class Trainings:
 
     folder: an empty one. ranks: processes a run. steps: of a run.
     command: from a run's folder to its command line, which logs every step and writes checkpoints between them.
+    prepare: makes what they train on in a folder "data", where it is not there anyway.
     """
 
     name: str
@@ -32,23 +36,21 @@ class Trainings:
     ranks: int
     steps: int
     command: Callable[[Path], list[str]]
+    prepare: Callable[[Path], object] = field(default=lambda data: None)
 
     @classmethod
     def small(cls, name: str, folder: Path, ranks: int, **changes: Any) -> Self:
         """Of 3 epochs x 4 steps with CMO. changes: options that differ from `tests.train.runs.arguments`."""
         options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", **changes}
-        data = make_data(folder / "data")
-        return cls(name, folder, ranks, 12, lambda run_dir: arguments(data, run_dir, **options))
+        return cls(name, folder, ranks, 12, lambda run_dir: arguments(folder / "data", run_dir, **options), make_data)
 
     @classmethod
     def of_recipe(cls, folder: Path, ranks: int, steps: int, options: list[str]) -> Self:
         """The first steps of a run of one's own, with these options of `python -m train`."""
         own = ["--max_steps", str(steps), "--log_every_steps", "1", "--checkpoint_every_steps", "4"]
         own += ["--resume", "auto", "--deterministic", "true", "--trackers", "[]"]
-        folder.mkdir()
-        return cls(
-            f"{ranks} rank(s)", folder, ranks, steps, lambda run_dir: [*options, *own, "--run_dir", str(run_dir)]
-        )
+        name = f"{ranks} rank{'s' if ranks > 1 else ''}"
+        return cls(name, folder, ranks, steps, lambda run_dir: [*options, *own, "--run_dir", str(run_dir)])
 
     def round(self, number: int, rng: random.Random) -> Round:
         """Kill a run one to three times, let it finish, and compare."""
@@ -70,6 +72,8 @@ class Trainings:
     def _uninterrupted(self) -> dict[str, Any]:
         run_dir, log = self.folder / "straight", self.folder / "straight.log"
         if not run_dir.exists():
+            self.folder.mkdir(exist_ok=True)
+            self.prepare(self.folder / "data")
             codes = self._start(run_dir, log).wait()
             assert codes == [0] * self.ranks, log.read_text()
         return outcome(run_dir)
@@ -136,8 +140,8 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     result = json.loads((run_dir / "result.json").read_text())
     newest = max((run_dir / "checkpoints").glob("epoch*.pt"))
     return {
-        "sha256 of the last weights": weights_sha256(newest),
-        "sha256 of the best weights": weights_sha256(run_dir / "checkpoints" / "best.pt"),
+        "sha256 of the last state": state_sha256(newest),
+        "sha256 of the best weights": state_sha256(run_dir / "checkpoints" / "best.pt"),
         "metrics.jsonl": records(run_dir),
         "test numbers": result["test"],
         "status": json.loads((run_dir / "status.json").read_text())["outcome"],
@@ -145,13 +149,24 @@ def outcome(run_dir: Path) -> dict[str, Any]:
     }
 
 
-def weights_sha256(checkpoint: Path) -> str:
-    """Of the names and values of a checkpoint's model."""
+def state_sha256(checkpoint: Path) -> str:
+    """Of all that training continues with: weights, their average, momenta, what the method keeps; with their names."""
+    content = load(checkpoint)
     digest = hashlib.sha256()
-    for name, value in sorted(load(checkpoint)["model"].items()):
+    for name, value in _leaves({key: content[key] for key in _STATE if key in content}):
         digest.update(name.encode())
-        digest.update(value.numpy().tobytes())
+        digest.update(value.numpy().tobytes() if isinstance(value, torch.Tensor) else repr(value).encode())
     return digest.hexdigest()
+
+
+def _leaves(state: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(state, dict):
+        for key, value in state.items():
+            yield from _leaves(value, f"{name}.{key}")
+    elif isinstance(state, list | tuple):
+        yield from _leaves(dict(enumerate(state)), name)
+    else:
+        yield name, state
 
 
 def different(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

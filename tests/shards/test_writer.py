@@ -36,6 +36,12 @@ def test_tar_header_equals_the_one_of_the_standard_library(number: int, size: in
     assert {**found.get_info(), "chksum": 0} == {**member.get_info(), "chksum": 0}
 
 
+@pytest.mark.parametrize(("name", "size"), [("x" * 101, 1), ("a.jpg", 8**11)])
+def test_what_a_header_cannot_hold_is_refused(name: str, size: int) -> None:
+    with pytest.raises(ValueError, match="a USTAR header holds 100 characters"):
+        tar_header(name, size)
+
+
 def test_members_read_back_with_fixed_metadata(tmp_path: Path) -> None:
     write_shard(tmp_path)
     with tarfile.open(tmp_path / "000007.tar") as archive:

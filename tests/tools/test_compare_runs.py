@@ -8,13 +8,17 @@ import pytest
 from tools.compare_runs import main
 
 
-def write_result(folder: Path, few: float, seed: int, checksum: str = "a", speed: float = 100.0) -> str:
+def write_result(
+    folder: Path, few: float, seed: int, checksum: str = "a", speed: float = 100.0, threads: int = 2
+) -> str:
     accuracies = {"all": 50.0, "many": 90.0, "medium": None, "few": few}
     result = {
         "test": {"last": accuracies, "best": accuracies},
         "group_rule": "many n >= 101, medium 20 <= n <= 100, few n <= 19",
         "options": {"seed": seed, "epochs": 5},
         "cost": {"images_per_second": speed, "peak_memory_gb": speed / 50},
+        "derived": {"processes": 1},
+        "hardware": f"CPU, {threads} threads",
         "data": {"train": {"checksum": checksum}, "test": {"checksum": "t"}},
     }
     folder.mkdir()
@@ -60,3 +64,19 @@ def test_cost_is_relative_to_the_first_run(tmp_path: Path, capsys: pytest.Captur
         ["1.00", "2.00"],
         ["0.25", "0.50"],
     ]
+
+
+def test_the_cost_on_other_hardware_is_not_compared(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_result(tmp_path / str(threads), 10.0, 0, threads=threads) for threads in (2, 16)]
+    assert main(runs) == 0
+    assert main([*runs, "--cost"]) == 1
+    assert "1 processes on CPU, 16 threads and 1 processes on CPU, 2 threads" in capsys.readouterr().err
+
+
+def test_a_result_without_cost_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path(write_result(tmp_path / "old", 10.0, 0))
+    result = json.loads((run / "result.json").read_text())
+    del result["cost"]
+    (run / "result.json").write_text(json.dumps(result))
+    assert main([str(run), "--cost"]) == 1
+    assert "old/result.json has no cost" in capsys.readouterr().err

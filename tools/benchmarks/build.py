@@ -35,7 +35,7 @@ def run(bench: Bench) -> Report:
         "copied_images": scale.copied_images,
         "checked_images": scale.checked_images,
     }
-    report = Report("build", bench.describe(), settings)
+    report = Report("build", bench.describe(), settings, notes={"file_system": _file_system(bench.scratch)})
     for measure, images in ((_copying, scale.copied_images), (_checking, scale.checked_images)):
         folder = write_class_folders(bench.scratch / measure.__name__, images, bench.given)
         try:
@@ -97,7 +97,7 @@ def _copying(build: _Build, report: Report) -> None:
     for build.from_disk, where, variants in ((True, "on the disk", ours | others), (False, "in memory", ours)):
         table = compare(f"writing the bytes as they are, files {where}", "images/s", variants, build.rounds)
         report.tables.append(table)
-        measure = f"time: shards, header check / read and concatenate, files {where}"
+        measure = f"time: shards, header check, {cores} workers / read and concatenate, files {where}"
         report.targets.append(Target(measure, 1 / table.ratio(many, CONCATENATE), 1.25, at_most=True))
 
 
@@ -117,10 +117,15 @@ def _checking(build: _Build, report: Report) -> None:
     report.targets.append(Target("shards, full check / (PIL decode x cores)", table.ratio(many, DECODE) / cores, 0.9))
 
 
+def _file_system(folder: Path) -> str:
+    """Type of the file system that holds a folder, such as ext4 or tmpfs."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    holding = [mount for mount in mounts if folder.resolve().is_relative_to(mount[0])]
+    return max(holding, key=lambda mount: len(mount[0]))[1]
+
+
 def _forget(paths: list[Path]) -> None:
-    """Drop the files from the system's memory, where it allows that."""
-    if not hasattr(os, "posix_fadvise"):
-        return
+    """Drop the files from the system's memory; a file system that is itself in memory (tmpfs) keeps them."""
     for path in paths:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

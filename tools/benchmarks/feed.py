@@ -116,12 +116,15 @@ def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
 def _planning(bench: Bench) -> Table:
     """By size of the global batch, which every rank plans as a whole: B images a rank on R ranks are a batch of B R."""
 
+    dataset = ShardSet.open(write_empty_set(bench.scratch / "index-of-images", *_PUBLISHED_SIZES[0], side=400))
+
     def rate(batch_size: int) -> float:
-        plan = Plan({"train": bench.shards}, _STREAMS, MixRule(plain_first=0, plain_last=0), 0, batch_size, _EPOCHS)
-        plan.step(0, 0)
+        plan = Plan({"train": dataset}, _STREAMS, MixRule(plain_first=0, plain_last=0), 0, batch_size, _EPOCHS)
+        plan.step(0, 0)  # shuffles the epoch
         started = time.process_time()
-        images = sum(len(plan.step(epoch, 0).streams["original"]) for epoch in range(_PLANNED_STEPS))
-        return images / (time.process_time() - started)
+        for step in range(_PLANNED_STEPS):
+            plan.step(0, 1 + step)
+        return batch_size * _PLANNED_STEPS / (time.process_time() - started)
 
     variants: dict[str, Variant] = {f"batch {size}": partial(rate, size) for size in _BATCHES}
     return compare("planning whole steps of CMO: both streams, boxes", "images/cpu-s", variants, bench.scale.rounds)
@@ -131,8 +134,8 @@ def _planning(bench: Bench) -> Table:
 
 
 def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
-    """Draws a second by size of the set. Beside them: how long it takes to open the set, and to draw from it while its
-    pages were not read before, as in the first steps of a run."""
+    """Draws a second by size of the set. Beside them: how long it takes to open the set, and to draw from it while no
+    page of it is mapped yet, as in the first steps of a run (the files are in memory; a disk would add its reading)."""
     variants: dict[str, Variant] = {}
     opening: dict[str, float] = {}
     first: dict[str, float] = {}
@@ -152,7 +155,7 @@ def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
         variants[name] = _draw_rate(draw)
         variants[f"{name}, with the records"] = _draw_rate(partial(_look_up, dataset, draw))
     table = compare("class-weighted draws from mapped files", "draws/s", variants, bench.scale.rounds)
-    return table, {"seconds_to_open": opening, "microseconds_a_draw_with_record_from_untouched_pages": first}
+    return table, {"seconds_to_open": opening, "microseconds_a_draw_with_record_before_pages_are_mapped": first}
 
 
 def _draw(sampler: Sampler, step: int) -> np.ndarray:
@@ -164,7 +167,7 @@ def _look_up(dataset: ShardSet, draw: Callable[[int], np.ndarray], step: int) ->
 
 
 def _draw_rate(draw: Callable[[int], np.ndarray]) -> Variant:
-    """Draws a second, in batches that were never drawn before."""
+    """Draws a second, each round in other batches."""
     steps = itertools.count(1)
 
     def once() -> float:
@@ -176,13 +179,19 @@ def _draw_rate(draw: Callable[[int], np.ndarray]) -> Variant:
     return once
 
 
-def write_empty_set(folder: Path, samples: int, classes: int) -> Path:
-    """A shard set with an index of this size and no images: enough to plan with. The index is a sparse file."""
+def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> Path:
+    """A shard set with an index of this size and no images: enough to plan with.
+
+    side: of all its images, in pixels. With 0, enough to draw samples, the index is a sparse file.
+    """
     folder.mkdir()
     shape = long_tailed_counts(10**6, classes, 0.001)
     counts = np.maximum(1, (shape * (samples / shape.sum())).astype(np.int64))
     counts[0] += samples - counts.sum()
-    np.lib.format.open_memmap(folder / INDEX_FILE, "w+", INDEX_DTYPE, (samples,)).flush()
+    index = np.lib.format.open_memmap(folder / INDEX_FILE, "w+", INDEX_DTYPE, (samples,))
+    if side:
+        index["width"] = index["height"] = side
+    index.flush()
     by_class = np.lib.format.open_memmap(folder / BY_CLASS_FILE, "w+", np.dtype("<u4"), (classes + 1 + samples,))
     by_class[: classes + 1] = np.concatenate([[0], np.cumsum(counts)])
     # Far apart, as after the shuffle of a build: neighbours of a class are on different pages of the index.

@@ -106,9 +106,10 @@ class Folder:
 
 
 def _read_ahead(descriptor: int, offset: int, size: int) -> None:
-    """Have the system read `size` bytes (0: all that follow) in the background, where it can."""
+    """Have the system read so many bytes in the background, where it can. 0 would be all that follow."""
     if hasattr(os, "posix_fadvise"):
-        with suppress(OSError):  # a file system that knows no such hint
+        # A file system that knows no such hint; a damaged archive with sizes beyond all files.
+        with suppress(OSError, OverflowError):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
@@ -129,7 +130,7 @@ class _FolderFetcher:
         with suppress(OSError):
             descriptor = os.open(f"{self._root}/{ref.location}", os.O_RDONLY)
             try:
-                _read_ahead(descriptor, 0, 0)  # to the end of the file
+                _read_ahead(descriptor, 0, 0)
             finally:
                 os.close(descriptor)
 
@@ -211,7 +212,9 @@ class _TarFetcher:
 
     def will_fetch(self, ref: SampleRef) -> None:
         assert isinstance(ref.location, tuple)
-        _read_ahead(self._descriptor, *ref.location)
+        offset, size = ref.location
+        if size:  # an empty member's neighbours are the rest of the archive
+            _read_ahead(self._descriptor, offset, size)
 
     def close(self) -> None:
         os.close(self._descriptor)
@@ -259,9 +262,9 @@ class _ZipFetcher:
         assert isinstance(ref.location, int)
         try:
             return self._archive.read(self._directory[ref.location])
-        # RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError: the
-        # archive's directory leads to a place outside of it.
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError) as error:
+        # RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError or
+        # OverflowError: the archive's directory leads to a place outside of it.
+        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, OverflowError) as error:
             raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
 
     def will_fetch(self, ref: SampleRef) -> None:
