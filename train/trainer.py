@@ -223,7 +223,10 @@ class Trainer:
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch = self.position.epoch
-        self.parts.method.after_epoch(self.bare_model, epoch)
+        self.parts.method.project(self.bare_model)
+        if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
+            self.parts.method.project(self.evaluated_model)
+        self.parts.method.after_epoch(epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
         record |= self.parts.progress.rates()
         self._epoch_meter.reset()

@@ -331,6 +331,26 @@ def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity():
     assert rule.active(0, 200) and rule.active(199, 200)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rebalance": "bs", "label_exponent": 1.2}, "label_exponent is 1.2.*rebalance to reweight.*at 1.0"),
+        ({"label_exponent": -0.1}, "label_exponent is -0.1, expected a finite number of at least 0"),
+        ({"label_exponent": float("inf")}, "label_exponent is inf"),
+        ({"weighted_alpha": -1.0}, "weighted_alpha is -1.0"),
+        ({"contrast_weight": -4.0}, "contrast_weight is -4.0"),
+        ({"contrast_weight": float("nan")}, "contrast_weight is nan"),
+        ({"mixup_prob": 1.5}, r"probability must be in \[0, 1\], found 1.5"),
+        ({"beta": 0.0}, "beta must be above 0, found 0.0"),
+        ({"plain_first": -1}, "plain_first and plain_last must be at least 0, found -1, 0"),
+        ({"plain_last": -1}, "plain_first and plain_last must be at least 0, found 0, -1"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GLMCOptions(**options)
+
+
 # ------------------------------------------------------------------ the MaxNorm stage
 
 
@@ -393,7 +413,7 @@ def test_the_bound_is_that_of_the_first_stage_and_survives_a_restart():
     resumed = max_norm()
     resumed.load_state_dict(method.state_dict())
     resumed.before_optimizer(model)
-    resumed.after_epoch(model, 0)
+    resumed.project(model)
     bound = norms.min() + 0.1 * (norms.max() - norms.min())
     torch.testing.assert_close(model.fc_cb.weight.norm(dim=1), torch.minimum(3 * norms, bound))
     assert torch.equal(model.fc_cb.bias, bias)

@@ -7,6 +7,7 @@ import torch
 
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import last_weights, options, records, same_weights
+from train.checkpoint import AVERAGED
 from train.run import FINISHED, train
 
 METHODS = {
@@ -60,6 +61,18 @@ def test_second_stages_start_from_the_first(first: str, second: str, data: Path,
         norms = before["fc_cb.weight"].norm(dim=1)
         bound = norms.min() + 0.1 * (norms.max() - norms.min())
         assert (after["fc_cb.weight"].norm(dim=1) <= bound * 1.0001).all()
+
+
+def test_the_bound_holds_for_the_average_that_is_evaluated(data: Path, meta: Path, tmp_path: Path) -> None:
+    assert train(options(data, tmp_path / "first", **changes_of("glmc", meta))) == FINISHED
+    start = {"model.init_from": max((tmp_path / "first" / "checkpoints").glob("epoch*.pt")), "optimizer.lr": 0.1}
+    changes = changes_of("glmc_maxnorm", meta) | start | {"ema_decay": 0.9}
+    assert train(options(data, tmp_path / "second", **changes)) == FINISHED
+    norms = last_weights(tmp_path / "first")["fc_cb.weight"].norm(dim=1)
+    bound = norms.min() + 0.1 * (norms.max() - norms.min())
+    for part in ("model", AVERAGED):
+        weight = checkpoint(tmp_path / "second")[part]["fc_cb.weight"]
+        assert (weight.norm(dim=1) <= bound * 1.0001).all(), part
 
 
 def test_accumulation_is_refused_where_a_step_needs_its_whole_batch(data: Path, meta: Path, tmp_path: Path) -> None:

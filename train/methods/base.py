@@ -115,8 +115,14 @@ class Method(ABC):
     def before_optimizer(self, model: nn.Module) -> None:
         """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
 
-    def after_epoch(self, model: nn.Module, epoch: int) -> None:
-        """After the last optimizer step of an epoch, before its evaluation; ``model`` is unwrapped (projections)."""
+    def project(self, model: nn.Module) -> None:
+        """Put weights back within their bounds, after the last optimizer step of an epoch and before its evaluation.
+
+        ``model`` is the unwrapped network; where an average of its weights is kept, the averaged one comes next.
+        """
+
+    def after_epoch(self, epoch: int) -> None:
+        """After the last optimizer step of an epoch, before its evaluation (log lines)."""
 
     def state_dict(self) -> dict[str, Tensor]:
         """What the method keeps between steps beside the model's own parameters and buffers; part of a checkpoint."""

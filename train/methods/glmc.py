@@ -7,6 +7,7 @@ other, so that batch norm sees them apart. One classifier, `fc`, learns the mixe
 epochs, and each mix has to predict the projection of the other.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -88,7 +89,8 @@ class GLMCOptions:
     Args:
         rebalance: what `fc_cb` learns: reweight (labels weighted by n_k^(-label_exponent), mean 1) or bs (labels as
             they are, balanced softmax).
-        label_exponent: exponent of the class weights of the labels ("label_weighting" of the official code).
+        label_exponent: exponent of the class weights of the labels ("label_weighting" of the official code); bs has no
+            such weights.
         weighted_alpha: a sample of class k is drawn into the weighted stream with weight n_k^(-alpha)
             ("resample_weighting"): 0 draws all samples alike, 1 all classes alike.
         contrast_weight: gamma, the weight of the consistency of the two mixes.
@@ -114,6 +116,35 @@ class GLMCOptions:
     plain_first: int = 0
     plain_last: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("label_exponent", "weighted_alpha", "contrast_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"method.{name} is {value}, expected a finite number of at least 0")
+        default = GLMCOptions.label_exponent
+        if self.rebalance == "bs" and self.label_exponent != default:
+            raise ValueError(
+                f"method.label_exponent is {self.label_exponent}, but the balanced softmax learns labels as they are; "
+                f"set method.rebalance to reweight, or leave label_exponent at {default}"
+            )
+        self.mix_rule()
+
+    def mix_rule(self) -> MixRule:
+        """When and how a step mixes.
+
+        Raises:
+            ValueError: a probability, beta or number of epochs is out of its range.
+        """
+        return MixRule(
+            kind="cutmix",
+            probability=self.mixup_prob,
+            beta=self.beta,
+            plain_first=self.plain_first,
+            plain_last=self.plain_last,
+            rounding=self.rounding,
+            correct_lambda=self.correct_lambda,
+        )
+
 
 class GLMC(Method):
     """Two streams of two views, two passes, two classifiers."""
@@ -132,16 +163,7 @@ class GLMC(Method):
         return (Stream("original", Shuffled(), views), Stream("weighted", weighted, views, when="mixing"))
 
     def mix_rule(self) -> MixRule:
-        o = self.options
-        return MixRule(
-            kind="cutmix",
-            probability=o.mixup_prob,
-            beta=o.beta,
-            plain_first=o.plain_first,
-            plain_last=o.plain_last,
-            rounding=o.rounding,
-            correct_lambda=o.correct_lambda,
-        )
+        return self.options.mix_rule()
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         return build_network(GLMCNetwork, options, len(self.setting.samples_per_class), seed)

@@ -82,7 +82,7 @@ class GLMCMaxNorm(Method):
         if self.bound is None:  # the first step of the stage: the weights are still those of the first stage
             self.bound = row_norm_bound(_classifier(model).weight.detach(), self.options.threshold)
 
-    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+    def project(self, model: nn.Module) -> None:
         assert self.bound is not None, "an epoch has at least one step"
         weight = _classifier(model).weight
         with torch.no_grad():

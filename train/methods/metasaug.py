@@ -284,7 +284,7 @@ class MetaSAug(Method):
         weights = step.batches["meta"].weights
         return weights / (len(step.plan.streams["meta"]) if self.options.statistics == "global" else weights.sum())
 
-    def after_epoch(self, model: nn.Module, epoch: int) -> None:
+    def after_epoch(self, epoch: int) -> None:
         if self._change is not None and not (dist.is_initialized() and dist.get_rank()):
             change = self._change.item()
             logger.info("epoch %d: the last meta step moved the covariances by %.2g of their norm", epoch, change)
