@@ -73,7 +73,8 @@ class Sweep:
         return [*launcher, *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
-        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do."""
+        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
+        PREEMPTED however it ended after a stop signal."""
         if self.finished(row, seed):
             return 0
         if row.first_stage is not None:
@@ -91,16 +92,24 @@ def first_stage(row: Row) -> Row:
 
 
 def _wait_for(command: Sequence[str]) -> int:
-    """Run a command; a stop signal is passed on, so that the run writes a checkpoint before it ends."""
+    """Exit status of a command, PREEMPTED after a stop signal, which is passed on: the run then writes a checkpoint.
+
+    Its own status would not do. A launcher of several processes replaces it, and a run that is still importing has no
+    handler yet and dies of the signal; a sweep that took this for a failed row would start the next.
+    """
     # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
     process = subprocess.Popen(command, process_group=0)
+    asked_to_stop = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
         process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
+        status = process.wait()
+        return PREEMPTED if asked_to_stop else status
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -139,25 +140,48 @@ def test_mistakes_are_told_before_anything_runs(
     assert not trainer.commands
 
 
+def signal_this_process(number: signal.Signals, when: Path) -> None:
+    """Send it as soon as the file is there."""
+    while not when.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("status", [sweep.PREEMPTED, 1, 0], ids=["preempted", "a launcher's status", "just finished"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_reaches_the_run_once_and_the_sweep_waits_for_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_signal_reaches_the_run_once_and_stops_the_sweep_however_the_run_ends(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
     ready, received = tmp_path / "ready", tmp_path / "received"
     child = (
         "import signal, sys, time, pathlib\n"
-        f"def handle(*_):\n    open({str(received)!r}, 'a').write('x'); time.sleep(0.3); sys.exit({sweep.PREEMPTED})\n"
+        f"def handle(*_):\n    open({str(received)!r}, 'a').write('x'); time.sleep(0.3); sys.exit({status})\n"
         f"signal.signal({int(number)}, handle); pathlib.Path({str(ready)!r}).touch(); time.sleep(30)\n"
     )
 
-    def stop_when_ready() -> None:
-        while not ready.exists():
-            pass
-        os.kill(os.getpid(), number)
-
     handler: Callable[..., object] | int | None = signal.getsignal(number)
-    threading.Thread(target=stop_when_ready).start()
+    threading.Thread(target=signal_this_process, args=(number, ready)).start()
     assert sweep._wait_for([sys.executable, "-c", child]) == sweep.PREEMPTED
     assert received.read_text() == "x"
     assert signal.getsignal(number) == handler
+
+
+def test_no_row_is_started_after_a_stop_signal_that_the_run_did_not_survive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As while the run is importing: nothing handles the signal yet."""
+    ready = tmp_path / "ready"
+    child = f"import time, pathlib\npathlib.Path({str(ready)!r}).open('a').write('x'); time.sleep(30)\n"
+    monkeypatch.setattr(sweep.Sweep, "command", lambda *_: [sys.executable, "-c", child])
+    threading.Thread(target=signal_this_process, args=(signal.SIGTERM, ready)).start()
+    assert sweep.main(["--tables", "2", "--out", str(tmp_path / "runs")]) == sweep.PREEMPTED
+    assert ready.read_text() == "x"
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_run_that_nobody_stopped_keeps_its_status(status: int) -> None:
+    assert sweep._wait_for([sys.executable, "-c", f"raise SystemExit({status})"]) == status
 
 
 def test_an_unknown_key_of_a_row_names_its_table(tmp_path: Path) -> None:
