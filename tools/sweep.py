@@ -133,7 +133,7 @@ def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, see
     settings = f"; every run with {', '.join(f'{k}={v}' for k, v in sweep.extra.items())}" if sweep.extra else ""
     text = (
         f"Table {number}: {table.title}\n\nMeasured here: test accuracy (%), {weights} epoch, mean ± standard deviation"
-        f"{settings}. Published: Park et al., CVPR 2022, or as the source says.\n\n"
+        f"{settings}. Published: {table.paper}, or as the source says.\n\n"
     )
     return text + markdown(("row", "runs", *titles, "source of the published", "note"), lines)
 
@@ -194,7 +194,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
-    add("--tables", nargs="+", metavar="NUMBER", help="tables of the paper (default: all)")
+    add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml (default: all)")
     add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
     add("--seeds", type=int, nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")

@@ -54,7 +54,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     stands_in = Trainer()
     monkeypatch.setattr(sweep, "_wait_for", stands_in)
-    monkeypatch.setattr(sweep, "read_tables", lambda: {"99": Table("a table", ROWS, ())})
+    monkeypatch.setattr(sweep, "read_tables", lambda: {"99": Table("a table", "A Paper (1999)", ROWS, ())})
     return stands_in
 
 
@@ -75,6 +75,7 @@ def test_rows_become_runs_and_runs_become_a_table(
     assert "every run with epochs=20, device=cpu" in printed
     assert "All (measured)" in printed
     assert "All (published)" in printed
+    assert "Published: A Paper (1999), or as the source says." in printed
     assert (tmp_path / "tables.md").read_text() in printed
 
 
@@ -186,6 +187,15 @@ def test_a_run_that_nobody_stopped_keeps_its_status(status: int) -> None:
 
 def test_an_unknown_key_of_a_row_names_its_table(tmp_path: Path) -> None:
     path = tmp_path / "tables.yaml"
-    path.write_text('"7":\n  title: t\n  rows:\n    - {name: a, recipe: b, published: {all: 1}, recipes: c}\n')
+    path.write_text(
+        '"7":\n  title: t\n  paper: p\n  rows:\n    - {name: a, recipe: b, published: {all: 1}, recipes: c}\n'
+    )
     with pytest.raises(ValueError, match=r"table 7: .*recipes"):
+        read_tables(path)
+
+
+def test_a_table_without_a_paper_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text('"7":\n  title: t\n  rows: []\n')
+    with pytest.raises(ValueError, match="table 7 has no paper"):
         read_tables(path)
