@@ -21,6 +21,7 @@ class Row:
         published: accuracy in percent by "all", "many", "medium", "few", as far as it was published.
         overrides: options beside the recipe's, as on the command line.
         first_stage: recipe whose last checkpoint the run starts from; None for a run of one stage.
+        single_expert: published for the best expert of an ensemble alone, not for all of them together.
         source: "paper" (measured by its authors), "cited" (from the method's own paper) or "copied" (from a third).
         note: what has to be known to compare with the published number.
     """
@@ -30,6 +31,7 @@ class Row:
     published: dict[str, float]
     overrides: dict[str, Any] = field(default_factory=dict)
     first_stage: str | None = None
+    single_expert: bool = False
     source: str = "paper"
     note: str = ""
 

@@ -116,9 +116,13 @@ def _wait_for(command: Sequence[str]) -> int:
 
 
 def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
-    """Test numbers of the finished runs of a row."""
+    """Test numbers of the finished runs of a row, or of the best expert of each, whose groups are not reported."""
     done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
-    return [json.loads(path.read_text())["test"][weights] for path in done]
+    numbers = [json.loads(path.read_text())["test"][weights] for path in done]
+    if not row.single_expert:
+        return numbers
+    alone = ([value for name, value in scores.items() if name.startswith("expert")] for scores in numbers)
+    return [dict.fromkeys(NUMBERS) | {"all": max(values)} for values in alone]
 
 
 def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, seeds: Sequence[int], weights: str) -> str:

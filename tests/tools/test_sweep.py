@@ -42,6 +42,7 @@ class Trainer:
         if status == 0:
             seed = int(option(command, "seed"))
             scores = {"all": 40.0 + 2 * seed, "many": 60.0, "medium": None, "few": 10.0}
+            scores |= {"expert0": 30.0, "expert1": 36.0 + seed, "expert2": 35.0}
             (run_dir / "result.json").write_text(json.dumps({"test": {"last": scores, "best": scores}}))
         return status
 
@@ -77,6 +78,19 @@ def test_rows_become_runs_and_runs_become_a_table(
     assert "All (published)" in printed
     assert "Published: A Paper (1999), or as the source says." in printed
     assert (tmp_path / "tables.md").read_text() in printed
+
+
+def test_a_row_of_a_single_expert_shows_the_best_one_alone(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Row("Together", "cifar100-lt-ncl", {"all": 54.2})
+    alone = Row("Alone", "cifar100-lt-ncl", {"all": 53.3}, single_expert=True)
+    monkeypatch.setattr(sweep, "read_tables", lambda: {"ncl": Table("a table", "A Paper", (together, alone), ())})
+    assert sweep.main(["--seeds", "0", "2", "--out", str(tmp_path)]) == 0
+    assert trainer.runs == ["cifar100-lt-ncl-seed0", "cifar100-lt-ncl-seed2"]
+    printed = capsys.readouterr().out
+    assert "| Together | 2 | 42.0 ± 2.8 | 60.0 ± 0.0 | – | 10.0 ± 0.0 | 54.2 |" in printed
+    assert "| Alone | 2 | 37.0 ± 1.4 | – | – | – | 53.3 |" in printed
 
 
 def test_an_interrupted_sweep_continues_where_it_was(trainer: Trainer, tmp_path: Path) -> None:

@@ -122,10 +122,11 @@ def test_published_numbers_agree_with_themselves_unless_a_note_says_that_they_do
 
 
 def test_rows_that_share_a_run_share_their_number() -> None:
-    published: dict[str, float] = {}
+    published: dict[tuple[str, bool], float] = {}
     for row in ROWS:
         assert row.source in ("paper", "cited", "copied")
-        assert published.setdefault(row.run_name, row.published["all"]) == row.published["all"], row
+        number = row.published["all"]
+        assert published.setdefault((row.run_name, row.single_expert), number) == number, row
     assert len(published) < len(ROWS)
 
 
@@ -148,6 +149,7 @@ def check_plan(row: Row) -> None:
     used = [name for name, stream in plan.streams.items() if middle >= stream.first_epoch]
     assert {name: len(stream) for name, stream in step.streams.items()} == dict.fromkeys(used, run.batch_size)
     assert options.data.group_rule() == group_rule(options.method_name)
+    assert not row.single_expert or method.options.experts > 1
     if row.first_stage is not None:
         first = options_of(tuple(first_stage(row).arguments()))
         assert (first.data, first.model.name) == (replace(options.data, meta=None), options.model.name)
