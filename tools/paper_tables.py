@@ -21,6 +21,7 @@ class Row:
         published: accuracy in percent by "all", "many", "medium", "few", as far as it was published.
         overrides: options beside the recipe's, as on the command line.
         first_stage: recipe whose last checkpoint the run starts from; None for a run of one stage.
+        single_expert: published for the best expert of an ensemble alone, not for all of them together.
         source: "paper" (measured by its authors), "cited" (from the method's own paper) or "copied" (from a third).
         note: what has to be known to compare with the published number.
     """
@@ -30,6 +31,7 @@ class Row:
     published: dict[str, float]
     overrides: dict[str, Any] = field(default_factory=dict)
     first_stage: str | None = None
+    single_expert: bool = False
     source: str = "paper"
     note: str = ""
 
@@ -46,9 +48,16 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """rows: can be run here; missing: name, published numbers and reason of those that cannot."""
+    """A table of a paper.
+
+    Attributes:
+        paper: whose table it is.
+        rows: those that can be run here.
+        missing: name, published numbers and reason of those that cannot.
+    """
 
     title: str
+    paper: str
     rows: tuple[Row, ...]
     missing: tuple[dict[str, Any], ...]
 
@@ -62,15 +71,22 @@ def read_tables(path: Path = TABLES_FILE) -> dict[str, Table]:
     """All tables by their number in the paper.
 
     Raises:
-        ValueError: a row has an unknown key, or two rows of a table have one name.
+        ValueError: a table has no title or paper, a row an unknown key, or two rows of a table one name.
     """
     tables = {}
     for number, content in yaml.safe_load(path.read_text()).items():
         try:
-            rows = tuple(Row(**row) for row in content["rows"])
+            table = Table(
+                content["title"],
+                content["paper"],
+                tuple(Row(**row) for row in content["rows"]),
+                tuple(content.get("missing", ())),
+            )
+        except KeyError as error:
+            raise ValueError(f"{path}: table {number} has no {error.args[0]}") from error
         except TypeError as error:
             raise ValueError(f"{path}: table {number}: {error}") from error
-        if len({row.name for row in rows}) < len(rows):
+        if len({row.name for row in table.rows}) < len(table.rows):
             raise ValueError(f"{path}: table {number} has two rows of one name")
-        tables[str(number)] = Table(content["title"], rows, tuple(content.get("missing", ())))
+        tables[str(number)] = table
     return tables

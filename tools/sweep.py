@@ -73,7 +73,8 @@ class Sweep:
         return [*launcher, *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
-        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do."""
+        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
+        PREEMPTED however it ended after a stop signal."""
         if self.finished(row, seed):
             return 0
         if row.first_stage is not None:
@@ -91,25 +92,37 @@ def first_stage(row: Row) -> Row:
 
 
 def _wait_for(command: Sequence[str]) -> int:
-    """Run a command; a stop signal is passed on, so that the run writes a checkpoint before it ends."""
+    """Exit status of a command, PREEMPTED after a stop signal, which is passed on: the run then writes a checkpoint.
+
+    Its own status would not do. A launcher of several processes replaces it, and a run that is still importing has no
+    handler yet and dies of the signal; a sweep that took this for a failed row would start the next.
+    """
     # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
     process = subprocess.Popen(command, process_group=0)
+    asked_to_stop = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_to_stop
+        asked_to_stop = True
         process.send_signal(number)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        return process.wait()
+        status = process.wait()
+        return PREEMPTED if asked_to_stop else status
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
-    """Test numbers of the finished runs of a row."""
+    """Test numbers of the finished runs of a row, or of the best expert of each, whose groups are not reported."""
     done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
-    return [json.loads(path.read_text())["test"][weights] for path in done]
+    numbers = [json.loads(path.read_text())["test"][weights] for path in done]
+    if not row.single_expert:
+        return numbers
+    alone = ([value for name, value in scores.items() if name.startswith("expert")] for scores in numbers)
+    return [dict.fromkeys(NUMBERS) | {"all": max(values)} for values in alone]
 
 
 def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, seeds: Sequence[int], weights: str) -> str:
@@ -124,7 +137,7 @@ def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, see
     settings = f"; every run with {', '.join(f'{k}={v}' for k, v in sweep.extra.items())}" if sweep.extra else ""
     text = (
         f"Table {number}: {table.title}\n\nMeasured here: test accuracy (%), {weights} epoch, mean ± standard deviation"
-        f"{settings}. Published: Park et al., CVPR 2022, or as the source says.\n\n"
+        f"{settings}. Published: {table.paper}, or as the source says.\n\n"
     )
     return text + markdown(("row", "runs", *titles, "source of the published", "note"), lines)
 
@@ -185,7 +198,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
-    add("--tables", nargs="+", metavar="NUMBER", help="tables of the paper (default: all)")
+    add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml (default: all)")
     add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
     add("--seeds", type=int, nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -41,6 +42,7 @@ class Trainer:
         if status == 0:
             seed = int(option(command, "seed"))
             scores = {"all": 40.0 + 2 * seed, "many": 60.0, "medium": None, "few": 10.0}
+            scores |= {"expert0": 30.0, "expert1": 36.0 + seed, "expert2": 35.0}
             (run_dir / "result.json").write_text(json.dumps({"test": {"last": scores, "best": scores}}))
         return status
 
@@ -53,7 +55,7 @@ class Trainer:
 def trainer(monkeypatch: pytest.MonkeyPatch) -> Trainer:
     stands_in = Trainer()
     monkeypatch.setattr(sweep, "_wait_for", stands_in)
-    monkeypatch.setattr(sweep, "read_tables", lambda: {"99": Table("a table", ROWS, ())})
+    monkeypatch.setattr(sweep, "read_tables", lambda: {"99": Table("a table", "A Paper (1999)", ROWS, ())})
     return stands_in
 
 
@@ -74,7 +76,21 @@ def test_rows_become_runs_and_runs_become_a_table(
     assert "every run with epochs=20, device=cpu" in printed
     assert "All (measured)" in printed
     assert "All (published)" in printed
+    assert "Published: A Paper (1999), or as the source says." in printed
     assert (tmp_path / "tables.md").read_text() in printed
+
+
+def test_a_row_of_a_single_expert_shows_the_best_one_alone(
+    trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    together = Row("Together", "cifar100-lt-ncl", {"all": 54.2})
+    alone = Row("Alone", "cifar100-lt-ncl", {"all": 53.3}, single_expert=True)
+    monkeypatch.setattr(sweep, "read_tables", lambda: {"ncl": Table("a table", "A Paper", (together, alone), ())})
+    assert sweep.main(["--seeds", "0", "2", "--out", str(tmp_path)]) == 0
+    assert trainer.runs == ["cifar100-lt-ncl-seed0", "cifar100-lt-ncl-seed2"]
+    printed = capsys.readouterr().out
+    assert "| Together | 2 | 42.0 ± 2.8 | 60.0 ± 0.0 | – | 10.0 ± 0.0 | 54.2 |" in printed
+    assert "| Alone | 2 | 37.0 ± 1.4 | – | – | – | 53.3 |" in printed
 
 
 def test_an_interrupted_sweep_continues_where_it_was(trainer: Trainer, tmp_path: Path) -> None:
@@ -139,29 +155,61 @@ def test_mistakes_are_told_before_anything_runs(
     assert not trainer.commands
 
 
+def signal_this_process(number: signal.Signals, when: Path) -> None:
+    """Send it as soon as the file is there."""
+    while not when.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("status", [sweep.PREEMPTED, 1, 0], ids=["preempted", "a launcher's status", "just finished"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_signal_reaches_the_run_once_and_the_sweep_waits_for_it(number: signal.Signals, tmp_path: Path) -> None:
+def test_a_stop_signal_reaches_the_run_once_and_stops_the_sweep_however_the_run_ends(
+    number: signal.Signals, status: int, tmp_path: Path
+) -> None:
     ready, received = tmp_path / "ready", tmp_path / "received"
     child = (
         "import signal, sys, time, pathlib\n"
-        f"def handle(*_):\n    open({str(received)!r}, 'a').write('x'); time.sleep(0.3); sys.exit({sweep.PREEMPTED})\n"
+        f"def handle(*_):\n    open({str(received)!r}, 'a').write('x'); time.sleep(0.3); sys.exit({status})\n"
         f"signal.signal({int(number)}, handle); pathlib.Path({str(ready)!r}).touch(); time.sleep(30)\n"
     )
 
-    def stop_when_ready() -> None:
-        while not ready.exists():
-            pass
-        os.kill(os.getpid(), number)
-
     handler: Callable[..., object] | int | None = signal.getsignal(number)
-    threading.Thread(target=stop_when_ready).start()
+    threading.Thread(target=signal_this_process, args=(number, ready)).start()
     assert sweep._wait_for([sys.executable, "-c", child]) == sweep.PREEMPTED
     assert received.read_text() == "x"
     assert signal.getsignal(number) == handler
 
 
+def test_no_row_is_started_after_a_stop_signal_that_the_run_did_not_survive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As while the run is importing: nothing handles the signal yet."""
+    ready = tmp_path / "ready"
+    child = f"import time, pathlib\npathlib.Path({str(ready)!r}).open('a').write('x'); time.sleep(30)\n"
+    monkeypatch.setattr(sweep.Sweep, "command", lambda *_: [sys.executable, "-c", child])
+    threading.Thread(target=signal_this_process, args=(signal.SIGTERM, ready)).start()
+    assert sweep.main(["--tables", "2", "--out", str(tmp_path / "runs")]) == sweep.PREEMPTED
+    assert ready.read_text() == "x"
+    assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_a_run_that_nobody_stopped_keeps_its_status(status: int) -> None:
+    assert sweep._wait_for([sys.executable, "-c", f"raise SystemExit({status})"]) == status
+
+
 def test_an_unknown_key_of_a_row_names_its_table(tmp_path: Path) -> None:
     path = tmp_path / "tables.yaml"
-    path.write_text('"7":\n  title: t\n  rows:\n    - {name: a, recipe: b, published: {all: 1}, recipes: c}\n')
+    path.write_text(
+        '"7":\n  title: t\n  paper: p\n  rows:\n    - {name: a, recipe: b, published: {all: 1}, recipes: c}\n'
+    )
     with pytest.raises(ValueError, match=r"table 7: .*recipes"):
+        read_tables(path)
+
+
+def test_a_table_without_a_paper_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "tables.yaml"
+    path.write_text('"7":\n  title: t\n  rows: []\n')
+    with pytest.raises(ValueError, match="table 7 has no paper"):
         read_tables(path)

@@ -1,5 +1,8 @@
 """A training step never waits for a value from the device."""
 
+from collections import Counter
+from dataclasses import fields
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -7,27 +10,63 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from tests.pipeline.shard_sets import small_images
 from tests.train.runs import options
 from tests.train.short_runs import make_run
+from train.checkpoint import save
+from train.methods import method_class, method_names
+from train.run import Run
 
 # What reading a value of a tensor on the host comes down to.
 SYNCHRONISING = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
-METHODS: list[dict[str, Any]] = [
-    {"method.name": "vanilla", "method.loss": "ldam", "method.rule": "reweight"},
-    {"method.name": "cmo", "method.loss": "bs", "method.mixup_prob": 1.0},
-    {"method.name": "remix"},
-    {"method.name": "ride", "method.mixup_prob": 1.0, "method.start_data_aug": -1, "method.end_data_aug": 0},
-]
+FIRST_STAGE = {"crt": "vanilla", "lws": "vanilla", "glmc_maxnorm": "glmc", "metasaug_large": "vanilla"}
+NCL = {"method.name": "ncl", "method.hard_classes": 2}
+# Every method, in the phase in which it does most: mixing, re-weighting, correcting covariances.
+CASES: dict[str, dict[str, Any]] = {
+    **{name: {"method.name": name} for name in method_names()},
+    "vanilla, LDAM": {"method.name": "vanilla", "method.loss": "ldam", "method.rule": "reweight"},
+    "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_start": 0},
+    "ride": {"method.name": "ride", "method.reweight_epoch": 0},
+    "metasaug": {"method.name": "metasaug", "method.meta_start": 0},
+    "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
+    "ncl": NCL,
+    "ncl, plain": {**NCL, "method.mixup_prob": 0.0},
+    "ncl, contrastive": {**NCL, "method.mixup_prob": 0.0, "method.contrastive": True, "method.queue": 16},
+    "ncl++": {**NCL, "method.mixup_prob": 0.0, "method.copies": 2},
+    "BS, moving average": {"method.name": "vanilla", "method.loss": "bs", "ema_decay": 0.9},
+}
+STEPS_ON_A_GPU = 20
 
 
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: changes["method.name"])
-def test_no_step_reads_a_value_of_a_tensor(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    run = make_run(options(data, tmp_path / "run", log_every_steps=100, **changes))
+@pytest.fixture(scope="module")
+def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_images(tmp_path_factory.mktemp("balanced") / "meta", (2, 2, 2, 2)).path
+
+
+def run_of(case: str, data: Path, meta: Path, folder: Path, device: str, epochs: int = 3) -> Run:
+    """A run that mixes in every step, if its method can and the case does not say otherwise."""
+    changes = CASES[case]
+    name = changes["method.name"]
+    known = {field.name for field in fields(method_class(name).Options)}
+    mixing = {"mixup_prob": 1.0, "start_data_aug": -1, "end_data_aug": 0}
+    others = {f"method.{key}": value for key, value in mixing.items() if key in known} | changes
+    if name.startswith("metasaug"):
+        others["data.meta"] = meta
+    if name in FIRST_STAGE:
+        first = make_run(options(data, folder / "first", device=device, **{"method.name": FIRST_STAGE[name]}))
+        save(folder / "first.pt", {"model": first.trainer.bare_model.state_dict()})
+        others["model.init_from"] = folder / "first.pt"
+    return make_run(options(data, folder / "run", device=device, epochs=epochs, **others))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_reads_a_value_of_a_tensor(case: str, data: Path, meta: Path, tmp_path: Path) -> None:
+    run = run_of(case, data, meta, tmp_path, "cpu")
     with run.make_loader() as loader:
-        for number, loaded in zip(range(2), loader, strict=False):
+        for number, loaded in enumerate(islice(loader, 2)):
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
                 run.trainer.train_step(loaded)
-            counts = {event.key: event.count for event in profiler.key_averages()}
+            counts = Counter({event.key: event.count for event in profiler.key_averages()})
             assert counts["aten::convolution"] > 30, "the profile saw the network"
             assert not {name: counts[name] for name in SYNCHRONISING if name in counts}, f"step {number}"
 
@@ -39,15 +78,19 @@ def test_the_profile_would_show_a_read() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("changes", METHODS, ids=lambda changes: changes["method.name"])
-def test_no_step_waits_for_the_gpu(data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    run = make_run(options(data, tmp_path / "run", epochs=5, log_every_steps=100, device="cuda", **changes))
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_waits_for_the_gpu(case: str, data: Path, meta: Path, tmp_path: Path) -> None:
+    run = run_of(case, data, meta, tmp_path, "cuda", epochs=STEPS_ON_A_GPU)
+    assert run.accelerator.device.type == "cuda"
     with run.make_loader() as loader:
         steps = iter(loader)
         run.trainer.train_step(next(steps))  # the first step allocates and chooses kernels
-        for _, loaded in zip(range(19), steps, strict=False):
+        taken = 0
+        for loaded in islice(steps, STEPS_ON_A_GPU):
             torch.cuda.set_sync_debug_mode("error")
             try:
                 run.trainer.train_step(loaded)
             finally:
                 torch.cuda.set_sync_debug_mode("default")
+            taken += 1
+        assert taken == STEPS_ON_A_GPU
