@@ -212,7 +212,7 @@ def backbone(row: Row) -> str:
 def variant(row: Row) -> str:
     """Method, what of its options changes its network or what passes it, and backbone."""
     options = method_options(row)
-    parts = [f"{name}={options[name]}" for name in NETWORK_OPTIONS if name in options]
+    parts = [f"{name}-{options[name]}" for name in NETWORK_OPTIONS if name in options]
     parts += ["ldam"] if options.get("loss") == "ldam" else []  # a cosine classifier
     parts += ["mixing"] if options.get("mixup_prob") else []
     return "-".join((options["name"], *parts, backbone(row)))
