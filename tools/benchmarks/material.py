@@ -47,7 +47,7 @@ class Scale:
     many_classes: int = 10**5
 
 
-QUICK = Scale(images=1200, copied_images=12_000, checked_images=2400, rounds=3, batch_size=64, batches=8)
+QUICK = Scale(images=1200, copied_images=12_000, checked_images=4800, rounds=3, batch_size=64, batches=8)
 FULL = Scale(images=6000, copied_images=60_000, checked_images=24_000, rounds=7, batch_size=128, batches=50)
 
 
