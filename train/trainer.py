@@ -105,7 +105,9 @@ class Trainer:
         steps_per_epoch = self.parts.plan.steps_per_epoch
         if self.position.step:
             self._set_lr(self.position.epoch)
-        if self.position.step == steps_per_epoch:  # stopped between an epoch's last step and its evaluation
+        if (
+            self.position.step == steps_per_epoch or self._ends_unevaluated()
+        ):  # stopped between last step and evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
         for loaded in steps:
             epoch, step = loaded.plan.epoch, loaded.plan.step
@@ -143,6 +145,11 @@ class Trainer:
     def end(self) -> tuple[int, int]:
         """(epoch, step) before which the loader has to end."""
         return divmod(self.total_steps, self.parts.plan.steps_per_epoch)
+
+    def _ends_unevaluated(self) -> bool:
+        """Whether `max_steps` ended the run inside an epoch, and its numbers are not there yet."""
+        evaluated = (self.history.last or {}).get("epoch") == self.position.epoch
+        return self.position.step > 0 and self.done_steps == self.total_steps and not evaluated
 
     # ---------------------------------------------------------------- a step
 

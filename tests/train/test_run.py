@@ -17,6 +17,7 @@ from train import __main__ as command
 from train.progress import Progress
 from train.run import FINISHED, NON_FINITE, PREEMPTED, train
 from train.signals import StopRequest
+from train.trainer import Trainer
 
 STEPS_PER_EPOCH = 4  # 27 images in batches of 8
 
@@ -222,3 +223,16 @@ def test_fewer_samples_than_a_global_batch_is_an_error(
     message = refusal(arguments(data, tmp_path / "run", batch_size=64), monkeypatch, capsys)
     assert "27" in message
     assert "64" in message
+
+
+def test_a_run_killed_before_the_evaluation_that_max_steps_brings_makes_up_for_it(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = {"max_steps": 2, "checkpoint_every_steps": 2, "resume": "auto"}
+    assert train(options(data, tmp_path / "straight", **short)) == FINISHED
+    with monkeypatch.context() as killed:
+        killed.setattr(Trainer, "_end_epoch", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(options(data, tmp_path / "killed", **short))
+    assert train(options(data, tmp_path / "killed", **short)) == FINISHED
+    assert records(tmp_path / "killed") == records(tmp_path / "straight")

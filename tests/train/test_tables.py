@@ -262,7 +262,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
     }
     changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
     known = {field.name for field in fields(method_class(method).Options)}
-    always = {"start_data_aug": -1, "end_data_aug": 0}
+    always = {"start_data_aug": -1, "end_data_aug": 0, "plain_first": 0, "plain_last": 0}
     changes |= {f"method.{name}": value for name, value in always.items() if name in known}
     if getattr(options_of(tuple(row.arguments())).method, "mixup_prob", 0):
         changes["method.mixup_prob"] = 1.0
