@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.transfer import values_to_device
 from pipeline.views import PadMode, ViewPlan
 
 
@@ -18,12 +19,8 @@ def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
     images: uint8 (B, height, width, 3); returns uint8 (B, *plan.output_size, 3) on the same device.
     Exactly Pillow's pixels where nothing is resized; else its antialiased bilinear resize, but for ties of rounding.
     """
-    device = images.device
-    region, resized, window = (
-        torch.from_numpy(values.astype(np.float32)).to(device, non_blocking=True)
-        for values in (plan.region, plan.resized, plan.window)
-    )
-    flip = torch.from_numpy(plan.flip).to(device, non_blocking=True)
+    numbers = {name: getattr(plan, name).astype(np.float32) for name in ("region", "resized", "window")}
+    region, resized, window, flip = values_to_device({**numbers, "flip": plan.flip}, images.device).values()
     rows, columns = (
         resampling_weights(
             region[:, axis],

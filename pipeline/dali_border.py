@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from pipeline.transfer import to_device
 from pipeline.views import ViewPlan
 
 
@@ -34,7 +35,7 @@ def brighten_border(images: torch.Tensor, plan: ViewPlan) -> None:
             if not shown.size:
                 continue
             which, where, factor = (
-                torch.from_numpy(values).to(images.device, non_blocking=True)
+                to_device(torch.from_numpy(values), images.device)
                 for values in (shown, position[shown], (1 / inside[shown, axis]).astype(np.float32))
             )
             lines = images if axis == 0 else images.transpose(1, 2)

@@ -21,6 +21,7 @@ from pipeline.executor import Executor, ExecutorName, choose_executor, decode_th
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import Plan, StepPlan, StreamPlan, part_indices
 from pipeline.rng import generator
+from pipeline.transfer import to_device
 from pipeline.views import OneOf, View, plan_view
 from shards.reader import ShardSet
 
@@ -212,8 +213,8 @@ class _Feed:
         plan = request.part
         return Batch(
             tuple(augment(view, planned.operations) for view, planned in zip(images, plan.views, strict=True)),
-            torch.from_numpy(plan.labels).to(self._device, non_blocking=True),
-            torch.from_numpy(request.weights).to(self._device, non_blocking=True),
+            to_device(torch.from_numpy(plan.labels), self._device),
+            to_device(torch.from_numpy(request.weights), self._device),
             plan.sample_ids,
         )
 

@@ -16,6 +16,7 @@ from pipeline.bad_samples import BadSamples
 from pipeline.crop_resize import crop_resize_flip
 from pipeline.plan import StreamPlan
 from pipeline.reference_executor import DECODE_ERRORS
+from pipeline.transfer import to_device
 from shards.reader import CorruptSampleError, ShardSet
 
 logger = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class ResidentExecutor:
         """See ``Executor.run``."""
         for request in requests:
             request = self._bad_samples.replaced(request)
-            ids = torch.from_numpy(request.sample_ids).to(self._images.device, non_blocking=True)
+            ids = to_device(torch.from_numpy(request.sample_ids), self._images.device)
             images = self._images[ids]
             yield tuple(crop_resize_flip(images, view) for view in request.views)
 

@@ -52,7 +52,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        temporary.unlink()  # it would keep the last free bytes from the retry
+        temporary.unlink(missing_ok=True)  # it would keep the last free bytes from the retry
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RuntimeError(

@@ -95,8 +95,9 @@ class RunOptions:
         seed: decides every draw: initial weights, samples, crops, pastes.
         device: auto (a GPU where there is one), cpu or cuda.
         mixed_precision: bf16 runs the network (never the losses) in bfloat16.
-        compile: torch.compile the network: "default" fuses its operations; "graphs" also replays them as CUDA graphs,
-            for small networks whose kernels are shorter than their launches. The first steps take a minute or so.
+        compile: torch.compile the network, which fuses its operations. The first steps take a minute or so.
+        cuda_graphs: replay whole steps, from the paste to the optimizer, as CUDA graphs: for small networks, whose
+            kernels are shorter than their launches. One process on a GPU; not under MetaSAug.
         ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step, but
             at most 1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000 on, 0.999 from 31,600. Training does not notice.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
@@ -117,7 +118,8 @@ class RunOptions:
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     mixed_precision: Literal["no", "bf16"] = "no"
-    compile: Literal["no", "default", "graphs"] = "no"
+    compile: bool = False
+    cuda_graphs: bool = False
     ema_decay: float | None = None
     deterministic: bool = False
     run_dir: Path | None = None

@@ -33,6 +33,7 @@ from train.progress import Progress
 from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.signals import StopRequest
+from train.step_graphs import Capture, make_capture
 from train.trainer import NonFiniteLossError, Parts, PreemptedError, Trainer
 
 logger = logging.getLogger(__name__)
@@ -80,6 +81,9 @@ class Run:
         self.recipe: DatasetRecipe = RECIPES[options.data.recipe]
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
+        self.capture: Capture | None = None
+        if options.run.cuda_graphs:
+            self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
             self.method.streams(),
@@ -96,10 +100,9 @@ class Run:
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())
-        if options.run.compile != "no":
+        if options.run.compile:
             # In place: the names in checkpoints stay. Sizes are fixed: a step has one, the short last one another.
-            mode = "reduce-overhead" if options.run.compile == "graphs" else "default"
-            bare_model.compile(mode=mode, dynamic=False)
+            bare_model.compile(dynamic=False)
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
         )
@@ -135,9 +138,11 @@ class Run:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
         trained = [p for p in self.model.parameters() if p.requires_grad]
+        # Captured steps know the learning rate by its address.
+        lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         optimizer = torch.optim.SGD(
             trained,
-            o.lr,
+            lr,
             o.momentum,
             weight_decay=o.weight_decay,
             nesterov=o.nesterov,
@@ -156,6 +161,7 @@ class Run:
             autocast=self.evaluator.autocast,
             evaluate=self.evaluator.selection_scores,
             averaged=self.averaged,
+            capture=self.capture,
             fit=self._fit(),
         )
         return Trainer(parts, self.options.run)

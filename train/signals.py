@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.transfer import to_device
+
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is what Slurm can send ahead of its time limit
 LAG_STEPS = 1
 
@@ -61,7 +63,7 @@ class SharedFlags:
 
     def post(self, epoch: int, step: int, loss: Tensor, stop: bool, save: bool) -> None:
         """Share this rank's flags of a step. loss: scalar on the device."""
-        wishes = torch.tensor([float(stop), float(save)]).to(self._device, non_blocking=True)
+        wishes = to_device(torch.tensor([float(stop), float(save)]), self._device)
         flags = torch.cat([(~torch.isfinite(loss.detach())).float().reshape(1), wishes])
         if dist.is_initialized():
             dist.all_reduce(flags, dist.ReduceOp.MAX)

@@ -5,7 +5,7 @@ continues with the very same steps, and its folder ends up as if nothing had hap
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -15,18 +15,20 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, part_indices
+from pipeline.transfer import values_to_device
 from train.checkpoint import AVERAGED, Position, check_fit, save
 from train.meters import Meter, micro_batch_sums
-from train.methods.base import Method, MicroStep
+from train.methods.base import Method, MicroPlan, MicroStep
 from train.options import RunOptions
 from train.progress import Progress
 from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.signals import SharedFlags, StopRequest
+from train.step_graphs import Capture, StepGraphs
 
 Numbers = dict[str, float | None]
 SELECTED_BY = "all"
@@ -63,6 +65,7 @@ class Parts:
         evaluate: scores the current weights, or their average: {"validation": numbers} or {"test": numbers}. Called on
             every rank.
         averaged: moving average of the weights, which is evaluated in their place, or None.
+        capture: how whole steps are captured, to be replayed for steps like them; None runs each operation by itself.
         fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
     """
 
@@ -78,6 +81,7 @@ class Parts:
     autocast: Callable[[], AbstractContextManager[Any]]
     evaluate: Callable[[], dict[str, Numbers]]
     averaged: ModelEmaV3 | None = None
+    capture: Capture | None = None
     fit: dict[str, Any] = field(default_factory=dict)
 
 
@@ -94,6 +98,7 @@ class Trainer:
         self._first_rank = parts.accelerator.is_main_process
         self._started = self._saved = time.monotonic()
         self._lr = 0.0
+        self._take_step = self._device_step if parts.capture is None else StepGraphs(self._device_step, parts.capture)
 
     def run(self, steps: Iterable[LoadedStep]) -> History:
         """Train on the loaded steps, which begin at `position`, up to the end of the plan or `max_steps`.
@@ -156,30 +161,44 @@ class Trainer:
     def train_step(self, loaded: LoadedStep) -> None:
         """One optimizer step on this rank's part of the global batch."""
         p = self.parts
-        world_size, rank = p.accelerator.num_processes, p.accelerator.process_index
-        micro_batches = len(loaded.micro_batches)
-        samples = len(loaded.plan.streams["original"].labels)
-        sums = torch.zeros(3, dtype=torch.float64, device=p.accelerator.device)
-        for micro, (batches, mix) in enumerate(zip(loaded.micro_batches, loaded.micro_mixes, strict=True)):
-            positions, _ = part_indices(samples, micro * world_size + rank, world_size * micro_batches)
-            reduces_gradients = micro + 1 == micro_batches
-            with nullcontext() if reduces_gradients else p.accelerator.no_sync(p.model):
-                with p.autocast():
-                    output = p.method.loss(p.model, MicroStep(loaded.plan, positions, batches, mix))
-                # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
-                p.accelerator.backward(output.loss * world_size)
-            original = batches["original"]
-            sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
-        p.method.before_optimizer(self.bare_model)
-        p.optimizer.step()
-        p.optimizer.zero_grad(set_to_none=True)
+        sums = self._take_step(self._micro_steps(loaded))
         if p.averaged is not None:
             p.averaged.update(self.bare_model, self.done_steps + 1)
         for meter in (self._epoch_meter, self._window_meter):
             meter.add(sums, self._first_rank)
         stop = p.stop_request.signal is not None
         self._flags.post(loaded.plan.epoch, loaded.plan.step, sums[0], stop, self._checkpoint_due())
+        samples = len(loaded.plan.streams["original"])
         p.progress.step(loaded.plan.epoch, self._lr, samples, loaded.wait_seconds)
+
+    def _micro_steps(self, loaded: LoadedStep) -> list[MicroStep]:
+        """This rank's micro-batches with everything that the method has to know of them, on the device."""
+        p = self.parts
+        world_size, rank = p.accelerator.num_processes, p.accelerator.process_index
+        samples, parts = len(loaded.plan.streams["original"]), world_size * len(loaded.micro_batches)
+        steps = []
+        for micro, (batches, mix) in enumerate(zip(loaded.micro_batches, loaded.micro_mixes, strict=True)):
+            positions, _ = part_indices(samples, micro * world_size + rank, parts)
+            values = p.method.values(MicroPlan(loaded.plan, positions, mix))
+            steps.append(MicroStep(batches, values_to_device(values, p.accelerator.device), samples))
+        return steps
+
+    def _device_step(self, steps: Sequence[MicroStep]) -> Tensor:
+        """Forward, backward, optimizer; returns the sums of `micro_batch_sums`. Nothing here knows which step it is."""
+        p = self.parts
+        sums = torch.zeros(3, dtype=torch.float64, device=p.accelerator.device)
+        for number, step in enumerate(steps, start=1):
+            with nullcontext() if number == len(steps) else p.accelerator.no_sync(p.model):
+                with p.autocast():
+                    output = p.method.loss(p.model, step)
+                # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
+                p.accelerator.backward(output.loss * p.accelerator.num_processes)
+            original = step.batches["original"]
+            sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
+        p.method.before_optimizer(self.bare_model)
+        p.optimizer.step()
+        p.optimizer.zero_grad(set_to_none=True)
+        return sums
 
     def _log_step(self, flush: bool) -> None:
         if self.done_steps % self.options.log_every_steps and not flush:
@@ -226,7 +245,10 @@ class Trainer:
     def _set_lr(self, epoch: int) -> None:
         self._lr = self.parts.schedule.lr(epoch)
         for group in self.parts.optimizer.param_groups:
-            group["lr"] = self._lr
+            if isinstance(group["lr"], Tensor):  # of captured steps
+                group["lr"].fill_(self._lr)
+            else:
+                group["lr"] = self._lr
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch = self.position.epoch
@@ -319,13 +341,21 @@ class Trainer:
         self.bare_model.load_state_dict(state["model"])
         if self.parts.averaged is not None:
             self.evaluated_model.load_state_dict(state[AVERAGED])
-        self.parts.optimizer.load_state_dict(state["optimizer"])
+        self._restore_optimizer(state["optimizer"])
         self.parts.method.load_state_dict(state["method"])
         self.history = History(**state["history"])
         for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):
             meter.restore(state["meters"][name], self._first_rank)
         if self._first_rank:
             self.parts.folder.metrics.restore(state["metrics_bytes"])
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Momenta; the learning rates stay the run's own objects, and get their values with the next epoch."""
+        groups = self.parts.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self.parts.optimizer.load_state_dict(state)
+        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
 
     @property
     def bare_model(self) -> nn.Module:

@@ -1,20 +1,41 @@
 """Micro-batches of a step without a loader, for tests of methods."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import nn
 
 from pipeline.loader import Batch
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import StepPlan, StreamPlan, part_indices
 from pipeline.recipes import CIFAR_STATISTICS, WHOLE_32
+from pipeline.transfer import values_to_device
 from pipeline.views import PaddedCrop, View
 from train.assemble import Assembler
-from train.methods.base import MicroStep, Setting
+from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput
 from train.schedules import Schedule, ScheduleOptions
 
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class PlannedStep:
+    """A micro-batch, and what is planned for it."""
+
+    plan: MicroPlan
+    batches: Mapping[str, Batch]
+
+    def of(self, method: Method) -> MicroStep:
+        """What the trainer hands to the loss of this method."""
+        values = values_to_device(method.values(self.plan), CPU)
+        return MicroStep(self.batches, values, len(self.plan.global_labels("original")))
+
+
+def loss_of(method: Method, model: nn.Module, step: PlannedStep) -> StepOutput:
+    """What the method makes of the step."""
+    return method.loss(model, step.of(method))
 
 
 def setting(counts: Sequence[int], epochs: int = 200, lr: float = 0.1, **schedule: object) -> Setting:
@@ -42,7 +63,7 @@ def micro_step(
     mix: MixPlan | None = None,
     part: int = 0,
     parts: int = 1,
-) -> MicroStep:
+) -> PlannedStep:
     """Part ``part`` of ``parts`` of a step whose global batches are given by stream: (images by view, labels)."""
     plans, batches = {}, {}
     for name, (images, labels) in streams.items():
@@ -56,4 +77,4 @@ def micro_step(
             indices,
         )
     positions, _ = part_indices(len(plans["original"]), part, parts)
-    return MicroStep(StepPlan(epoch, 0, plans, mix), positions, batches, mix and mix.take(positions))
+    return PlannedStep(MicroPlan(StepPlan(epoch, 0, plans, mix), positions, mix and mix.take(positions)), batches)

@@ -11,7 +11,7 @@ import torch
 import train.methods
 from tests.train.runs import ROOT
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import micro_step, random_images, setting
+from tests.train.steps import loss_of, micro_step, random_images, setting
 from train.methods import method_class, method_names
 from train.options import parse
 
@@ -51,8 +51,10 @@ def test_its_loss_is_the_papers_and_its_shares_add_up(focal: Path) -> None:
     method = method_type(method_type.Options(gamma=1.5), setting((4, 2, 1)))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
     images, labels = random_images(7), [0, 1, 2, 0, 0, 1, 2]
-    output = method.loss(model, micro_step(0, {"original": (images, labels)}))
+    output = loss_of(method, model, micro_step(0, {"original": (images, labels)}))
     p = output.logits.softmax(dim=1)[range(7), labels]
     torch.testing.assert_close(output.loss, (-((1 - p) ** 1.5) * p.log()).mean())
-    parts = [method.loss(model, micro_step(0, {"original": (images, labels)}, None, part, 3)).loss for part in range(3)]
+    parts = [
+        loss_of(method, model, micro_step(0, {"original": (images, labels)}, None, part, 3)).loss for part in range(3)
+    ]
     torch.testing.assert_close(torch.stack(parts).sum(), output.loss)

@@ -15,13 +15,14 @@ from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
 from pipeline.operations import Kind
 from pipeline.plan import Plan
+from pipeline.transfer import values_to_device
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.runs import options
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU, micro_step, random_images, setting
+from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
 from train.checkpoint import save
 from train.methods import method_class
-from train.methods.base import Method
+from train.methods.base import Method, MicroStep
 from train.methods.remix import remix_label_share
 from train.models.build import ModelOptions
 from train.models.heads import ScaledLinear
@@ -70,7 +71,7 @@ def slow_cutmix(model: nn.Module, method: Method, step: Any, box: tuple[int, int
 def test_cmo_with_exponent_0_and_cutmix_compute_cutmix(name: str, values: Mapping[str, Any]) -> None:
     method, model, box = make(name, **values), linear_model(), (3, 5, 21, 32)
     step = mixing_step(box_plan(6, box))
-    torch.testing.assert_close(method.loss(model, step).loss, slow_cutmix(model, method, step, box))
+    torch.testing.assert_close(loss_of(method, model, step).loss, slow_cutmix(model, method, step, box))
 
 
 def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_mixup_is_the_soft_label_cross_entropy_of_the_blended_images(name: str) 
     labels = [F.one_hot(step.batches[stream].labels, 3) for stream in ("original", "weighted")]
     target = 0.3 * labels[0] + 0.7 * labels[1]
     expected = -(target * model(blend(mix, step, method)).log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(method.loss(model, step).loss, expected)
+    torch.testing.assert_close(loss_of(method, model, step).loss, expected)
 
 
 def test_remix_gives_the_label_to_the_smaller_class_where_the_larger_one_is_the_smaller_part() -> None:
@@ -166,7 +167,7 @@ def test_remix_takes_the_counts_of_the_training_set() -> None:
     assert 0 < (share == 0).sum() < 8
     logits = model(blend(mix, step, method))
     losses = [F.cross_entropy(logits, labels, reduction="none") for labels in (first, second)]
-    torch.testing.assert_close(method.loss(model, step).loss, (share * losses[0] + (1 - share) * losses[1]).mean())
+    torch.testing.assert_close(loss_of(method, model, step).loss, (share * losses[0] + (1 - share) * losses[1]).mean())
 
 
 @pytest.mark.parametrize(("operation", "kind"), [("blur", {Kind.BLUR}), ("jitter", set(Kind) - {Kind.IDENTITY})])
@@ -175,7 +176,7 @@ def test_a_changed_minority_sample_replaces_the_background(operation: str, kind:
     step = mixing_step(box_plan(6, (0, 0, 4, 4)))
     foreground = step.batches["weighted"]
     expected = F.cross_entropy(model(method.setting.assembler.plain(foreground.images[0])), foreground.labels)
-    torch.testing.assert_close(method.loss(model, step).loss, expected)
+    torch.testing.assert_close(loss_of(method, model, step).loss, expected)
     plan = Plan({"train": UnreadableSet(COUNTS)}, method.streams(), method.mix_rule(), 0, 25, 200)
     plain, changed = (plan.stream_step(name, 50, 0).views[0].operations for name in ("original", "weighted"))
     assert not plain
@@ -186,8 +187,8 @@ def test_a_changed_minority_sample_replaces_the_background(operation: str, kind:
 @pytest.mark.parametrize("rule", ["none", "reweight"])
 def test_shares_of_micro_batches_add_up_to_the_loss_of_the_global_batch(name: str, rule: str) -> None:
     method, model, mix = make(name, rule=rule), linear_model(), box_plan(7, (0, 3, 9, 20))
-    whole = method.loss(model, mixing_step(mix)).loss
-    parts = [method.loss(model, mixing_step(mix, part, 3)).loss for part in range(3)]
+    whole = loss_of(method, model, mixing_step(mix)).loss
+    parts = [loss_of(method, model, mixing_step(mix, part, 3)).loss for part in range(3)]
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
 
 
@@ -197,7 +198,7 @@ def test_logit_adjustment_adds_the_prior_to_the_power_of_tau(tau: float) -> None
     step = micro_step(0, {"original": (random_images(6), [0, 1, 2, 0, 0, 1])})
     batch = step.batches["original"]
     logits = model(method.setting.assembler.plain(batch.images[0])) + tau * torch.tensor(SHARE_BY_CLASS).log()
-    torch.testing.assert_close(method.loss(model, step).loss, F.cross_entropy(logits, batch.labels).float())
+    torch.testing.assert_close(loss_of(method, model, step).loss, F.cross_entropy(logits, batch.labels).float())
 
 
 def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
@@ -209,10 +210,12 @@ def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
         return linear(images).reshape(-1, 3, 3).transpose(0, 1)
 
     output = experts(blend(mix, step, method))
-    first, second = (np.array(COUNTS)[step.plan.streams[stream].labels] for stream in ("original", "weighted"))
+    first, second = (np.array(COUNTS)[step.plan.labels(stream)] for stream in ("original", "weighted"))
     share = remix_label_share(mix.lam, first, second, 3.0, 0.5)
-    expected = ride.term(step, "original", output, share) + ride.term(step, "weighted", output, 1 - share)
-    torch.testing.assert_close(method.loss(experts, step).loss, expected)
+    values = ride.term_values(step.plan, "original", share) | ride.term_values(step.plan, "weighted", 1 - share)
+    shared = MicroStep(step.batches, values_to_device(values, CPU), 8)
+    expected = ride.term(shared, "original", output) + ride.term(shared, "weighted", output)
+    torch.testing.assert_close(loss_of(method, experts, step).loss, expected)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.mix_rule import MixPlan
 from pipeline.recipes import Normalization
 from tests.train.ranks import on_two_processes
-from tests.train.steps import CPU, micro_step, random_images, setting
+from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.assemble import Assembler
 from train.methods.glmc import GLMC, GLMCOptions, Heads
@@ -79,7 +79,8 @@ ORIGINAL_V6, WEIGHTED_V6 = np.array([0, 1, 0]), np.array([2, 3, 1])
 def loss_of_v6(method: GLMC, epoch: int) -> float:
     labels = torch.from_numpy(np.stack([ORIGINAL_V6, WEIGHTED_V6], axis=1))
     targets = (torch.from_numpy(t) for t in method.targets(mix_of(0.3, 3), ORIGINAL_V6, WEIGHTED_V6))
-    return method.per_sample(epoch, *heads_of_v6(), labels, *targets).mean().item()
+    alpha = torch.tensor(method.alpha(epoch), dtype=torch.float64)
+    return method.per_sample(alpha, *heads_of_v6(), labels, *targets).mean().item()
 
 
 def test_loss_equals_the_official_code():
@@ -228,7 +229,7 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     model, reference = small_model(method), small_model(method)
     data = streams()
     mix = mix_of(0.3, 6)
-    output = method.loss(model, micro_step(50, data, mix))
+    output = loss_of(method, model, micro_step(50, data, mix))
 
     plain = method.setting.assembler.plain
     (o1, o2), (w1, w2) = ([plain(view) for view in data[name][0]] for name in ("original", "weighted"))
@@ -260,7 +261,7 @@ def test_a_step_is_the_equations_on_two_separate_passes():
 def test_each_classifier_learns_from_its_own_term_only():
     method = glmc(contrast_weight=0)
     model = small_model(method)
-    method.loss(model, micro_step(0, streams(), mix_of(0.3, 6))).loss.backward()
+    loss_of(method, model, micro_step(0, streams(), mix_of(0.3, 6))).loss.backward()
     assert not model.fc_cb.weight.grad.any()  # alpha is 1 in epoch 0
     assert model.fc.weight.grad.any()
 
@@ -269,8 +270,8 @@ def test_shares_of_parts_add_up_to_the_loss_of_the_global_batch():
     method = glmc(contrast_weight=4)
     model = small_model(method).eval()  # batch statistics would differ between the parts, and are meant to
     data, mix = streams(batch=7), mix_of(0.3, 7)
-    whole = method.loss(model, micro_step(50, data, mix)).loss
-    parts = [method.loss(model, micro_step(50, data, mix, part, 3)).loss for part in range(3)]
+    whole = loss_of(method, model, micro_step(50, data, mix)).loss
+    parts = [loss_of(method, model, micro_step(50, data, mix, part, 3)).loss for part in range(3)]
     torch.testing.assert_close(sum(parts), whole)
 
 
@@ -281,7 +282,7 @@ def gradients(rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
     model = network if world_size == 1 else DistributedDataParallel(network)
     model.register_forward_pre_hook(lambda module, images: tuple(view.double() for view in images))
     step = micro_step(50, streams(batch=7), mix_of(0.3, 7), rank, world_size)
-    (method.loss(model, step).loss * world_size).backward()
+    (loss_of(method, model, step).loss * world_size).backward()
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
@@ -298,8 +299,8 @@ def test_padding_rows_do_not_count():
     method = glmc()
     model = small_model(method).eval()
     data, mix = streams(batch=3), mix_of(0.3, 3)
-    whole = method.loss(model, micro_step(50, data, mix)).loss
-    parts = [method.loss(model, micro_step(50, data, mix, part, 2)).loss for part in range(2)]  # 1 and 2 rows
+    whole = loss_of(method, model, micro_step(50, data, mix)).loss
+    parts = [loss_of(method, model, micro_step(50, data, mix, part, 2)).loss for part in range(2)]  # 1 and 2 rows
     torch.testing.assert_close(sum(parts), whole)
 
 
@@ -308,7 +309,7 @@ def test_a_step_without_a_mix_needs_no_weighted_stream():
     method = glmc(mixup_prob=0.5, contrast_weight=0)
     model = small_model(method).eval()
     data = streams()
-    output = method.loss(model, micro_step(0, {"original": data["original"]}, MixPlan.none(6)))
+    output = loss_of(method, model, micro_step(0, {"original": data["original"]}, MixPlan.none(6)))
     images, labels = data["original"]
     expected = sum(
         F.cross_entropy(model.fc(model.features(method.setting.assembler.plain(view))), torch.tensor(labels))
@@ -374,7 +375,7 @@ def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is():
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"fc_cb.weight", "fc_cb.bias"}
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    output = method.loss(model, micro_step(0, {"original": (random_images(6), [0, 1, 2, 3, 0, 1])}))
+    output = loss_of(method, model, micro_step(0, {"original": (random_images(6), [0, 1, 2, 3, 0, 1])}))
     output.loss.backward()
     assert model.fc_cb.weight.grad.any()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())  # no batch statistics
@@ -391,12 +392,12 @@ def test_loss_of_the_second_stage_is_the_weighted_mean_over_samples_and_classes(
     method = max_norm()
     data = {"original": (random_images(5), labels.tolist())}
     model = method.build_model(FIRST_STAGE, seed=0)
-    whole = method.loss(model, micro_step(0, data))
+    whole = loss_of(method, model, micro_step(0, data))
     effective = (1 - 0.9999) / (1 - 0.9999 ** np.array([100, 40, 15, 4]))
     weights = (4 * effective / effective.sum())[labels]
     expected = (weights * softmax_bce(whole.logits, labels).detach().numpy()).mean()
     assert whole.loss.item() == pytest.approx(expected, rel=1e-5)
-    parts = [method.loss(model, micro_step(0, data, None, part, 2)).loss.item() for part in range(2)]
+    parts = [loss_of(method, model, micro_step(0, data, None, part, 2)).loss.item() for part in range(2)]
     assert sum(parts) == pytest.approx(expected, rel=1e-5)
 
 

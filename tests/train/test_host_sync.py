@@ -43,13 +43,13 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_images(tmp_path_factory.mktemp("balanced") / "meta", (2, 2, 2, 2)).path
 
 
-def run_of(case: str, data: Path, meta: Path, folder: Path, device: str, epochs: int = 3) -> Run:
+def run_of(case: str, data: Path, meta: Path, folder: Path, device: str, epochs: int = 3, **further: str) -> Run:
     """A run that mixes in every step, if its method can and the case does not say otherwise."""
     changes = CASES[case]
     name = changes["method.name"]
     known = {field.name for field in fields(method_class(name).Options)}
     mixing = {"mixup_prob": 1.0, "start_data_aug": -1, "end_data_aug": 0}
-    others = {f"method.{key}": value for key, value in mixing.items() if key in known} | changes
+    others = {f"method.{key}": value for key, value in mixing.items() if key in known} | changes | further
     if name.startswith("metasaug"):
         others["data.meta"] = meta
     if name in FIRST_STAGE:

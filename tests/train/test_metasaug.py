@@ -14,11 +14,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
 from tests.train.ranks import on_two_processes
-from tests.train.steps import micro_step, random_images, setting
+from tests.train.steps import PlannedStep, loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.class_statistics import ClassStatistics
 from train.losses import ldam_margins
-from train.methods.base import MicroStep
 from train.methods.metasaug import AugmentedLoss, MetaSAug, MetaSAugOptions, corrected_covariances
 from train.methods.metasaug_large import MetaSAugLarge, MetaSAugLargeOptions
 from train.models.build import ModelOptions
@@ -288,7 +287,7 @@ def method_of_v6(**options) -> MetaSAug:
     return method
 
 
-def step_of_v6(rank: int = 0, world_size: int = 1) -> MicroStep:
+def step_of_v6(rank: int = 0, world_size: int = 1) -> PlannedStep:
     data = {"original": ((X.float(),), Y.tolist()), "meta": ((META_X.float(),), META_Y.tolist())}
     return micro_step(100, data, None, rank, world_size)
 
@@ -303,7 +302,7 @@ def run_v6(rank: int, world_size: int, autocast: bool, compiled: bool = False, *
     method._corrected = lambda *a: corrected.append(original(*a)) or corrected[-1]  # type: ignore[method-assign]
     model = network if world_size == 1 else DistributedDataParallel(network)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        output = method.loss(model, step_of_v6(rank, world_size))
+        output = loss_of(method, model, step_of_v6(rank, world_size))
     (output.loss * world_size).backward()
     present = Y.unique()
     return {
@@ -411,7 +410,7 @@ def test_first_phase_is_plain_cross_entropy_without_meta_stream():
     original, meta = method.streams()
     assert (original.first_epoch, meta.first_epoch, meta.dataset) == (0, 160, "meta")
     data = {"original": data_of()["original"]}
-    output = method.loss(model.eval(), micro_step(159, data))
+    output = loss_of(method, model.eval(), micro_step(159, data))
     expected = F.cross_entropy(output.logits, torch.tensor(data["original"][1]))
     torch.testing.assert_close(output.loss, expected)
     assert not method.statistics.counts.any()
@@ -426,7 +425,7 @@ def test_second_phase_updates_batch_norm_once_and_starts_from_empty_statistics()
     model = method.build_model(ModelOptions(width=4), seed=0)
     reference = metasaug().build_model(ModelOptions(width=4), seed=0)
     step = micro_step(160, data_of())
-    method.loss(model, step)
+    loss_of(method, model, step)
     reference(method.setting.assembler.plain(data_of()["original"][0][0]))
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, msg=name)
@@ -442,7 +441,7 @@ def test_shares_of_parts_add_up_with_empty_statistics():
     def loss(step):
         method = metasaug(meta_lr=0.0)
         method.build_model(ModelOptions(width=4), seed=0)
-        return method.loss(model, step)
+        return loss_of(method, model, step)
 
     whole = loss(whole_step)
     parts = sum(loss(micro_step(160, data_of(7), None, part, 3)).loss for part in range(3))
@@ -456,9 +455,9 @@ def test_state_continues_exactly():
     method, again = metasaug(), metasaug()
     model = method.build_model(ModelOptions(width=4), seed=0)
     again.build_model(ModelOptions(width=4), seed=0)
-    method.loss(model, micro_step(160, data_of()))
+    loss_of(method, model, micro_step(160, data_of()))
     again.load_state_dict({name: value.clone() for name, value in method.state_dict().items()})
-    outputs = [m.loss(model, micro_step(161, data_of())).loss for m in (method, again)]
+    outputs = [loss_of(m, model, micro_step(161, data_of())).loss for m in (method, again)]
     assert outputs[0] == outputs[1]
     assert torch.equal(method.statistics.covariances, again.statistics.covariances)
 
@@ -491,7 +490,7 @@ def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
     passes = []
     model.encoder.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     for epoch in (0, 1):
-        method.loss(model, micro_step(epoch, data_of())).loss.backward()
+        loss_of(method, model, micro_step(epoch, data_of())).loss.backward()
     assert passes == [8, 4] * 2  # the training batch once, the meta batch once
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert method.statistics.covariances.shape == (4, 512)
@@ -502,7 +501,7 @@ def test_large_mode_starts_as_class_weighted_cross_entropy():
     """Strength 0 in the first epoch."""
     method = large()
     model = method.build_model(STAGE_ONE, seed=0)
-    output = method.loss(model, micro_step(0, data_of()))
+    output = loss_of(method, model, micro_step(0, data_of()))
     weights = torch.from_numpy(effective_number_weights(COUNTS, 0.9999)).float()
     expected = F.cross_entropy(output.logits, torch.tensor(data_of()["original"][1]), weight=weights)
     torch.testing.assert_close(output.loss, expected)

@@ -16,7 +16,7 @@ from pipeline.recipes import RECIPES, SIM_32
 from shards.class_counts import NCL_RULE
 from tests.train.runs import options as run_options
 from tests.train.runs import records, same_weights
-from tests.train.steps import micro_step, random_images, setting
+from tests.train.steps import loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.checkpoint import load
 from train.evaluate import Predictions, score
@@ -289,11 +289,11 @@ def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(copies: int, expert
     labels, method = [0, 0, 1, 3, 2, 0, 1], ncl(copies=copies, experts=experts)
     images = random_images(len(labels), copies, size=4)
     logits = logits_of(experts, len(labels) * copies, 4).unflatten(1, (copies, -1))
-    whole = method.term(micro_step(0, {"original": (images, labels)}), "original", logits.flatten(1, 2))
+    whole = method.term(micro_step(0, {"original": (images, labels)}).of(method), "original", logits.flatten(1, 2))
     parts = 0.0
     for part in range(4):  # the last has one sample and one of padding
         step = micro_step(0, {"original": (images, labels)}, part=part, parts=4)
-        parts += float(method.term(step, "original", logits[:, :, step.positions].flatten(1, 2)))
+        parts += float(method.term(step.of(method), "original", logits[:, :, step.plan.positions].flatten(1, 2)))
     assert parts == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -302,7 +302,7 @@ def test_copies_are_views_of_one_stream_and_the_first_of_them_counts_in_the_trai
     assert [len(stream.views) for stream in method.streams()] == [3]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = random_images(2, views=3)
-    output = method.loss(model, micro_step(0, {"original": (images, [0, 3])}))
+    output = loss_of(method, model, micro_step(0, {"original": (images, [0, 3])}))
     expected = model(method.setting.assembler.plain(images[0])).mean(dim=0)
     assert torch.allclose(output.logits, expected, atol=1e-5)
 
@@ -315,12 +315,16 @@ def test_under_cmo_both_labels_share_the_loss(copies: int) -> None:
     background, foreground = random_images(3, copies), random_images(3, copies, seed=1)
     boxes = np.tile(np.array([2, 3, 20, 30], dtype=np.int32), (3, 1))
     streams = {"original": (background, [0, 1, 2]), "weighted": (foreground, [3, 3, 0])}
-    found = method.loss(model, micro_step(5, streams, MixPlan(True, np.full(3, 0.25), boxes)))
+    found = loss_of(method, model, micro_step(5, streams, MixPlan(True, np.full(3, 0.25), boxes)))
     paste = method.setting.assembler.paste
     pictures = [paste(b, f, torch.from_numpy(boxes)) for b, f in zip(background, foreground, strict=True)]
     logits = model(torch.cat(pictures))
-    plain = micro_step(5, streams)
-    expected = 0.25 * method.term(plain, "original", logits) + 0.75 * method.term(plain, "weighted", logits)
+    # Under either label alone, as if nothing were mixed.
+    terms = [
+        method.term(micro_step(5, {"original": (background, labels)}).of(method), "original", logits)
+        for _, labels in streams.values()
+    ]
+    expected = 0.25 * terms[0] + 0.75 * terms[1]
     assert float(found.loss.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
 
 
@@ -347,7 +351,7 @@ def test_the_second_view_is_the_recipe_s() -> None:
 def contrastive_step(method: NCL, model: nn.Module, part: int = 0, parts: int = 1) -> torch.Tensor:
     labels = [0, 0, 1, 3, 2, 0, 1]
     images = random_images(len(labels), views=2)
-    return method.loss(model, micro_step(0, {"original": (images, labels)}, part=part, parts=parts)).loss
+    return loss_of(method, model, micro_step(0, {"original": (images, labels)}, part=part, parts=parts)).loss
 
 
 def test_the_contrastive_loss_adds_the_recognition_of_the_own_key() -> None:
@@ -356,7 +360,7 @@ def test_the_contrastive_loss_adds_the_recognition_of_the_own_key() -> None:
     labels, views = [0, 0, 1, 3, 2, 0, 1], random_images(7, views=2)
     step = micro_step(0, {"original": (views, labels)})
     first, second = (method.setting.assembler.plain(view) for view in views)
-    expected = method.term(step, "original", model(first))
+    expected = method.term(step.of(method), "original", model(first))
     for k in range(2):
         queries = unit(model.classifier[k](model.backbone[k](first)))
         keys = unit(model.classifier_MA[k](model.backbone_MA[k](second)))

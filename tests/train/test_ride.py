@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
-from tests.train.steps import micro_step, random_images, setting
-from train.methods.base import MicroStep
+from tests.train.steps import PlannedStep, loss_of, micro_step, random_images, setting
 from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
@@ -19,7 +18,7 @@ def ride(counts=COUNTS, epochs=200, **options) -> RIDE:
     return RIDE(RIDEOptions(**options), setting(counts, epochs))
 
 
-def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> MicroStep:
+def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> PlannedStep:
     streams = {"original": (random_images(len(labels), size=4), labels), **others}
     return micro_step(epoch, streams, part=part, parts=parts)
 
@@ -39,7 +38,7 @@ def test_the_loss_equals_the_official_code(epoch: int, total: float, classificat
     step = step_of(epoch, [2, 0])
     for delta, expected in ((-0.45, total), (0.0, classification)):
         method = ride((100, 50, 10), diversity=delta, temperature=0.05, reweight_epoch=160)
-        assert float(method.term(step, "original", logits)) == pytest.approx(expected, abs=5e-4)
+        assert float(method.term(step.of(method), "original", logits)) == pytest.approx(expected, abs=5e-4)
 
 
 def test_class_temperatures_equal_the_official_code() -> None:
@@ -145,18 +144,18 @@ def test_diversity_is_the_divergence_from_the_mean_and_teaches_only_the_experts(
 def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(epoch: int) -> None:
     labels, method = [0, 0, 1, 3, 2, 0, 1], ride()
     logits = logits_of(3, len(labels), 4)
-    whole = method.term(step_of(epoch, labels), "original", logits)
+    whole = method.term(step_of(epoch, labels).of(method), "original", logits)
     parts = 0.0
     for part in range(4):  # the last has one sample and one of padding
         step = step_of(epoch, labels, part, 4)
-        parts += float(method.term(step, "original", logits[:, step.positions]))
+        parts += float(method.term(step.of(method), "original", logits[:, step.plan.positions]))
     assert parts == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_the_switch_follows_the_length_of_the_run() -> None:
     method = ride(epochs=20, reweight_epoch=160)
     logits = logits_of(3, 3, 4)
-    losses = [float(method.term(step_of(epoch, [0, 2, 3]), "original", logits)) for epoch in (15, 16)]
+    losses = [float(method.term(step_of(epoch, [0, 2, 3]).of(method), "original", logits)) for epoch in (15, 16)]
     assert losses[0] != pytest.approx(losses[1])
     assert method.derived_options()["drw_start"] == 16
 
@@ -169,7 +168,7 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
     mix = MixPlan(True, np.full(3, lam), boxes)
     images, pasted = random_images(3), random_images(3, seed=1)
     step = micro_step(5, {"original": (images, background), "weighted": (pasted, foreground)}, mix)
-    found = method.loss(model, step)
+    found = loss_of(method, model, step)
     logits = model(method.setting.assembler.paste(images[0], pasted[0], torch.from_numpy(boxes)))
     margins = 0.5 * (min(COUNTS) / torch.tensor(COUNTS)) ** 0.25
 

@@ -30,7 +30,7 @@ _EPOCH = 4
 def make_run(bench: Bench, model: str, recipe: str, batch_size: int, **options: str) -> Run:
     """CMO with the balanced softmax on the shards of the benchmark, ready to train from epoch 4 on.
 
-    options: further options of the run, such as compile="graphs".
+    options: further options of the run, such as cuda_graphs="true".
     """
     number = len(list(bench.scratch.glob("run-*")))
     folder = bench.scratch / f"run-{number}"

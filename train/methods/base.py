@@ -1,8 +1,9 @@
 """What a training method is: the streams it reads, its model, its loss, and the state it keeps.
 
 A method never draws a random number and, unless an equation asks for sums over the batch (MetaSAug), never talks to
-other ranks: the plan holds every decision, and `loss` returns this micro-batch's share of the loss of the *global*
-batch (shares add up to it over ranks and micro-batches).
+other ranks: the plan holds every decision. What a loss has to know of it, `values` computes on the host; `loss` sees
+tensors only, so that a whole step can be captured once and replayed with the next step's values (step_graphs.py). It
+returns this micro-batch's share of the loss of the *global* batch: shares add up over ranks and micro-batches.
 """
 
 from abc import ABC, abstractmethod
@@ -46,27 +47,51 @@ class Setting:
     second_view: View | OneOf | None = None
 
 
+Values = dict[str, np.ndarray]
+"""By name: what a loss has to know of a step, beside its images and labels."""
+
+
 @dataclass(frozen=True)
-class MicroStep:
-    """One rank's micro-batch of an optimizer step.
+class MicroPlan:
+    """What is planned for one rank's micro-batch of an optimizer step; all of it on the host.
 
     Args:
-        plan: the plan of the whole step, all ranks and micro-batches.
+        step: the plan of the whole step, all ranks and micro-batches.
         positions: int64 (rows,), the rows of the global batch that this micro-batch holds.
-        batches: the images, by stream; a stream that this step does not need is absent.
         mix: how these rows are mixed; None for a method without a mix rule.
     """
 
-    plan: StepPlan
+    step: StepPlan
     positions: np.ndarray
-    batches: Mapping[str, Batch]
     mix: MixPlan | None
 
-    def to_device(self, rows: np.ndarray) -> Tensor:
-        """Host values of these rows as a tensor beside the batches; floating point becomes float32."""
-        device = next(iter(self.batches.values())).labels.device
-        dtype = np.float32 if rows.dtype.kind == "f" else rows.dtype
-        return torch.from_numpy(np.ascontiguousarray(rows, dtype=dtype)).to(device, non_blocking=True)
+    @property
+    def pastes(self) -> bool:
+        """Whether this step mixes two streams."""
+        return self.mix is not None and self.mix.paste
+
+    def global_labels(self, stream: str) -> np.ndarray:
+        """int64 (global batch,), of all ranks and micro-batches: for denominators."""
+        return self.step.streams[stream].labels
+
+    def labels(self, stream: str) -> np.ndarray:
+        """int64 (rows,), of this micro-batch."""
+        return self.global_labels(stream)[self.positions]
+
+
+@dataclass(frozen=True)
+class MicroStep:
+    """One rank's micro-batch on the device: all that a loss computes with.
+
+    Args:
+        batches: the images, by stream; a stream that this step does not need is absent.
+        values: what `Method.values` said of it; floating point is float32.
+        global_batch_size: samples of the step, all ranks and micro-batches.
+    """
+
+    batches: Mapping[str, Batch]
+    values: Mapping[str, Tensor]
+    global_batch_size: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +108,9 @@ class Method(ABC):
     Options: ClassVar[type]
     drop_last: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True  # False: a step's micro-batches cannot be run one after the other
+    # Why a step of the method cannot be captured once and replayed, or None: then the kind of step is decided by
+    # which batches and values there are, and neither `loss` nor `before_optimizer` keeps anything on the host.
+    not_captured_because: ClassVar[str | None] = None
 
     def __init__(self, options: Any, setting: Setting):
         self.options = options
@@ -99,6 +127,10 @@ class Method(ABC):
     @abstractmethod
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         """The network, with the heads that the method needs."""
+
+    @abstractmethod
+    def values(self, plan: MicroPlan) -> Values:
+        """What `loss` has to know of a micro-batch: coefficients of its rows, boxes, numbers of its epoch."""
 
     @abstractmethod
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:

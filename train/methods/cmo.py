@@ -15,7 +15,7 @@ from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, ProgressivelyBalanced, Sampling, Shuffled
 from pipeline.views import OneOf, View
-from train.methods.base import MicroStep, StepOutput
+from train.methods.base import MicroPlan, MicroStep, StepOutput, Values
 from train.methods.vanilla import Vanilla, VanillaOptions
 
 
@@ -87,20 +87,26 @@ class CMO(Vanilla):
             plain_last=o.end_data_aug,
         )
 
+    def values(self, plan: MicroPlan) -> Values:
+        if plan.mix is None or not plan.mix.paste:
+            return super().values(plan)
+        share = self.background_share(plan, plan.mix)
+        terms = self.term_values(plan, "original", share) | self.term_values(plan, "weighted", 1 - share)
+        return {**terms, "boxes": plan.mix.boxes, "lam": plan.mix.lam}
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        if step.mix is None or not step.mix.paste:
+        if "weighted" not in step.batches:
             return super().loss(model, step)
-        output = model(self.mixed(step, step.mix))
-        share = self.background_share(step, step.mix)
-        loss = self.term(step, "original", output, share) + self.term(step, "weighted", output, 1 - share)
+        output = model(self.mixed(step))
+        loss = self.term(step, "original", output) + self.term(step, "weighted", output)
         return StepOutput(loss, self.prediction(output))
 
-    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+    def mixed(self, step: MicroStep) -> Tensor:
         """The network's input on a step that mixes."""
         background, foreground = step.batches["original"].images[0], step.batches["weighted"].images[0]
-        return self.setting.assembler.paste(background, foreground, step.to_device(mix.boxes))
+        return self.setting.assembler.paste(background, foreground, step.values["boxes"])
 
-    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+    def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         """Weight of the background's label, float64 (rows,); the foreground's has the rest."""
         return mix.lam
 

@@ -22,7 +22,7 @@ from pipeline.rng import generator
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
 from train.losses import cross_entropy
-from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 from train.models.resnet_cifar import ResNet32, kaiming_init
 from train.models.with_heads import WithHeads, detach_classifier
@@ -168,27 +168,27 @@ class GLMC(Method):
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         return build_network(GLMCNetwork, options, len(self.setting.samples_per_class), seed)
 
+    def values(self, plan: MicroPlan) -> Values:
+        assert plan.mix is not None, "GLMC has a mix rule"
+        weighted = plan.labels("weighted" if plan.mix.paste else "original")
+        targets, rebalanced = self.targets(plan.mix, plan.labels("original"), weighted)
+        numbers = {"targets": targets, "rebalanced targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
+        return {"lam": plan.mix.lam, "boxes": plan.mix.boxes, **numbers}
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """L = Σ_b L_b / B over the global batch."""
-        assert step.mix is not None, "GLMC has a mix rule"
-        original = step.batches["original"]
+        original, values = step.batches["original"], step.values
         # Without a mix λ is 1 and the box is empty: mixing the original batch with itself then leaves it as it is.
-        weighted = step.batches["weighted" if step.mix.paste else "original"]
-        lam, boxes = step.to_device(step.mix.lam), step.to_device(step.mix.boxes)
+        weighted = step.batches.get("weighted", original)
         assembler = self.setting.assembler
         global_heads, local_heads = model(
-            assembler.mixup(original.images[0], weighted.images[0], lam),
-            assembler.paste(original.images[1], weighted.images[1], boxes),
+            assembler.mixup(original.images[0], weighted.images[0], values["lam"]),
+            assembler.paste(original.images[1], weighted.images[1], values["boxes"]),
         )
         labels = torch.stack([original.labels, weighted.labels], dim=1)
-        targets, rebalanced = (step.to_device(t) for t in self.targets(step.mix, *self._planned_labels(step)))
-        rows = self.per_sample(step.plan.epoch, global_heads, local_heads, labels, targets, rebalanced)
-        return StepOutput((rows * original.weights).sum() / len(step.plan.streams["original"]), global_heads.rebalanced)
-
-    def _planned_labels(self, step: MicroStep) -> tuple[np.ndarray, np.ndarray]:
-        streams = step.plan.streams
-        original = streams["original"].labels[step.positions]
-        return original, streams["weighted"].labels[step.positions] if "weighted" in streams else original
+        targets = (values["targets"], values["rebalanced targets"])
+        rows = self.per_sample(values["alpha"], global_heads, local_heads, labels, *targets)
+        return StepOutput((rows * original.weights).sum() / step.global_batch_size, global_heads.rebalanced)
 
     def targets(self, mix: MixPlan, original: np.ndarray, weighted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The mass of the soft labels t and, for `fc_cb`, tw on the two labels of each row; both float64 (rows, 2).
@@ -201,15 +201,15 @@ class GLMC(Method):
         return shares, shares * self.class_weights[np.stack([original, weighted], axis=1)]
 
     def per_sample(
-        self, epoch: int, global_mix: Heads, local_mix: Heads, labels: Tensor, targets: Tensor, rebalanced: Tensor
+        self, alpha: Tensor, global_mix: Heads, local_mix: Heads, labels: Tensor, targets: Tensor, rebalanced: Tensor
     ) -> Tensor:
         """α_e L_bal + (1−α_e) L_reb + γ L_con of each row, float32 (rows,).
 
         Args:
+            alpha: α_e, a scalar.
             labels: int64 (rows, 2), those of the original and of the weighted image.
             targets, rebalanced: float (rows, 2), the mass of t and tw on these labels.
         """
-        alpha = self.alpha(epoch)
         prior = self.log_counts if self.options.rebalance == "bs" else 0.0
         plain = sum(_soft_cross_entropy(mix.plain, labels, targets) for mix in (global_mix, local_mix))
         cumulative = sum(

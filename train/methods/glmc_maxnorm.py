@@ -17,7 +17,7 @@ from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
 from train.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses import is_target
-from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions
 
@@ -69,13 +69,15 @@ class GLMCMaxNorm(Method):
     def trainable(self, parameter_name: str) -> bool:
         return parameter_name.startswith("fc_cb.")
 
+    def values(self, plan: MicroPlan) -> Values:
+        return {"class weights": self.class_weights[plan.labels("original")]}
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
         batch = step.batches["original"]
         logits = model(self.setting.assembler.plain(batch.images[0]))
-        planned = step.plan.streams["original"]
-        weights = step.to_device(self.class_weights[planned.labels[step.positions]]) * batch.weights
-        loss = (weights * softmax_bce(logits, batch.labels)).sum() / len(planned)
+        weights = step.values["class weights"] * batch.weights
+        loss = (weights * softmax_bce(logits, batch.labels)).sum() / step.global_batch_size
         return StepOutput(loss, logits)
 
     def before_optimizer(self, model: nn.Module) -> None:

@@ -30,7 +30,7 @@ from shards.class_counts import effective_number_weights
 from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
 from train.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses import cross_entropy, is_target, ldam_margins
-from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 from train.models.with_heads import WithHeads, detach_classifier
 
@@ -74,14 +74,14 @@ class AugmentedLoss:
         labels: y, int64 (rows,).
         shares: s, (rows,): w_y / Σ w over the batch, class weights included; 0 for padding.
         present: int64, ascending: the classes that the given covariances belong to; all labels are among them.
-        strength: ρ.
+        strength: ρ, a scalar.
         margins: m, (classes,), or None.
     """
 
     labels: Tensor
     shares: Tensor
     present: Tensor
-    strength: float
+    strength: Tensor | float
     margins: Tensor | None = None
 
     def __call__(self, logits: Tensor, weight: Tensor, covariances: Tensor) -> Tensor:
@@ -130,7 +130,7 @@ def corrected_covariances(
     parameters: Parameters,
     inner_loss: Callable[[Parameters, Tensor], Tensor],
     meta_loss: Callable[[Parameters], Tensor],
-    virtual_lr: float,
+    virtual_lr: Tensor | float,
     meta_lr: float,
     total: SumOverRanks,
 ) -> Tensor:
@@ -186,6 +186,7 @@ class MetaSAug(Method):
 
     Options = MetaSAugOptions
     accumulates = False  # the virtual step needs the gradient of the whole batch
+    not_captured_because = "the number of classes in a batch, and with it the size of its statistics, varies"
     trains_encoder = True
 
     def __init__(self, options: MetaSAugOptions, setting: Setting):
@@ -212,18 +213,32 @@ class MetaSAug(Method):
         self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.setting.device)
         return network
 
+    def values(self, plan: MicroPlan) -> Values:
+        epoch, labels = plan.step.epoch, plan.global_labels("original")
+        if epoch < self.meta_epoch:
+            return {}
+        weights = self.class_weights[labels]
+        return {
+            "present": np.unique(labels),
+            # w_y / Σ w over the global batch for each of these rows.
+            "shares": weights[plan.positions] / weights.sum(),
+            "meta share": np.array(1 / len(plan.global_labels("meta"))),
+            "strength": np.array(self.strength(epoch)),
+            "virtual lr": np.array(self.virtual_lr(epoch)),
+        }
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         batch = step.batches["original"]
         features, logits = model(self.setting.assembler.plain(batch.images[0]))
-        if step.plan.epoch < self.meta_epoch:
+        if "meta" not in step.batches:
             rows = cross_entropy(logits, batch.labels) * batch.weights
-            return StepOutput(rows.sum() / len(step.plan.streams["original"]), logits)
-        present = step.to_device(np.unique(step.plan.streams["original"].labels))
+            return StepOutput(rows.sum() / step.global_batch_size, logits)
+        present = step.values["present"]
         network = extract_model_from_parallel(model)
         with torch.autocast(self.setting.device.type, enabled=False):
             virtual = self.virtual_network(network, step, features.detach())
-            corrected = self._corrected(virtual, step, present)
-            loss = self._augmented_loss(step, present, self._shares(step))
+            corrected = self._corrected(virtual, step)
+            loss = self._augmented_loss(step, self._shares(step))
             value = loss(logits.float(), network.classifier.weight, corrected)
             self.statistics.update(features.detach().float(), batch.labels, batch.weights, present, self.total)
         return StepOutput(value, logits)
@@ -239,9 +254,9 @@ class MetaSAug(Method):
             lambda parameters: _logits(network, parameters, meta_images),
         )
 
-    def _corrected(self, virtual: VirtualNetwork, step: MicroStep, present: Tensor) -> Tensor:
+    def _corrected(self, virtual: VirtualNetwork, step: MicroStep) -> Tensor:
         """Σ' of the classes present."""
-        loss = self._augmented_loss(step, present, self._inner_shares(step))
+        loss = self._augmented_loss(step, self._inner_shares(step))
         meta_labels, meta_shares = step.batches["meta"].labels, self._meta_shares(step)
 
         def inner_loss(parameters: Parameters, covariances: Tensor) -> Tensor:
@@ -250,8 +265,8 @@ class MetaSAug(Method):
         def meta_loss(parameters: Parameters) -> Tensor:
             return (meta_shares * cross_entropy(virtual.meta_logits(parameters), meta_labels)).sum()
 
-        covariances = self.statistics.covariances[present]
-        lr, meta_lr = self.virtual_lr(step.plan.epoch), self.options.meta_lr
+        covariances = self.statistics.covariances[step.values["present"]]
+        lr, meta_lr = step.values["virtual lr"], self.options.meta_lr
         corrected = corrected_covariances(
             covariances, virtual.parameters, inner_loss, meta_loss, lr, meta_lr, self.total
         )
@@ -266,14 +281,14 @@ class MetaSAug(Method):
         """ρ_e = λ e / E."""
         return self.options.strength * epoch / self.setting.schedule.epochs
 
-    def _augmented_loss(self, step: MicroStep, present: Tensor, shares: Tensor) -> AugmentedLoss:
-        labels = step.batches["original"].labels
-        return AugmentedLoss(labels, shares, present, self.strength(step.plan.epoch), self.margins)
+    def _augmented_loss(self, step: MicroStep, shares: Tensor) -> AugmentedLoss:
+        values = step.values
+        return AugmentedLoss(
+            step.batches["original"].labels, shares, values["present"], values["strength"], self.margins
+        )
 
     def _shares(self, step: MicroStep) -> Tensor:
-        """w_y / Σ w over the global batch for each of these rows."""
-        weights = self.class_weights[step.plan.streams["original"].labels]
-        return step.to_device(weights[step.positions] / weights.sum()) * step.batches["original"].weights
+        return step.values["shares"] * step.batches["original"].weights
 
     def _inner_shares(self, step: MicroStep) -> Tensor:
         """The same over the batch of the virtual step: the global one, or this process's, which may be padding only."""
@@ -282,7 +297,7 @@ class MetaSAug(Method):
 
     def _meta_shares(self, step: MicroStep) -> Tensor:
         weights = step.batches["meta"].weights
-        return weights / (len(step.plan.streams["meta"]) if self.options.statistics == "global" else weights.sum())
+        return weights * step.values["meta share"] if self.options.statistics == "global" else weights / weights.sum()
 
     def after_epoch(self, epoch: int) -> None:
         if self._change is not None and not (dist.is_initialized() and dist.get_rank()):

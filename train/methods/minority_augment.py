@@ -13,7 +13,7 @@ from torch import Tensor
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.operations import ColorJitter, GaussianBlur, Operation
 from pipeline.views import OneOf, View
-from train.methods.base import MicroStep
+from train.methods.base import MicroPlan, MicroStep
 from train.methods.cmo import CMO, CMOOptions
 
 _OPERATIONS: dict[str, Operation] = {
@@ -52,11 +52,11 @@ class MinorityAugment(CMO):
     def mix_rule(self) -> MixRule:
         return replace(super().mix_rule(), kind="mixup")
 
-    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+    def mixed(self, step: MicroStep) -> Tensor:
         foreground = step.batches["weighted"].images[0]
         if self.options.operation != "mixup":
             return self.setting.assembler.plain(foreground)
-        return self.setting.assembler.mixup(step.batches["original"].images[0], foreground, step.to_device(mix.lam))
+        return self.setting.assembler.mixup(step.batches["original"].images[0], foreground, step.values["lam"])
 
-    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+    def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pipeline.mix_rule import MixPlan, MixRule
+from pipeline.mix_rule import MixRule
 from pipeline.sampling import Sampling, Shuffled
 from train.methods.base import MicroStep
 from train.methods.cmo import CMO
@@ -46,6 +46,6 @@ class Mixup(CMO):
     def mix_rule(self) -> MixRule:
         return MixRule("mixup", 1.0, self.options.beta, plain_first=0, plain_last=0)
 
-    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+    def mixed(self, step: MicroStep) -> Tensor:
         first, second = step.batches["original"].images[0], step.batches["weighted"].images[0]
-        return self.setting.assembler.mixup(first, second, step.to_device(mix.lam))
+        return self.setting.assembler.mixup(first, second, step.values["lam"])

@@ -22,11 +22,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.mix_rule import MixPlan
 from pipeline.plan import Stream
 from train.criterion import Criterion
 from train.losses import at_least_float32, cross_entropy
-from train.methods.base import MicroStep, Setting, StepOutput
+from train.methods.base import MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions, with_synchronised_batch_norm
 from train.models.heads import BiasedCosineClassifier
@@ -219,37 +218,41 @@ class NCL(CMO):
 
     # ------------------------------------------------------------------ a step
 
+    def values(self, plan: MicroPlan) -> Values:
+        values = super().values(plan)
+        return {**values, "positions": plan.positions} if self.options.contrastive else values
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         if not self.options.contrastive:
             output = super().loss(model, step)
-            return replace(output, logits=output.logits[: len(step.positions)])  # the first copies
+            rows = len(step.batches["original"].labels)
+            return replace(output, logits=output.logits[:rows])  # the first copies
         images, key_images = (self.setting.assembler.plain(view) for view in step.batches["original"].images)
         logits, contrast, keys = model(images, key_images)
         self._remember(step, keys)
         own_key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         recognition = torch.stack([cross_entropy(expert, own_key) for expert in contrast]).sum(dim=0)
-        loss = self.term(step, "original", logits) + self._share(step, "original", recognition, 1.0)
+        loss = self.term(step, "original", logits) + self._share(step, "original", recognition)
         return StepOutput(loss, self.prediction(logits))
 
     def plain(self, step: MicroStep) -> Tensor:
         return self.setting.assembler.plain(torch.cat(step.batches["original"].images))
 
-    def mixed(self, step: MicroStep, mix: MixPlan) -> Tensor:
+    def mixed(self, step: MicroStep) -> Tensor:
         background, foreground = (torch.cat(step.batches[name].images) for name in ("original", "weighted"))
-        boxes = step.to_device(np.tile(mix.boxes, (self.options.copies, 1)))
+        boxes = step.values["boxes"].repeat(self.options.copies, 1)
         return self.setting.assembler.paste(background, foreground, boxes)
 
-    def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
+    def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
         """logits: (experts, copies · rows, classes)."""
         o, labels = self.options, step.batches[stream].labels
         arguments = (logits, labels, self.log_counts, self.hard_classes, o.distillation)
         rows = ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
-        return self._share(step, stream, rows, share)
+        return self._share(step, stream, rows)
 
-    def _share(self, step: MicroStep, stream: str, rows: Tensor, share: np.ndarray | float) -> Tensor:
-        """This micro-batch's part of sum_i share_i L_i / B, B the global batch."""
-        uniform = np.full(len(step.positions), 1 / len(step.plan.streams[stream]))
-        return (step.to_device(share * uniform) * step.batches[stream].weights * rows).sum()
+    def _share(self, step: MicroStep, stream: str, rows: Tensor) -> Tensor:
+        """This micro-batch's part of sum_i share_i L_i / B, B the global batch; the criterion has no class weights."""
+        return (step.values[f"{stream} coefficients"] * step.batches[stream].weights * rows).sum()
 
     def prediction(self, output: Tensor) -> Tensor:
         return output.mean(dim=0)
@@ -262,12 +265,12 @@ class NCL(CMO):
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
         """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
         if self._keys is None:
-            batch = len(step.plan.streams["original"])
+            batch = step.global_batch_size
             if batch > self.options.queue:
                 raise ValueError(f"method.queue is {self.options.queue}, smaller than a batch of {batch} keys")
             self._keys = keys.new_zeros(len(keys), batch, keys.shape[2])
         weights = step.batches["original"].weights
-        self._keys.index_add_(1, step.to_device(step.positions), keys * weights[:, None])
+        self._keys.index_add_(1, step.values["positions"], keys * weights[:, None])
 
     def before_optimizer(self, model: nn.Module) -> None:
         """Queue the keys of all ranks; the momentum encoders follow the weights that this step's queries came from."""

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from pipeline.mix_rule import MixPlan
-from train.methods.base import MicroStep
+from train.methods.base import MicroPlan
 from train.methods.mixup import BlendingOptions, Mixup
 from train.methods.vanilla import VanillaOptions
 
@@ -54,7 +54,7 @@ class Remix(Mixup):
 
     Options: ClassVar[type] = RemixOptions
 
-    def background_share(self, step: MicroStep, mix: MixPlan) -> np.ndarray:
+    def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         counts = self.setting.samples_per_class
-        first, second = (counts[step.plan.streams[name].labels[step.positions]] for name in ("original", "weighted"))
+        first, second = (counts[plan.labels(name)] for name in ("original", "weighted"))
         return remix_label_share(mix.lam, first, second, self.options.kappa, self.options.tau)

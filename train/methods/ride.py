@@ -23,17 +23,17 @@ from torch import Tensor, nn
 
 from train.criterion import Criterion
 from train.losses import at_least_float32
-from train.methods.base import MicroStep
+from train.methods.base import MicroPlan, MicroStep, Values
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
 
 
-def class_temperatures(samples_per_class: np.ndarray, strength: float) -> Tensor:
-    """T_k = u_k / max_j u_j with u_k = f C n_k / N + 1 − f, f the strength; float32 (classes,), 1 for the largest."""
+def class_temperatures(samples_per_class: np.ndarray, strength: float) -> np.ndarray:
+    """T_k = u_k / max_j u_j with u_k = f C n_k / N + 1 − f, f the strength; float64 (classes,), 1 for the largest."""
     counts = np.asarray(samples_per_class, dtype=np.float64)
     unscaled = strength * len(counts) * counts / counts.sum() + 1 - strength
-    return torch.from_numpy((unscaled / unscaled.max()).astype(np.float32))
+    return unscaled / unscaled.max()
 
 
 def diversity(logits: Tensor, temperatures: Tensor) -> Tensor:
@@ -90,7 +90,7 @@ class RIDE(CMO):
     def make_criterion(self) -> Criterion:
         setting = self.setting
         counts, strength = setting.samples_per_class, self.options.temperature
-        self.late_temperatures = class_temperatures(counts, strength).to(setting.device)
+        self.late_temperatures = class_temperatures(counts, strength)
         switch = setting.schedule.rescaled(self.options.reweight_epoch)
         return Criterion("ldam", "drw", counts, switch, setting.device)
 
@@ -104,14 +104,19 @@ class RIDE(CMO):
     def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
 
-    def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
+    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> Values:
+        late = plan.step.epoch >= self.criterion.drw_epoch
+        return {
+            **super().term_values(plan, stream, share),
+            f"{stream} shares": np.broadcast_to(share, len(plan.positions)) / len(plan.global_labels(stream)),
+            "temperatures": self.late_temperatures if late else np.ones_like(self.late_temperatures),
+        }
+
+    def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
         """logits: (experts, rows, classes), scaled."""
-        batch, epoch = step.batches[stream], step.plan.epoch
         classification = logits.new_zeros((), dtype=torch.float32)
         for expert in logits:
-            classification = classification + super().term(step, stream, expert / SCALE, share)
-        late = epoch >= self.criterion.drw_epoch
-        temperatures = self.late_temperatures if late else torch.ones_like(self.late_temperatures)
-        uniform = np.full(len(step.positions), 1 / len(step.plan.streams[stream]))
-        weights = step.to_device(share * uniform) * batch.weights
-        return classification + self.options.diversity * (weights * diversity(logits, temperatures)).sum()
+            classification = classification + super().term(step, stream, expert / SCALE)
+        weights = step.values[f"{stream} shares"] * step.batches[stream].weights
+        divergence = diversity(logits, step.values["temperatures"])
+        return classification + self.options.diversity * (weights * divergence).sum()

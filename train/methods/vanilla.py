@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
 from train.criterion import Criterion, Loss, Rule
-from train.methods.base import Method, MicroStep, Setting, StepOutput
+from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 
 
@@ -49,6 +49,9 @@ class Vanilla(Method):
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         return build_model(options, len(self.setting.samples_per_class), self.criterion.head, seed)
 
+    def values(self, plan: MicroPlan) -> Values:
+        return self.term_values(plan, "original")
+
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         output = model(self.plain(step))
         return StepOutput(self.term(step, "original", output), self.prediction(output))
@@ -64,14 +67,21 @@ class Vanilla(Method):
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         return self.prediction(model(images))
 
-    def term(self, step: MicroStep, stream: str, logits: Tensor, share: np.ndarray | float = 1.0) -> Tensor:
+    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> Values:
+        """What `term` has to know of a stream.
+
+        share: weight of the term for each row, float64 (rows,).
+        """
+        coefficients = self.criterion.coefficients(plan.step.epoch, plan.global_labels(stream))
+        return {f"{stream} coefficients": share * coefficients[plan.positions]}
+
+    def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
         """This micro-batch's part of sum_i share_i c_i L(z_i, y_i), y the labels of a stream.
 
-        share: weight of the term for each row, float64 (rows,). The coefficients c belong to the global batch.
+        The coefficients c belong to the global batch.
         """
         batch = step.batches[stream]
-        coefficients = self.criterion.coefficients(step.plan.epoch, step.plan.streams[stream].labels)[step.positions]
-        weights = step.to_device(share * coefficients) * batch.weights
+        weights = step.values[f"{stream} coefficients"] * batch.weights
         return (weights * self.criterion.per_sample(logits, batch.labels)).sum()
 
     def derived_options(self) -> dict[str, Any]:
