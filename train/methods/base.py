@@ -65,11 +65,6 @@ class MicroPlan:
     positions: np.ndarray
     mix: MixPlan | None
 
-    @property
-    def pastes(self) -> bool:
-        """Whether this step mixes two streams."""
-        return self.mix is not None and self.mix.paste
-
     def global_labels(self, stream: str) -> np.ndarray:
         """int64 (global batch,), of all ranks and micro-batches: for denominators."""
         return self.step.streams[stream].labels
