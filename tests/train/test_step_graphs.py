@@ -25,7 +25,7 @@ from train.methods.base import MicroStep
 from train.run import Run
 from train.step_graphs import WARM_UP_STEPS, StepGraphs, make_capture
 
-STEPS = 11  # of epochs of 4, the last of which is short: enough to replay both kinds of full step
+STEPS = 7  # of epochs of 4, the last of which is short: three full ones come first, the fourth is captured
 CAPTURED = [
     name for name, changes in CASES.items() if method_class(changes["method.name"]).not_captured_because is None
 ]
