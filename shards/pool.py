@@ -73,8 +73,9 @@ def _run_in_processes(
         _hand_out(upcoming, [connection for _, connection in started], reporter)
     finally:
         shared.stop.value = 1
-        for process, connection in started:
+        for _, connection in started:  # all at once, as a process takes a while to end
             connection.close()
+        for process, _ in started:
             if process.pid is not None:
                 process.join()
 

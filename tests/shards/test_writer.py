@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import shards.files
-from shards.files import write_all
+import shards.writer
+from shards.files import start_write_back, write_all
 from shards.format import INDEX_DTYPE
 from shards.writer import ShardWriter, tar_header
 
@@ -98,3 +99,27 @@ def test_partial_writes_are_completed(tmp_path: Path, monkeypatch: pytest.Monkey
     with (tmp_path / "file").open("wb", buffering=0) as file:
         write_all(file.fileno(), [b"abc", b"", b"defg", b"hi"])
     assert (tmp_path / "file").read_bytes() == b"abcdefghi"
+
+
+def test_the_disk_begins_before_a_shard_ends_and_leaves_nothing_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[tuple[int, int]] = []
+    monkeypatch.setattr(shards.writer, "_WRITE_BACK_BYTES", 1024)
+    monkeypatch.setattr(shards.writer, "start_write_back", lambda _, offset, size: begun.append((offset, size)))
+    info, _ = write_shard(tmp_path)
+    ends = [offset + size for offset, size in begun]
+    assert [offset for offset, _ in begun] == [0, *ends[:-1]]
+    assert len(begun) > 1
+    assert info.bytes - ends[-1] < 1024
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["Linux", "elsewhere"])
+def test_starting_the_write_back_never_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    if not there:
+        monkeypatch.setattr(shards.files, "_sync_file_range", None)
+    with (tmp_path / "file").open("wb", buffering=0) as file:
+        file.write(b"content")
+        start_write_back(file.fileno(), 0, 7)
+        start_write_back(file.fileno(), -1, 2**40)
+    assert (tmp_path / "file").read_bytes() == b"content"

@@ -14,6 +14,7 @@ from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
 SMALLEST = Scale(
     images=40,
     copied_images=50,
+    cached_images=50,
     checked_images=40,
     rounds=1,
     batch_size=6,

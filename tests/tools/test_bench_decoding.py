@@ -11,7 +11,7 @@ from pipeline.decode_settings import DecodeSettings
 from tools.benchmarks import baselines, decoding
 from tools.benchmarks.material import Bench, Scale
 
-SMALLEST = Scale(images=40, copied_images=0, checked_images=0, rounds=1, batch_size=6, batches=1)
+SMALLEST = Scale(images=40, copied_images=0, cached_images=0, checked_images=0, rounds=1, batch_size=6, batches=1)
 DERIVED = DecodeSettings(threads=6, prefetch_batches=2, regions=False, hardware_share=0.65)
 
 

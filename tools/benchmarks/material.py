@@ -29,8 +29,9 @@ class Scale:
 
     Args:
         images: JPEG files of loaders, steps and evaluations.
-        copied_images, checked_images: of builds that copy and that decode; so many that starting workers counts little,
-            as in the builds that users wait for.
+        copied_images, cached_images, checked_images: of builds that copy files from the disk, that copy files which the
+            system keeps in memory, and that decode; so many that starting workers counts little, as in the builds that
+            users wait for. The cached ones and a copy of them, 0.2 MB an image, have to fit into memory.
         rounds: of every comparison.
         batch_size: of loaders and steps.
         batches: counted in a round, after those that fill the queues.
@@ -39,6 +40,7 @@ class Scale:
 
     images: int
     copied_images: int
+    cached_images: int
     checked_images: int
     rounds: int
     batch_size: int
@@ -47,8 +49,24 @@ class Scale:
     many_classes: int = 10**5
 
 
-QUICK = Scale(images=1200, copied_images=12_000, checked_images=4800, rounds=3, batch_size=64, batches=8)
-FULL = Scale(images=6000, copied_images=60_000, checked_images=24_000, rounds=7, batch_size=128, batches=50)
+QUICK = Scale(
+    images=1200,
+    copied_images=9000,
+    cached_images=30_000,
+    checked_images=4800,
+    rounds=3,
+    batch_size=64,
+    batches=8,
+)
+FULL = Scale(
+    images=6000,
+    copied_images=60_000,
+    cached_images=60_000,
+    checked_images=24_000,
+    rounds=7,
+    batch_size=128,
+    batches=50,
+)
 
 
 @dataclass
