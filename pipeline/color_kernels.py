@@ -8,13 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.compiled import compiled_on_gpu
 from pipeline.operations import Kind, PlannedOperation
 
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """One float32 number an image, shaped (n, 1, 1, 1), beside `like`."""
-    column = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(-1, 1, 1, 1)
-    return column.to(like.device, non_blocking=True)
+    """Numbers of each image, (n,) or (n, k), as float32 (n, 1 or k, 1, 1) beside `like`."""
+    columns = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(len(values), -1, 1, 1)
+    return columns.to(like.device, non_blocking=True)
 
 
 def luma(pixels: Tensor) -> Tensor:
@@ -41,31 +42,47 @@ def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """
     factor = on_device(operation.arguments[:, 0], pixels)
     if (operation.kind == Kind.BRIGHTNESS).all():
-        return pixels.mul_(factor).clamp_(0, 255).floor_()
+        return _brighten(pixels, factor)
+    is_color = on_device(operation.kind == Kind.COLOR, pixels)
+    is_contrast = on_device(operation.kind == Kind.CONTRAST, pixels)
+    return _blend_with_grey(pixels, factor, is_color, is_contrast)
+
+
+@compiled_on_gpu
+def _brighten(pixels: Tensor, factor: Tensor) -> Tensor:
+    return pixels.mul_(factor).clamp_(0, 255).floor_()
+
+
+@compiled_on_gpu
+def _blend_with_grey(pixels: Tensor, factor: Tensor, is_color: Tensor, is_contrast: Tensor) -> Tensor:
     luminance = luma(pixels)
     # The pivot is int(mean + 0.5), as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels.
     pivot = luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
-    is_color = on_device(operation.kind == Kind.COLOR, pixels)
-    is_contrast = on_device(operation.kind == Kind.CONTRAST, pixels)
     degenerate = luminance.mul_(is_color).add_(pivot * is_contrast)
     return blend(degenerate, pixels, factor)
 
 
 def hue(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Turns the hue in Pillow's 8-bit HSV, as torchvision does on Pillow images (truncated shift, wrapping at 256)."""
-    red, green, _ = pixels.split(1, dim=1)
-    value = pixels.amax(1, keepdim=True)
-    chroma = value - pixels.amin(1, keepdim=True)
+    return _turn_hue(pixels, on_device(np.trunc(operation.arguments[:, 0] * 255), pixels))
+
+
+@compiled_on_gpu
+def _turn_hue(pixels: Tensor, shift: Tensor) -> Tensor:
+    # Three dimensions: with four, (n, 1, H, W) passes for channels_last, and a compiler adds a pass from that layout.
+    planes, shift = pixels.flatten(2), shift.flatten(2)
+    red, green, _ = planes.split(1, dim=1)
+    value = planes.amax(1, keepdim=True)
+    chroma = value - planes.amin(1, keepdim=True)
     # Float and double are mixed as in Pillow's C code: quotients are about to be truncated, and rounding decides.
     saturation = ((chroma / value.clamp(min=1)).double() * 255).floor_().float()
-    from_red, from_green, from_blue = ((value - pixels) / chroma.clamp(min=1)).double().split(1, dim=1)
+    from_red, from_green, from_blue = ((value - planes) / chroma.clamp(min=1)).double().split(1, dim=1)
     sector = torch.where(
         red == value,
         from_blue - from_green,
         torch.where(green == value, 2 + from_red - from_blue, 4 + from_green - from_red),
     ).float()
     angle = ((sector.double() / 6 + 1).remainder_(1).float() * 255).floor_()
-    shift = on_device(np.trunc(operation.arguments[:, 0] * 255), pixels)
     angle = (angle + shift).remainder_(256)
 
     position = angle * 6 / 255
@@ -76,13 +93,13 @@ def hue(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     rising = (value * (1 - strength * (1 - fraction)) + 0.5).floor_()
     low = (value * (1 - strength) + 0.5).floor_()
     # Each channel is a trapezoid over six sectors: top, falling, bottom, bottom, rising, top for red; green and blue
-    # are the same, two and four sectors later.
+    # are the same, two and four sectors later. Without saturation all of it is at the height of the value.
     channels = []
     for delay in (0, 2, 4):
         phase = (sector - delay).remainder_(6)
         slope = torch.where(phase == 1, falling, torch.where(phase == 4, rising, low))
         channels.append(torch.where((phase == 0) | (phase == 5), value, slope))
-    return torch.where(saturation == 0, value, torch.cat(channels, dim=1))
+    return torch.cat(channels, dim=1).view_as(pixels)
 
 
 def invert(pixels: Tensor, operation: PlannedOperation) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.color_kernels import blend, on_device
+from pipeline.compiled import compiled_on_gpu
 from pipeline.operations import Interpolation, Kind, PlannedOperation
 
 MOVES_X, MOVES_Y = 1, 2
@@ -28,14 +29,10 @@ def blur(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     inner = np.floor(radius)
     weight = 1.0 / (2 * radius + 1)
     edge_weight = (1.0 - (2 * inner + 1) * weight) / 2
-    reach = int(inner.max()) + 1
-    distances = np.arange(reach + 1)[:, None]
+    distances = np.arange(int(inner.max()) + 2)
+    inner, weight, edge_weight = inner[:, None], weight[:, None], edge_weight[:, None]
     taps = np.where(distances <= inner, weight, np.where(distances == inner + 1, edge_weight, 0.0))
-    weights = [on_device(tap, pixels) for tap in taps]
-    for dim, padding in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
-        for _ in range(BLUR_PASSES):
-            pixels = _symmetric_filter(functional.pad(pixels, padding, mode="replicate"), weights, dim)
-    return pixels
+    return _filter_both_ways(pixels, on_device(taps, pixels))
 
 
 def box_radius(sigma: np.ndarray) -> np.ndarray:
@@ -46,14 +43,26 @@ def box_radius(sigma: np.ndarray) -> np.ndarray:
     return inner + fraction
 
 
-def _symmetric_filter(padded: Tensor, weights: list[Tensor], dim: int) -> Tensor:
+@compiled_on_gpu
+def _filter_both_ways(pixels: Tensor, weights: Tensor) -> Tensor:
+    """BLUR_PASSES symmetric filters along rows, then columns; weights (n, reach + 1, 1, 1), the centre's first."""
+    reach = weights.shape[1] - 1
+    for dim, padding in ((3, (reach, reach, 0, 0)), (2, (0, 0, reach, reach))):
+        for _ in range(BLUR_PASSES):
+            pixels = _symmetric_filter(functional.pad(pixels, padding, mode="replicate"), weights, dim)
+    return pixels
+
+
+def _symmetric_filter(padded: Tensor, weights: Tensor, dim: int) -> Tensor:
     """sum over d of weights[d] * (x[i - d] + x[i + d]), rounded; `padded` has the neighbours at both ends of `dim`."""
-    reach = len(weights) - 1
+    centre, *others = weights.split(1, dim=1)
+    reach = len(others)
     length = padded.shape[dim] - 2 * reach
-    total = padded.narrow(dim, reach, length) * weights[0]
-    for distance in range(1, reach + 1):
+    total = padded.narrow(dim, reach, length) * centre
+    for distance, weight in enumerate(others, 1):
         pair = padded.narrow(dim, reach - distance, length) + padded.narrow(dim, reach + distance, length)
-        total.addcmul_(pair, weights[distance])
+        # Not addcmul_, which rounds once on some processors and twice on others.
+        total.add_(pair.mul_(weight))
     return total.add_(0.5).floor_()
 
 

@@ -2,13 +2,15 @@
 
 import importlib
 import json
+from functools import cache, partial
 
 import pytest
 import torch
 from PIL import Image
 
+from pipeline import compiled
 from tools import bench
-from tools.benchmarks import measuring
+from tools.benchmarks import loader, measuring
 from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
 
 SMALLEST = Scale(
@@ -99,6 +101,26 @@ def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
         assert [row["ratio"] for row in table["rows"] if row["name"] == table["base"]] == [1.0]
         assert all(row["median"] > 0 and len(row["rates"]) >= 1 for row in table["rows"])
     assert all(target["measure"] in capsys.readouterr().out for target in content["targets"][:1])
+
+
+def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
+    torch._dynamo.reset()
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(compiled, "COMPILED_DEVICES", {"cpu"})
+    monkeypatch.setattr(compiled, "_compiled", cache(partial(torch.compile, dynamic=False, backend=backend)))
+    operations = loader.JITTERED_224.operations
+    assert loader.augmenting_rate(smallest, operations, eager=True) > 0
+    assert not graphs
+    assert loader.augmenting_rate(smallest, operations, eager=False) > 0
+    assert graphs
+    assert [[row.name for row in table.rows] for table in loader.compare_augmenting(smallest)] == 2 * [
+        [loader.EAGER, loader.COMPILED]
+    ]
 
 
 @pytest.mark.slow

@@ -1,19 +1,29 @@
-"""Images a second of whole loaders: ours against what one would otherwise use, on the same files, cores and recipe."""
+"""Images a second of whole loaders: ours against what one would otherwise use, on the same files, cores and recipe.
+
+On a GPU also of its parts: DALI's settings, and the augmentation of a batch with and without compilation.
+"""
 
 import importlib.util
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+import torch
+
+from pipeline.augment import augment
 from pipeline.loader import Loader
+from pipeline.operations import Operation
 from pipeline.plan import Plan, Stream
-from pipeline.recipes import CROP_224, JITTERED_224
+from pipeline.recipes import CROP_224, JITTERED_224, SIM_32
 from pipeline.sampling import Shuffled
 from pipeline.views import RandomResizedCrop, View
 from tools.benchmarks import baselines, decoding
 from tools.benchmarks.material import Bench
-from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of_batches
+from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of, rate_of_batches
 from tools.benchmarks.report import Report
 
 OURS = "this project (DALI and augment)"
@@ -22,12 +32,14 @@ TENSORS = "DataLoader, decode_jpeg, transforms v2"
 WEBDATASET = "webdataset WebLoader, PIL"
 DALI_READER = "DALI readers.webdataset"
 FFCV = "FFCV"
+EAGER, COMPILED = "eager", "compiled"
 _EPOCHS = 10**4
 _SIDES = (112, 224, 448)
+_PLANNED_BATCHES = 4  # augmented in turn: parts of a batch that share an operation differ in size, as in a run
 
 
 def run(bench: Bench) -> Report:
-    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist); on a GPU also DALI's settings."""
+    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist); on a GPU also parts."""
     report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
     has_ffcv = importlib.util.find_spec("ffcv") is not None
     report.notes["ffcv"] = "measured on the same images, encoded again" if has_ffcv else "not measured: not installed"
@@ -39,7 +51,7 @@ def run(bench: Bench) -> Report:
     report.tables.append(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
-        report.tables.append(by_settings)
+        report.tables += [*compare_augmenting(bench), by_settings]
         report.notes["region_decoding"] = "works" if regions else f"not measured, here or in DALI's reader: {failure}"
     jittered = report.tables[0]
     report.targets = [
@@ -56,6 +68,34 @@ def _by_side(bench: Bench) -> Table:
         view = replace(JITTERED_224, geometry=RandomResizedCrop(side))
         variants[f"{side} x {side}"] = partial(_our_rate, bench, view)
     return compare("this project, colour jitter, by size of the crop", "images/s", variants, bench.scale.rounds)
+
+
+def compare_augmenting(bench: Bench) -> list[Table]:
+    """Augmenting a batch that is on the device: every step of an operation by itself, and compiled."""
+
+    def by_compilation(name: str, operations: tuple[Operation, ...]) -> Table:
+        rate = partial(augmenting_rate, bench, operations)
+        variants: dict[str, Variant] = {EAGER: partial(rate, eager=True), COMPILED: partial(rate, eager=False)}
+        return compare(f"augmenting a batch, {name}", "images/s", variants, bench.scale.rounds)
+
+    return [
+        by_compilation("colour jitter", JITTERED_224.operations),
+        by_compilation("jitter with hue, grey, blur", SIM_32.operations),
+    ]
+
+
+def augmenting_rate(bench: Bench, operations: tuple[Operation, ...], eager: bool) -> float:
+    """Images a second that take the operations, at 224 x 224 pixels; each planned batch is first run uncounted."""
+    size, rng = bench.scale.batch_size, np.random.default_rng(0)
+    images = torch.randint(0, 256, (size, 224, 224, 3), dtype=torch.uint8, device=bench.device)
+    planned = [
+        tuple(step for operation in operations for step in operation.plan(size, (224, 224), lambda _: rng))
+        for _ in range(_PLANNED_BATCHES)
+    ]
+    upcoming = cycle(planned)
+    repeats = 200 if bench.device.type == "cuda" else bench.scale.batches
+    with torch.compiler.set_stance("force_eager") if eager else nullcontext():
+        return rate_of(lambda: augment(images, next(upcoming)), repeats, size, bench.device, warm_up=len(planned))
 
 
 def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, regions: bool) -> Table:
