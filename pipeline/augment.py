@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipeline import color_kernels, spatial_kernels
 from pipeline.operations import GEOMETRIC, Kind, PlannedOperation
+from pipeline.transfer import to_device
 
 Kernel = Callable[[Tensor, PlannedOperation], Tensor]
 
@@ -77,6 +78,6 @@ def _apply(pixels: Tensor, operation: PlannedOperation) -> Tensor:
         concerned = np.flatnonzero(kernel_of_image == row)
         if len(concerned) == len(pixels):
             return kernel(pixels, operation)
-        index = torch.from_numpy(concerned).to(pixels.device, non_blocking=True)
+        index = to_device(torch.from_numpy(concerned), pixels.device)
         pixels.index_copy_(0, index, kernel(pixels.index_select(0, index), operation.take(concerned)))
     return pixels

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from pipeline.compiled import compiled_on_gpu
 from pipeline.operations import Kind, PlannedOperation
+from pipeline.transfer import to_device
 
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
     """Numbers of each image, (n,) or (n, k), as float32 (n, 1 or k, 1, 1) beside `like`."""
     columns = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(len(values), -1, 1, 1)
-    return columns.to(like.device, non_blocking=True)
+    return to_device(columns, like.device)
 
 
 def luma(pixels: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch.nn import functional
 from pipeline.color_kernels import blend, on_device
 from pipeline.compiled import compiled_on_gpu
 from pipeline.operations import Interpolation, Kind, PlannedOperation
+from pipeline.transfer import to_device
 
 MOVES_X, MOVES_Y = 1, 2
 MOVED_AXES = np.zeros(len(Kind), np.int64)
@@ -113,7 +114,7 @@ def transform(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     result = torch.empty_like(pixels)
     for group in np.unique(methods * 4 + moves):
         rows = np.flatnonzero(methods * 4 + moves == group)
-        index = torch.from_numpy(rows).to(pixels.device, non_blocking=True)
+        index = to_device(torch.from_numpy(rows), pixels.device)
         method, moved = divmod(int(group), 4)
         sampled = _sample(pixels.index_select(0, index), matrices[rows], Interpolation(method), moved, operation.fill)
         result.index_copy_(0, index, sampled)
@@ -140,7 +141,7 @@ def _sample(
             sampled.addcmul_(row, weight_y)
         sampled.clamp_(0, 255).floor_()
     inside = (source_x >= 0) & (source_x < width) & (source_y >= 0) & (source_y < height)
-    colour = torch.tensor(fill, dtype=pixels.dtype).view(3, 1, 1).to(pixels.device, non_blocking=True)
+    colour = to_device(torch.tensor(fill, dtype=pixels.dtype).view(3, 1, 1), pixels.device)
     return torch.where(inside, sampled, colour)
 
 
@@ -156,7 +157,7 @@ def _source_coordinates(matrices: np.ndarray, pixels: Tensor, fixed_point: bool)
         along_x = steps[:, row, 2:] + steps[:, row, :1] * np.arange(width)
         along_y = steps[:, row, 1:2] * np.arange(height)
         x_part, y_part = (
-            torch.from_numpy(part.astype(np.int32 if fixed_point else np.float32)).to(pixels.device, non_blocking=True)
+            to_device(torch.from_numpy(part.astype(np.int32 if fixed_point else np.float32)), pixels.device)
             for part in (along_x, along_y)
         )
         coordinates.append(x_part[:, None, None, :] + y_part[:, None, :, None])
