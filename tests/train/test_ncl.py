@@ -94,9 +94,12 @@ def test_heads_equal_the_official_code() -> None:
     plain.load_state_dict({"weight": weight.T.contiguous()})
     expected = [[12.58404, 14.79385, 12.98344], [-6.7797, 2.021853, 9.532203]]
     np.testing.assert_allclose(head(features).detach(), expected, rtol=1e-6)
-    assert head(features).dtype == plain(features).dtype == torch.float64
     expected = [[0.780263, 0.9002771, 0.7712014], [-0.4299708, 0.1020272, 0.5554991]]
     np.testing.assert_allclose(plain(features).detach(), expected, rtol=1e-6)
+    # In all digits of float64: the vectors have fewer than float32.
+    cosines = (features / features.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).T
+    torch.testing.assert_close(plain(features).detach(), cosines, rtol=1e-13, atol=0)
+    torch.testing.assert_close(head(features).detach(), 16 * cosines + head.bias.detach(), rtol=1e-13, atol=0)
 
 
 def test_learning_rates_equal_the_official_code_whose_epochs_count_from_one() -> None:
