@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from pipeline import sampling
-from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, KeyedPermutation, Shuffled
+from pipeline.sampling import (
+    ClassWeighted,
+    ClassWeightedEffectiveNumber,
+    KeyedPermutation,
+    ProgressivelyBalanced,
+    Shuffled,
+)
 from shards.class_counts import effective_number_weights
 from tests.pipeline.shard_sets import UnreadableSet
 
@@ -103,6 +109,13 @@ def test_effective_number_sampling_weighs_samples_by_the_effective_number():
     weights = effective_number_weights(COUNTS, 0.99) * COUNTS
     labels = dataset.index["label"][draws(ClassWeightedEffectiveNumber(0.99), dataset, 200_000)]
     assert chi_square_per_degree(np.bincount(labels, minlength=4), weights / weights.sum()) < 4
+
+
+def test_progressive_sampling_goes_from_samples_to_classes_as_in_the_official_code():
+    """Vector V7 of NCL, whose epochs count from one: epochs 100 and 400 of 400."""
+    sampler = ProgressivelyBalanced(400).over(UnreadableSet(COUNTS))
+    np.testing.assert_allclose(sampler.class_probabilities(99), [0.6625, 0.1825, 0.0865, 0.0685], rtol=1e-12)
+    np.testing.assert_allclose(sampler.class_probabilities(399), np.full(4, 0.25), rtol=1e-12)
 
 
 def test_all_samples_of_a_class_are_drawn_alike():

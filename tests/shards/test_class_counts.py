@@ -52,8 +52,8 @@ def test_exponential_counts_equal_the_published_ones(max_count, num_classes, imb
 @pytest.mark.parametrize(
     ("max_count", "num_classes", "totals"),
     [
-        (500, 100, {0.01: 10_847, 0.1: 19_573}),
-        (5000, 10, {0.01: 12_406, 0.1: 20_431}),
+        (500, 100, {0.01: 10_847, 0.02: 12_608, 0.1: 19_573}),
+        (5000, 10, {0.01: 12_406, 0.02: 13_996, 0.1: 20_431}),
         (490, 100, {0.005: 9_304, 0.01: 10_626, 0.02: 12_354, 0.05: 15_594, 0.1: 19_183}),
         (4990, 10, {0.005: 11_177, 0.01: 12_380, 0.02: 13_967, 0.05: 16_989, 0.1: 20_391}),
     ],
@@ -130,6 +130,21 @@ def test_power_law_weights_draw_classes_by_n_to_one_minus_exponent(counts, expon
 )
 def test_effective_number_weights_equal_the_published_ones(counts, expected):
     np.testing.assert_allclose(effective_number_weights(counts, 0.9999), expected, atol=5e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "largest", "classes", "ends"),
+    [
+        (lambda counts: power_law_weights(counts, 1.2), 500, 100, (0.020440627, 5.1344533)),
+        (lambda counts: power_law_weights(counts, 1.2), 5000, 10, (0.018274912, 4.5904504)),
+        (lambda counts: effective_number_weights(counts, 0.9999), 490, 100, (0.044217287, 5.2871027)),
+        (lambda counts: effective_number_weights(counts, 0.9999), 4990, 10, (0.050197954, 4.0344951)),
+    ],
+    ids=["GLMC, CIFAR-100", "GLMC, CIFAR-10", "MetaSAug, CIFAR-100", "MetaSAug, CIFAR-10"],
+)
+def test_weights_of_glmc_and_metasaug_have_the_published_ends(weights, largest, classes, ends):
+    found = weights(long_tailed_counts(largest, classes, 0.01))
+    assert (found[0], found[-1]) == (found.min(), found.max()) == pytest.approx(ends, rel=1e-7)
 
 
 @given(counts_lists, st.floats(0, 0.999))

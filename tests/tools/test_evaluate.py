@@ -3,23 +3,32 @@
 import csv
 import io
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.loader import evaluation_batches
+from pipeline.recipes import RECIPES
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
 from tests.pipeline.shard_sets import photo, small_images
 from tests.train.runs import COUNTS, make_data, options
 from tests.train.short_runs import make_run, take_steps
+from tests.train.steps import setting
 from tools import evaluate, predict
+from train.assemble import Assembler
 from train.checkpoint import save
+from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
+from train.methods.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
-from train.models.ncl import build_experts
+from train.models.ncl import ContrastiveExperts, build_experts
 from train.trained import Trained, load_trained
 
 CPU = torch.device("cpu")
@@ -104,6 +113,84 @@ def test_scores_are_those_of_the_network(
     assert [int(row["train_samples"]) for row in rows] == list(COUNTS)
     for picture in ("confusion.png", "accuracy_by_class_size.png"):
         assert (folders[0] / picture).stat().st_size > 1000
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A network in the file of its authors: the classifiers that they evaluate, and the logits of those."""
+
+    network: nn.Module
+    classifiers: list[nn.Linear]
+    logits: Callable[[Tensor], Tensor]
+    recipe: str
+    content: Callable[[dict[str, Tensor]], dict[str, Any]]
+
+
+def glmc_layout() -> Layout:
+    """`fc`, projection and prediction are left aside."""
+    network = GLMC(GLMCOptions(), setting(COUNTS)).build_model(ModelOptions(width=8), seed=3)
+    assert isinstance(network, GLMCNetwork)
+    rebalanced = network.fc_cb
+
+    def content(state: dict[str, Tensor]) -> dict[str, Any]:
+        wrapped = {f"module.{name}": value for name, value in state.items()}
+        return {"epoch": 200, "state_dict": wrapped, "best_acc1": torch.tensor(50.0)}
+
+    return Layout(network, [rebalanced], lambda images: rebalanced(network.features(images)), "cifar", content)
+
+
+def large_layout() -> Layout:
+    """MetaSAug on large data sets: features and classifier apart, no counters of batches."""
+    network = build_model(ModelOptions("resnet50"), len(COUNTS), "linear", seed=3)
+
+    def content(state: dict[str, Tensor]) -> dict[str, Any]:
+        parts: dict[str, dict[str, Tensor]] = {"feature": {}, "classifier": {}}
+        for name in [name for name in state if not name.endswith("num_batches_tracked")]:
+            parts["classifier" if name.startswith("fc.") else "feature"][name] = state[name]
+        return {"epoch": 20, "state_dict": parts, "optimizer": {"state": {}}}
+
+    return Layout(network, [network.get_submodule("fc")], network, "imagenet", content)
+
+
+def contrastive_layout() -> Layout:
+    """NCL's `classifier` are projections here; `classifier_ce` tell the classes."""
+    options = NCLOptions(hard_classes=2, experts=2, contrastive=True, queue=16)
+    network = NCL(options, setting(COUNTS)).build_model(ModelOptions(), seed=3)
+    assert isinstance(network, ContrastiveExperts)
+    pairs = list(zip(network.backbone, network.classifier_ce, strict=True))
+
+    def logits(images: Tensor) -> Tensor:
+        return torch.stack([head(backbone(images)) for backbone, head in pairs]).mean(dim=0)
+
+    def content(state: dict[str, Tensor]) -> dict[str, Any]:
+        return {"state_dict": {f"module.{name}": value for name, value in state.items()}, "epoch": 400}
+
+    return Layout(network, list(network.classifier_ce), logits, "cifar", content)
+
+
+@pytest.mark.parametrize("make", [glmc_layout, large_layout, contrastive_layout])
+@torch.no_grad()
+def test_released_layouts_are_scored_with_the_classifier_of_their_authors(
+    make: Callable[[], Layout], data: Path, tmp_path: Path
+) -> None:
+    layout, test_set = make(), ShardSet.open(data / "test")
+    layout.network.eval()
+    recipe = RECIPES[layout.recipe]
+    (batch,) = evaluation_batches(test_set, recipe.evaluation, len(test_set), CPU, executor="reference")
+    images = Assembler.create(recipe.normalization, CPU).plain(batch.images[0])
+    logits = layout.logits(images)
+    for classifier in layout.classifiers:  # else an untrained network says the same class for all images
+        classifier.bias -= logits.mean(dim=0)
+    predicted = (logits - logits.mean(dim=0)).argmax(dim=1)
+    assert len(predicted.unique()) > 1
+    torch.save(layout.content(layout.network.state_dict()), tmp_path / "released.pth")
+    command = ["--checkpoint", str(tmp_path / "released.pth"), "--data", str(data / "test"), "--executor", "reference"]
+    command += ["--train-counts", str(data / "train"), "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    assert json.loads((tmp_path / "released" / "scores.json").read_text())["recipe"] == layout.recipe
+    expected = np.zeros((len(COUNTS), len(COUNTS)))
+    np.add.at(expected, (batch.labels.numpy(), predicted.numpy()), 1)
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "released" / "confusion.csv", delimiter=","), expected)
 
 
 def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ranking(

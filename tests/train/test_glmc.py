@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.mix_rule import MixPlan
+from pipeline.mix_rule import MixPlan, cut_box
 from pipeline.recipes import Normalization
 from tests.train.ranks import on_two_processes
 from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
@@ -41,7 +41,9 @@ def test_mixed_images_and_labels_equal_the_official_code():
         plane = torch.from_numpy(wave(function, (4, 4), factors)).float()
         return plane[None, :, :, None].expand(1, 4, 4, 3)
 
-    lam, boxes = torch.tensor([0.4]), torch.tensor([[0, 0, 3, 4]], dtype=torch.int32)
+    box = cut_box(4, 4, 0.4, 1, 2, "ceil")
+    assert box == (0, 0, 3, 4)
+    lam, boxes = torch.tensor([0.4]), torch.tensor([box], dtype=torch.int32)
     mixed = assembler.mixup(image("sin", (0.3, 0.7)), image("cos", (0.4, 0.1)), lam)[0, 0].double()
     pasted = assembler.paste_reference(image("sin", (0.2, 0.5)), image("cos", (0.6, 0.9)), boxes)[0, 0].double()
     assert mixed[0].tolist() == pytest.approx([0.6, 0.8546896, 0.9822198, 0.9184856], rel=1e-4)
@@ -76,11 +78,11 @@ def heads_of_v6() -> tuple[Heads, Heads]:
 ORIGINAL_V6, WEIGHTED_V6 = np.array([0, 1, 0]), np.array([2, 3, 1])
 
 
-def loss_of_v6(method: GLMC, epoch: int) -> float:
+def loss_of_v6(method: GLMC, epoch: int, mixes: tuple[Heads, Heads] | None = None) -> float:
     labels = torch.from_numpy(np.stack([ORIGINAL_V6, WEIGHTED_V6], axis=1))
     targets = (torch.from_numpy(t) for t in method.targets(mix_of(0.3, 3), ORIGINAL_V6, WEIGHTED_V6))
     alpha = torch.tensor(method.alpha(epoch), dtype=torch.float64)
-    return method.per_sample(alpha, *heads_of_v6(), labels, *targets).mean().item()
+    return method.per_sample(alpha, *(mixes or heads_of_v6()), labels, *targets).mean().item()
 
 
 def test_loss_equals_the_official_code():
@@ -94,6 +96,37 @@ def test_loss_equals_the_official_code():
     assert method.alpha(50) == 0.9375
     rebalanced = (loss_of_v6(method, 50) - 0.9375 * plain) / (1 - 0.9375)
     assert rebalanced == pytest.approx(3.407131 + 1.672179, rel=1e-4)
+
+
+@pytest.mark.parametrize(("mix", "plain", "rebalanced"), [(0, 2.491802, 3.407131), (1, 2.421688, 1.672179)])
+def test_cross_entropies_equal_the_official_code(mix, plain, rebalanced):
+    """Vector V6, one mix and one classifier at a time: alpha is 1 at the start and 0 at the end."""
+    alone = (heads_of_v6()[mix],) * 2
+    method = glmc(label_exponent=1.2, contrast_weight=0)
+    assert (method.alpha(0), method.alpha(200)) == (1, 0)
+    assert loss_of_v6(method, 0, alone) / 2 == pytest.approx(plain, rel=1e-6)
+    assert loss_of_v6(method, 200, alone) / 2 == pytest.approx(rebalanced, rel=1e-6)
+
+
+def test_the_loss_keeps_the_precision_of_the_network():
+    """Float64 gives float64, bfloat16 float32."""
+    method, labels = glmc(label_exponent=1.2, contrast_weight=4), np.stack([ORIGINAL_V6, WEIGHTED_V6], axis=1)
+    glob, loc = heads_of_v6()
+    shares = np.array([[0.3, 0.7]]) * np.ones((3, 1))
+    weights = np.array([100.0, 40, 15, 4]) ** -1.2
+    targets = torch.from_numpy(shares), torch.from_numpy(shares * (4 * weights / weights.sum())[labels])
+    soft, rebalanced = (torch.zeros(3, 4).double().scatter_add(1, torch.from_numpy(labels), t) for t in targets)
+    expected = -4 * (F.cosine_similarity(glob.prediction, loc.projection))
+    expected -= 4 * F.cosine_similarity(loc.prediction, glob.projection)
+    for mix in (glob, loc):
+        expected -= 0.9375 * (soft * mix.plain.log_softmax(1)).sum(1)
+        expected -= 0.0625 * (rebalanced * mix.rebalanced.log_softmax(1)).sum(1)
+    alpha = torch.tensor(0.9375, dtype=torch.float64)
+    found = method.per_sample(alpha, glob, loc, torch.from_numpy(labels), *targets)
+    torch.testing.assert_close(found, expected, rtol=1e-13, atol=0)
+    half = (Heads(*(values.bfloat16() for values in mix)) for mix in (glob, loc))
+    targets = (t.float() for t in targets)
+    assert method.per_sample(alpha.float(), *half, torch.from_numpy(labels), *targets).dtype == torch.float32
 
 
 def test_balanced_softmax_adds_log_counts_and_keeps_the_labels():
@@ -123,24 +156,27 @@ def test_rates_equal_the_official_code():
         assert imagenet.lr(epoch) == pytest.approx(rate, rel=1e-4)
 
 
+ROWS_V8 = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]], dtype=torch.float64)
+
+
 def test_row_norms_are_bounded_as_by_the_official_code():
     """Vector V8."""
-    weight = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]])
+    weight = ROWS_V8.clone()
     bound = row_norm_bound(weight, 0.1)
-    assert bound.item() == pytest.approx(1.4)
+    assert bound.item() == pytest.approx(1.4, rel=1e-12)
     weight[1] = torch.tensor([1.5, 0.0])
     expected = [[0.84, 1.12], [1.4, 0], [0, 1.4], [0.6, 0.8]]
-    torch.testing.assert_close(bounded_rows(weight, bound), torch.tensor(expected))
+    np.testing.assert_allclose(bounded_rows(weight, bound), expected, rtol=1e-12)
 
 
 def test_the_tau_normaliser_is_that_of_the_official_code():
     """Vector V8, the companion of the projection; exponent 2."""
-    model = nn.ModuleDict({"fc": nn.Linear(2, 4)})
+    model = nn.ModuleDict({"fc": nn.Linear(2, 4)}).double()
     model.default_cfg = {"classifier": "fc"}
-    model["fc"].weight.data = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]])
+    model["fc"].weight.data = ROWS_V8.clone()
     tau_normalise(model, 2)
     expected = [[0.12, 0.16], [1, 0], [0, 0.5], [0.6, 0.8]]
-    torch.testing.assert_close(model["fc"].weight.data, torch.tensor(expected))
+    np.testing.assert_allclose(model["fc"].weight.detach(), expected, rtol=1e-12)
 
 
 # ------------------------------------------------------------------ network
@@ -291,7 +327,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
     one = gradients()
     for two in on_two_processes(gradients, tmp_path):
         for name, expected in one.items():
-            # The losses are taken in float32.
+            # Targets and coefficients are float32.
             torch.testing.assert_close(two[name], expected, msg=name, rtol=1e-4, atol=1e-6)
 
 

@@ -65,6 +65,18 @@ def test_statistics_equal_the_official_code():
     assert statistics.counts.tolist() == [4, 3, 0]
 
 
+def test_diagonal_statistics_are_the_diagonals_of_the_full_ones():
+    """Vector V4, after either batch."""
+    full, diagonal = (ClassStatistics(3, 2, kind, CPU, torch.float64) for kind in (False, True))
+    published = ([[0.09639149, 0.678848], [0, 0]], [[0.1540888, 0.6109241], [0.0756905, 0.160196]])
+    for batch, expected in zip(BATCHES, published, strict=True):
+        update(full, *batch)
+        update(diagonal, *batch)
+        np.testing.assert_allclose(diagonal.covariances, full.covariances.diagonal(dim1=1, dim2=2), rtol=1e-12)
+        np.testing.assert_allclose(diagonal.covariances[:2], expected, rtol=1e-4)
+        np.testing.assert_allclose(diagonal.means, full.means, rtol=1e-12)
+
+
 @pytest.mark.parametrize("diagonal", [False, True])
 def test_statistics_are_those_of_all_samples_at_once(diagonal):
     rng = np.random.default_rng(0)
@@ -179,6 +191,7 @@ def v6(strength: float) -> tuple[Tanh, AugmentedLoss, Callable, Callable]:
     return network, loss, inner, meta
 
 
+SUMS = [4.144995, 4.869129, 3.517073, 2.362663]  # of the entries of each covariance after the update
 CHANGES_A = {3: [[7.07251e-06, 2.417998e-06], [2.417998e-06, -6.000905e-06]]}
 
 
@@ -201,10 +214,15 @@ def test_meta_step_equals_the_official_code(epoch, strength, virtual_lr, inner_l
     for c, change in changes.items():
         np.testing.assert_allclose(corrected[c] - COVARIANCES[c], change, rtol=1e-4)
     assert not (corrected - COVARIANCES)[2].any()  # no sample of class 2
-    outer = loss(network(X)[1], network.classifier.weight, corrected)
+    features, logits = network(X)
+    outer = loss(logits, network.classifier.weight, corrected)
     assert outer.item() == pytest.approx(outer_loss, abs=1e-9)
     if epoch == 170:
         return
+    statistics = ClassStatistics(4, 2, False, CPU, torch.float64)
+    statistics.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
+    update(statistics, features.detach(), Y)
+    np.testing.assert_allclose(statistics.covariances.sum(dim=(1, 2)), SUMS, rtol=1e-6)
     sgd = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     outer.backward()
     sgd.step()
@@ -301,6 +319,9 @@ def run_v6(rank: int, world_size: int, autocast: bool, compiled: bool = False, *
     original = method._corrected
     method._corrected = lambda *a: corrected.append(original(*a)) or corrected[-1]  # type: ignore[method-assign]
     model = network if world_size == 1 else DistributedDataParallel(network)
+    wrapped = []
+    if model is not network:
+        model.register_forward_hook(lambda module, inputs, output: wrapped.append(len(network.seen)))
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         output = loss_of(method, model, step_of_v6(rank, world_size))
     (output.loss * world_size).backward()
@@ -311,6 +332,7 @@ def run_v6(rank: int, world_size: int, autocast: bool, compiled: bool = False, *
         "gradient": network.classifier.weight.grad.numpy(),
         "sums": method.statistics.covariances.sum(dim=(1, 2)).numpy(),
         "seen": network.seen,
+        "wrapped": wrapped,
     }
 
 
@@ -318,7 +340,7 @@ def check_v6(found: dict[str, object], loss: float) -> None:
     expected = np.array([CHANGES_B[0], CHANGES_B[1], CHANGES_B[3]])
     # A float32 covariance around 1 resolves 1e-7.
     np.testing.assert_allclose(found["change"], expected, atol=3e-7)
-    np.testing.assert_allclose(found["sums"], [4.144995, 4.869129, 3.517073, 2.362663], rtol=1e-4)
+    np.testing.assert_allclose(found["sums"], SUMS, rtol=1e-4)
     assert loss == pytest.approx(2.396313297, rel=1e-5)
 
 
@@ -365,7 +387,11 @@ def test_two_processes_take_the_step_of_one(two_processes):
 
 
 def test_the_virtual_step_bypasses_the_distributed_wrapper_and_autocast(two_processes):
+    """The wrapper sees the real pass alone: the network's other two, on either batch, are the virtual step's."""
     for ranks in two_processes:
+        for kind in ("global", "autocast", "local"):
+            assert ranks[kind]["wrapped"] == [1]  # one call, which ended after one pass of the network
+            assert len(ranks[kind]["seen"]) == 3
         assert [dtype for dtype, _ in ranks["autocast"]["seen"]] == [torch.bfloat16, torch.float32, torch.float32]
         np.testing.assert_allclose(ranks["autocast"]["change"], ranks["global"]["change"], atol=1e-7)
 

@@ -1,5 +1,6 @@
 """NCL: published vectors, the loss against loops, networks and names, queue and momentum encoders, global batches."""
 
+from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,15 @@ from tests.train.steps import loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
 from train.checkpoint import load
 from train.evaluate import Predictions, score
-from train.methods.ncl import NCL, NCLOptions, hard_mask, ncl_loss, ncl_plus_loss
+from train.methods.ncl import (
+    NCL,
+    NCLOptions,
+    hard_mask,
+    individual_loss,
+    ncl_loss,
+    ncl_plus_loss,
+    nested_distillation,
+)
 from train.models.build import ModelOptions
 from train.models.heads import BiasedCosineClassifier, CosineClassifier
 from train.models.ncl import ContrastiveExperts, KeyQueue, build_experts, unit
@@ -60,6 +69,17 @@ def test_ncl_loss_and_gradient_equal_the_official_code() -> None:
     assert gradient.flatten(1).norm(dim=1).tolist() == pytest.approx([2.204115, 1.796206, 1.847388], rel=1e-5)
 
 
+def test_parts_of_the_ncl_loss_equal_the_official_code() -> None:
+    """Each of the two terms of either function alone: with all classes in the mask they are the same, hence halves."""
+    logits = torch.from_numpy(wave("sin", (3, 2, 5), (0.7, 1.9, 1.3), 0.4, 2))
+    labels, balanced = torch.tensor([4, 1]), logits + VECTOR_COUNTS.log()
+    hard = balanced * hard_mask(logits[0], labels, 3)
+    every = torch.ones(2, 5, dtype=torch.float64)
+    for values, cross_entropies, distillation in ((balanced, 12.15538, 1.050401), (hard, 11.56202, 0.5135025)):
+        assert float(individual_loss(values, every, labels).mean()) / 2 == pytest.approx(cross_entropies, rel=1e-6)
+        assert 0.6 * float(nested_distillation(values, every).mean()) / 2 == pytest.approx(distillation, rel=1e-6)
+
+
 def test_ncl_plus_loss_equals_the_official_code() -> None:
     logits = torch.from_numpy(wave("sin", (2, 4, 5), (0.7, 1.9, 1.3), 0.4, 2))
     loss = ncl_plus_loss(logits, torch.tensor([4, 1]), VECTOR_COUNTS.log(), 3, 0.6, copies=2)
@@ -67,15 +87,19 @@ def test_ncl_plus_loss_equals_the_official_code() -> None:
 
 
 def test_heads_equal_the_official_code() -> None:
-    weight = torch.from_numpy(wave("sin", (3, 4), (0.5, 0.9), 0.2)).float()
-    features = torch.from_numpy(wave("cos", (2, 4), (0.8, 0.3), 0.5)).float()
-    head, plain = BiasedCosineClassifier(4, 3, 16.0), CosineClassifier(4, 3)
-    head.load_state_dict({"weight": weight, "bias": torch.from_numpy(wave("sin", (3,), (0.3,), 0.1)).float()})
+    weight = torch.from_numpy(wave("sin", (3, 4), (0.5, 0.9), 0.2))
+    features = torch.from_numpy(wave("cos", (2, 4), (0.8, 0.3), 0.5))
+    head, plain = BiasedCosineClassifier(4, 3, 16.0).double(), CosineClassifier(4, 3).double()
+    head.load_state_dict({"weight": weight, "bias": torch.from_numpy(wave("sin", (3,), (0.3,), 0.1))})
     plain.load_state_dict({"weight": weight.T.contiguous()})
     expected = [[12.58404, 14.79385, 12.98344], [-6.7797, 2.021853, 9.532203]]
-    np.testing.assert_allclose(head(features).detach(), expected, rtol=1e-4)
+    np.testing.assert_allclose(head(features).detach(), expected, rtol=1e-6)
     expected = [[0.780263, 0.9002771, 0.7712014], [-0.4299708, 0.1020272, 0.5554991]]
-    np.testing.assert_allclose(plain(features).detach(), expected, rtol=1e-4)
+    np.testing.assert_allclose(plain(features).detach(), expected, rtol=1e-6)
+    # In all digits of float64: the vectors have fewer than float32.
+    cosines = (features / features.norm(dim=1, keepdim=True)) @ (weight / weight.norm(dim=1, keepdim=True)).T
+    torch.testing.assert_close(plain(features).detach(), cosines, rtol=1e-13, atol=0)
+    torch.testing.assert_close(head(features).detach(), 16 * cosines + head.bias.detach(), rtol=1e-13, atol=0)
 
 
 def test_learning_rates_equal_the_official_code_whose_epochs_count_from_one() -> None:
@@ -92,19 +116,21 @@ def test_learning_rates_equal_the_official_code_whose_epochs_count_from_one() ->
 
 
 def test_contrastive_loss_and_queue_equal_the_official_code() -> None:
-    queue = KeyQueue(3, 4)
-    start = torch.from_numpy(wave("sin", (3, 4), (0.9, 0.4), 0.3)).float()
+    queue = KeyQueue(3, 4).double()
+    start = torch.from_numpy(wave("sin", (3, 4), (0.9, 0.4), 0.3))
     queue.queue.copy_(start / start.norm(dim=0))
     found = []
     for time in (0, 1):
-        queries = unit(torch.from_numpy(wave("sin", (2, 3), (0.7, 1.2), 0.1 + 2 * time)).float())
-        keys = unit(torch.from_numpy(wave("cos", (2, 3), (0.5, 1.4), 0.4 + 2 * time)).float())
+        queries = unit(torch.from_numpy(wave("sin", (2, 3), (0.7, 1.2), 0.1 + 2 * time)))
+        keys = unit(torch.from_numpy(wave("cos", (2, 3), (0.5, 1.4), 0.4 + 2 * time)))
         own_key = torch.zeros(2, dtype=torch.int64)
-        found.append(float(nn.functional.cross_entropy(queue.contrast(queries, keys, 0.2), own_key)))
+        contrast = queue.contrast(queries, keys, 0.2)
+        assert contrast.dtype == torch.float64
+        found.append(float(nn.functional.cross_entropy(contrast, own_key)))
         queue.enqueue(keys)
-    assert found == pytest.approx([7.085628, 8.129892], rel=1e-5)
+    assert found == pytest.approx([7.085628, 8.129892], rel=1e-6)
     assert int(queue.queue_ptr) == 0
-    assert queue.queue[0].tolist() == pytest.approx([0.6688124, 0.4993542, -0.6256997, -0.7236803], rel=1e-5)
+    assert queue.queue[0].tolist() == pytest.approx([0.6688124, 0.4993542, -0.6256997, -0.7236803], rel=1e-6)
 
 
 def test_groups_of_classes_equal_the_official_report() -> None:
@@ -279,6 +305,61 @@ def test_large_backbones_start_with_default_convolutions_unless_pretrained() -> 
     )
     bound = 1 / (weight[0].numel()) ** 0.5  # Kaiming-uniform with a = √5
     assert 0.95 * bound < float(weight.abs().max()) <= bound
+
+
+def pretend_processes(patch: pytest.MonkeyPatch, count: int) -> None:
+    """As in a run of several, without a process group."""
+    patch.setattr(dist, "is_initialized", lambda: True)
+    patch.setattr(dist, "get_world_size", lambda: count)
+
+
+def network_on(device: str, model: ModelOptions, **options: Any) -> nn.Module:
+    """What the method builds for a device; it lies on the CPU until the trainer moves it."""
+    method = ncl(**options)
+    method.setting = replace(method.setting, device=torch.device(device))
+    return method.build_model(model, 0)
+
+
+def batch_norms(network: nn.Module) -> dict[str, nn.Module]:
+    modules = network.named_modules()
+    return {name: module for name, module in modules if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+
+
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (ModelOptions(width=4), {"experts": 2}),
+        (ModelOptions(width=4), {"experts": 2, "contrastive": True, "queue": 16}),
+        (ModelOptions("resnet10t"), {"experts": 1, "head": "cosine"}),
+    ],
+    ids=["plain", "contrastive", "timm"],
+)
+def test_several_gpus_synchronise_all_batch_norms_under_the_same_names(
+    model: ModelOptions, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = network_on("cuda", model, **options)  # without a process group
+    pretend_processes(monkeypatch, 2)
+    together = network_on("cuda", model, **options)
+    found = batch_norms(together)
+    assert found.keys() == batch_norms(alone).keys()
+    assert all(type(module) is nn.SyncBatchNorm for module in found.values())
+    assert any(name.startswith("backbone_MA.1.") for name in found) is ("contrastive" in options)
+    assert same_weights(alone.state_dict(), together.state_dict())
+    pretend_processes(monkeypatch, 1)
+    for network in (alone, network_on("cuda", model, **options)):
+        assert not any(isinstance(module, nn.SyncBatchNorm) for module in network.modules())
+
+
+def test_several_processes_on_the_cpu_are_told_that_their_batch_norms_stay_apart(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = ModelOptions(width=4)
+    network_on("cpu", model)
+    assert not caplog.records
+    pretend_processes(monkeypatch, 2)
+    network = network_on("cpu", model)
+    assert "each process normalises by its own part of a batch" in caplog.text
+    assert {type(module) for module in batch_norms(network).values()} == {nn.BatchNorm2d}
 
 
 # ------------------------------------------------------------ steps and global batches

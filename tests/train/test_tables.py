@@ -40,6 +40,48 @@ ROWS_OF_TABLE = dict(
         strict=True,
     )
 )
+
+# The tables of the other methods: rows that can be run, and rows that cannot; and what their READMEs say.
+ROWS_AND_MISSING = {
+    "glmc-cifar": (12, 12),
+    "glmc-large": (5, 0),
+    "metasaug-cifar": (20, 0),
+    "metasaug-large": (3, 0),
+    "ncl": (5, 1),
+}
+RATIOS = (200, 100, 50, 20, 10)
+# Accuracy, by ratio: without and with MaxNorm; on subsets without repeated samples, and on the first ones.
+GLMC_CIFAR = {
+    "CIFAR-10-LT": {100: (88.49, 89.58), 50: (91.04, 92.04), 10: (94.85, 95.00)},
+    "CIFAR-100-LT": {100: (57.99, 58.41), 50: (63.85, 64.57), 10: (73.47, 74.28)},
+}
+GLMC_CIFAR_FIRST = {
+    "CIFAR-10-LT": {100: (87.75, 87.57), 50: (90.18, 90.22), 10: (94.04, 94.03)},
+    "CIFAR-100-LT": {100: (55.88, 57.11), 50: (61.08, 62.32), 10: (70.74, 72.33)},
+}
+# All, many, medium, few.
+GLMC_LARGE = {
+    "ImageNet-LT": (56.3, 70.1, 52.4, 30.4),
+    "ImageNet-LT, RandAugment": (56.3, 70.1, 52.4, 30.4),
+    "ImageNet-LT, balanced softmax": (57.21, 64.76, 55.67, 42.19),
+    "ImageNet-LT, MaxNorm": (56.7, 60.8, 55.9, 45.5),
+    "iNaturalist 2018": (72.21, 64.60, 73.16, 73.01),
+}
+# Error, by ratio.
+METASAUG_CIFAR = {
+    "CIFAR-10-LT, LDAM": (22.65, 19.34, 15.66, 11.90, 10.32),
+    "CIFAR-10-LT, CE": (23.11, 19.46, 15.97, 12.36, 10.56),
+    "CIFAR-100-LT, LDAM": (56.91, 51.99, 47.73, 42.47, 38.72),
+    "CIFAR-100-LT, CE": (60.06, 53.13, 48.10, 42.15, 38.27),
+}
+METASAUG_LARGE = {"ImageNet-LT": 52.33, "iNaturalist 2018": 30.50, "iNaturalist 2017": 100 - 63.28}
+NCL = {  # from secondary listings; whether of a single expert
+    "CIFAR-100-LT, ratio 100": (54.2, False),
+    "CIFAR-100-LT, ratio 100, single expert": (53.3, True),
+    "CIFAR-100-LT, ratio 50, single expert": (56.8, True),
+    "CIFAR-10-LT, ratio 100, single expert": (84.7, True),
+    "ImageNet-LT, single expert": (57.4, True),
+}
 GROUP_SIZES = {"cifar100": (35, 35, 30), "imagenet": (385, 479, 136), "inat18": (842, 3701, 3599)}
 LARGE = ("wide_resnet50_2", "resnet101", "resnet152", "resnet152.tv_in1k")
 NETWORK_OPTIONS = ("experts", "reduced", "head", "contrastive", "copies")
@@ -110,6 +152,67 @@ def test_every_published_row_can_be_run_or_is_said_to_be_missing() -> None:
             assert "not implemented" in one["reason"] or number not in ROWS_OF_TABLE
             assert one["name"]
             assert one["published"]["all"] > 30
+
+
+def rows_of(number: str) -> dict[str, dict[str, float]]:
+    return {row.name: row.published for row in TABLES[number].rows}
+
+
+def test_tables_of_the_other_methods_have_all_their_rows() -> None:
+    assert {number: (len(t.rows), len(t.missing)) for number, t in TABLES.items() if not number.isdigit()} == (
+        ROWS_AND_MISSING
+    )
+    for number in ROWS_AND_MISSING:
+        assert len(rows_of(number)) == len(TABLES[number].rows), "two rows of one name"
+
+
+def test_published_numbers_of_glmc_are_those_of_its_readme() -> None:
+    def cifar(published: dict[str, dict[int, tuple[float, float]]]) -> dict[str, dict[str, float]]:
+        return {
+            f"{dataset}, ratio {ratio}{stage}": {"all": number}
+            for dataset, ratios in published.items()
+            for ratio, numbers in ratios.items()
+            for stage, number in zip(("", ", MaxNorm"), numbers, strict=True)
+        }
+
+    assert rows_of("glmc-cifar") == cifar(GLMC_CIFAR)
+    # Their names end in what they are.
+    missing = {one["name"].rpartition(", ")[0]: one["published"] for one in TABLES["glmc-cifar"].missing}
+    assert missing == cifar(GLMC_CIFAR_FIRST)
+    assert rows_of("glmc-large") == {
+        name: dict(zip(NUMBERS, numbers, strict=True)) for name, numbers in GLMC_LARGE.items()
+    }
+
+
+def test_published_numbers_of_metasaug_are_the_errors_of_its_readme() -> None:
+    errors = {
+        f"{part}, ratio {ratio}": error
+        for part, row in METASAUG_CIFAR.items()
+        for ratio, error in zip(RATIOS, row, strict=True)
+    }
+    for number, expected in (("metasaug-cifar", errors), ("metasaug-large", METASAUG_LARGE)):
+        assert {name: round(100 - p["all"], 2) for name, p in rows_of(number).items()} == pytest.approx(expected)
+    # The released checkpoints say that two of them were trained with half the rate.
+    rates = {row.name: options_of(tuple(row.arguments())).optimizer.lr for row in TABLES["metasaug-cifar"].rows}
+    halved = {name for name, rate in rates.items() if rate == 0.05}
+    assert set(rates.values()) == {0.1, 0.05}
+    assert halved == {f"CIFAR-10-LT, {loss}, ratio {ratio}" for loss in ("LDAM", "CE") for ratio in (20, 10)}
+
+
+def test_published_numbers_of_ncl_are_those_of_the_listings() -> None:
+    rows = TABLES["ncl"].rows
+    assert {row.name: (row.published["all"], row.single_expert) for row in rows} == NCL
+    assert all(set(row.published) == {"all"} and row.source == "copied" for row in rows)
+    assert [one["published"] for one in TABLES["ncl"].missing] == [{"all": 60.5}]
+
+
+def test_rows_read_the_training_set_of_the_ratio_in_their_name() -> None:
+    named = [(row, int(found[1])) for row in ROWS if (found := re.search(r"ratio (\d+)", row.name))]
+    assert len(named) > 50
+    for row, ratio in named:
+        counts = training_set(options_of(tuple(row.arguments())).data.train).samples_per_class
+        # The smallest classes are rounded down, to 2 instead of 2.45 images at the worst.
+        assert counts.max() / counts.min() == pytest.approx(ratio, rel=0.25), row
 
 
 def test_published_numbers_agree_with_themselves_unless_a_note_says_that_they_do_not() -> None:

@@ -21,7 +21,7 @@ from pipeline.plan import Stream
 from pipeline.rng import generator
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
-from train.losses import cross_entropy
+from train.losses import at_least_float32, cross_entropy
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 from train.models.resnet_cifar import ResNet32, kaiming_init
@@ -203,7 +203,7 @@ class GLMC(Method):
     def per_sample(
         self, alpha: Tensor, global_mix: Heads, local_mix: Heads, labels: Tensor, targets: Tensor, rebalanced: Tensor
     ) -> Tensor:
-        """α_e L_bal + (1−α_e) L_reb + γ L_con of each row, float32 (rows,).
+        """α_e L_bal + (1−α_e) L_reb + γ L_con of each row, at least float32 (rows,).
 
         Args:
             alpha: α_e, a scalar.
@@ -213,7 +213,8 @@ class GLMC(Method):
         prior = self.log_counts if self.options.rebalance == "bs" else 0.0
         plain = sum(_soft_cross_entropy(mix.plain, labels, targets) for mix in (global_mix, local_mix))
         cumulative = sum(
-            _soft_cross_entropy(mix.rebalanced.float() + prior, labels, rebalanced) for mix in (global_mix, local_mix)
+            _soft_cross_entropy(at_least_float32(mix.rebalanced) + prior, labels, rebalanced)
+            for mix in (global_mix, local_mix)
         )
         agreement = _cosine(global_mix.prediction, local_mix.projection.detach())
         agreement = agreement + _cosine(local_mix.prediction, global_mix.projection.detach())
@@ -237,4 +238,4 @@ def _soft_cross_entropy(logits: Tensor, labels: Tensor, mass: Tensor) -> Tensor:
 
 
 def _cosine(first: Tensor, second: Tensor) -> Tensor:
-    return F.cosine_similarity(first.float(), second.float(), dim=1)
+    return F.cosine_similarity(at_least_float32(first), at_least_float32(second), dim=1)

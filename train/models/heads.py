@@ -53,5 +53,5 @@ class BiasedCosineClassifier(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """features (batch, features) → logits (batch, classes), in float32 also under autocast."""
         with torch.autocast(features.device.type, enabled=False):
-            cosines = F.normalize(features.float(), dim=1) @ F.normalize(self.weight.float(), dim=1).T
+            cosines = F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=1).T
             return self.scale * cosines + self.bias
