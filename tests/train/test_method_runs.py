@@ -37,7 +37,7 @@ def changes_of(name: str, meta: Path, first: Path | None = None) -> dict[str, ob
     """first: the run folder of the first stage."""
     data = {"data.meta": meta} if name.startswith("metasaug") else {}
     start = {} if first is None else {"model.init_from": newest(first)}
-    return {"method.name": name, "epochs": 2, **METHODS[name], **data, **start}
+    return {"method.name": name, "epochs": 2, **METHODS.get(name, {}), **data, **start}
 
 
 def newest(run_dir: Path) -> Path:
@@ -101,6 +101,18 @@ def test_the_bound_holds_for_the_average_that_is_evaluated(
     for part in ("model", AVERAGED):
         weight = checkpoint(tmp_path / "second")[part]["fc_cb.weight"]
         assert (weight.norm(dim=1) <= bound_of(first) * 1.0001).all(), part
+
+
+@pytest.mark.parametrize("name", [*FIRST_STAGES, "lws"])
+def test_a_first_stage_without_the_classifier_that_a_second_goes_on_with_is_refused(
+    name: str, data: Path, meta: Path, first_stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """GLMC's network has no `linear`, and a plain one no `fc_cb`."""
+    other = "metasaug_large" if name == "glmc_maxnorm" else "glmc_maxnorm"
+    changes = changes_of(name, meta, first_stages[other])
+    classifier = "fc_cb" if name == "glmc_maxnorm" else "linear"
+    with pytest.raises(ValueError, match=rf"{classifier}\.bias, {classifier}\.weight not in the checkpoint"):
+        train(options(data, tmp_path / "run", **changes))
 
 
 def test_accumulation_is_refused_where_a_step_needs_its_whole_batch(data: Path, meta: Path, tmp_path: Path) -> None:
