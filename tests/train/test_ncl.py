@@ -509,7 +509,10 @@ def test_more_hard_classes_than_classes_and_a_queue_below_a_batch_are_refused() 
     ncl(queue=4).check_batch_size(7)  # which has no queue
 
 
-def test_a_run_whose_batch_does_not_fit_the_queue_ends_before_its_network_is_built(data: Path, tmp_path: Path) -> None:
+def test_a_run_whose_batch_does_not_fit_the_queue_ends_before_its_network_is_built(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NCL, "build_model", lambda *unused: pytest.fail("built"))
     changes = {"method.name": "ncl", "method.contrastive": True, "method.queue": 4, "method.hard_classes": 2}
     with pytest.raises(ValueError, match="queue is 4, smaller than a batch of 8"):
         train(run_options(data, tmp_path / "run", **changes))
