@@ -55,7 +55,8 @@ class Redrawn:
     Attributes:
         per_class: draw from this many samples of each class only, the same ones in the whole run, or from all that a
             class has if it has fewer; None draws from the whole set. They are chosen by the rule of the official code,
-            numpy's legacy generator with seed 6, on the order of the shard set instead of that of the original list.
+            numpy's legacy generator with seed 6, on the order of the shard set instead of that of the original list:
+            a build shuffles, so a set does not know the list's, and the rule needs only some order that stays.
     """
 
     per_class: int | None = None

@@ -74,7 +74,8 @@ class GroupRule:
 # Three borders are in use. They give different groups on CIFAR-100-LT (ratio 100): one class has exactly 20 images.
 CMO_RULE = GroupRule(many_min=101, few_max=19)  # CMO on CIFAR and in its evaluation script, MetaSAug
 SHIFTED_RULE = GroupRule(many_min=101, few_max=20)  # CMO's ImageNet-LT and iNaturalist trainers, GLMC
-NCL_RULE = GroupRule(many_min=100, few_max=20)  # NCL's report
+# NCL's report; it pools the images of a group, which equals the mean over its classes on balanced test sets.
+NCL_RULE = GroupRule(many_min=100, few_max=20)
 
 
 def shot_groups(counts: ArrayLike, rule: GroupRule) -> dict[str, Int64Array]:

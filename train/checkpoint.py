@@ -151,13 +151,18 @@ def counting_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
     return content.get(AVERAGED, content["model"])
 
 
-def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) -> None:
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    wanted: Callable[[str], bool],
+    required: Callable[[str], bool] = lambda name: False,
+) -> None:
     """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
 
     The checkpoint is one of ours or a released file, see train/released.py.
 
     Raises:
-        ValueError: a shared parameter differs in shape, or nothing is shared.
+        ValueError: a shared parameter differs in shape, nothing is shared, or one that is required is absent.
     """
     content = read(path)
     is_ours = isinstance(content, dict) and "format_version" in content
@@ -171,6 +176,12 @@ def load_weights(model: nn.Module, path: Path, wanted: Callable[[str], bool]) ->
     ]
     if shapes or not shared:
         raise ValueError(f"{path} does not fit the model: {'; '.join(shapes[:5]) or 'no parameter name is shared'}")
+    absent = sorted(name for name in own if name not in weights and wanted(name) and required(name))
+    if absent:
+        raise ValueError(
+            f"{path}: {', '.join(absent)} not in the checkpoint, but the method goes on with them; give the checkpoint "
+            "of a first stage that has trained them"
+        )
     for what, names in (
         ("not in the model", set(weights) - set(own)),
         ("not in the checkpoint", set(own) - set(weights)),

@@ -124,9 +124,17 @@ def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRu
         "loss": float(predictions.loss.mean(dtype=np.float64)),
         "calibration_error": 100 * expected_calibration_error(predictions.confidence, correct),
         "samples": float(len(correct)),
-        **{f"expert{k}": 100 * float(alone.mean()) for k, alone in enumerate(predictions.members_correct.T)},
+        **_of_experts(predictions.members_correct),
     }
     return Scores(numbers, recall, confusion)
+
+
+def _of_experts(members_correct: np.ndarray) -> dict[str, float | None]:
+    """Accuracy of each member of an ensemble alone, and their mean: unlike the best, not chosen by the evaluation."""
+    alone = 100 * members_correct.mean(axis=0)
+    if not len(alone):
+        return {}
+    return {**{f"expert{k}": float(one) for k, one in enumerate(alone)}, "experts_mean": float(alone.mean())}
 
 
 def _mean_percent(recall: np.ndarray) -> float | None:

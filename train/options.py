@@ -1,11 +1,12 @@
 """The options of a run: typed, filled from a recipe (YAML) and the command line, checked before anything is loaded."""
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
@@ -171,8 +172,9 @@ def parse(arguments: Sequence[str]) -> Options:
     method_name = _method_name(arguments)
     if method_name not in method_names():
         sys.exit(f"python -m train: error: no method {method_name!r}; expected one of {', '.join(method_names())}")
-    method_options = method_class(method_name).Options
-    parser = _parser(method_options)
+    method = method_class(method_name)
+    method_options = method.Options
+    parser = _parser(method_options, method.without)
     namespace = parser.parse_args(list(arguments))
     recipes = namespace.pop("recipe")
     resolved = yaml.safe_load(parser.dump(namespace))
@@ -196,8 +198,23 @@ def parse(arguments: Sequence[str]) -> Options:
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
 
 
-def _parser(method_options: type) -> ArgumentParser:
-    parser = ArgumentParser(prog="python -m train", description="Train a classifier on a long-tailed shard set.")
+class _Parser(ArgumentParser):
+    """Says of an option that the method does not have why it does not; `reasons` by name."""
+
+    reasons: Mapping[str, str] = {}
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        told = [
+            f"method.{name}: {why}"
+            for name, why in self.reasons.items()
+            if re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
+        ]
+        super().error("\n".join([message, *told]), ex)
+
+
+def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
+    parser = _Parser(prog="python -m train", description="Train a classifier on a long-tailed shard set.")
+    parser.reasons = without
     parser.add_argument("--recipe", action=ActionConfigFile, help="a YAML file with any of the options below")
     parser.add_argument("--method.name", default="cmo", help=f"one of {', '.join(method_names())}")
     parser.add_class_arguments(method_options, "method")

@@ -24,6 +24,7 @@ from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
 
 _PREFIX = "module."
 _INAT18_CLASSES = 8142
+_INAT17_CLASSES = 5089
 _ROUTING = ("backbone.expert_help_pred",)
 _CONTRASTIVE_BRANCH = ("classifier.", "backbone_MA.", "classifier_MA.", "MOCO.")
 _GLMC_HEADS = ("fc.", "projection_head.", "contrast_head.")
@@ -59,7 +60,10 @@ class Architecture:
     def describe(self) -> str:
         """The network in words."""
         options = ", ".join(f"{name} {value}" for name, value in self.options.items())
-        return f"{self.model.name}, {self.classes} classes, evaluated as {self.method}{options and f' ({options})'}"
+        width = "" if self.model.width == ModelOptions.width else f" of width {self.model.width}"
+        return (
+            f"{self.model.name}{width}, {self.classes} classes, evaluated as {self.method}{options and f' ({options})'}"
+        )
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def usual_recipe(state: dict[str, Tensor], architecture: Architecture) -> str:
         state: as `state_dict_of` gives them.
     """
     if not _is_for_32_pixels(architecture.model):
-        return "inat" if architecture.classes == _INAT18_CLASSES else "imagenet"
+        return "inat" if architecture.classes in (_INAT17_CLASSES, _INAT18_CLASSES) else "imagenet"
     if "fc_cb.weight" in state:
         return "cifar10-glmc" if architecture.classes == 10 else "cifar"
     return "cifar" if any(name.endswith("num_batches_tracked") for name in state) else "cifar-metasaug"

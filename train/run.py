@@ -96,7 +96,7 @@ class Run:
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from, self.method.inherits)
+            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         self.parameters = sum(p.numel() for p in bare_model.parameters())
@@ -126,6 +126,7 @@ class Run:
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
                 "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
             )
+        method.check_batch_size(self.options.run.batch_size)
         return method
 
     def _set_torch_up(self) -> None:

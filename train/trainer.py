@@ -251,11 +251,12 @@ class Trainer:
                 group["lr"] = self._lr
 
     def _end_epoch(self, ends_run: bool) -> None:
-        epoch = self.position.epoch
-        self.parts.method.project(self.bare_model)
-        if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
-            self.parts.method.project(self.evaluated_model)
-        self.parts.method.after_epoch(epoch)
+        epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
+        if is_whole:  # `max_steps` may end a run inside an epoch, which it then continues as if it had not stopped
+            self.parts.method.project(self.bare_model)
+            if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
+                self.parts.method.project(self.evaluated_model)
+            self.parts.method.after_epoch(epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
         record |= self.parts.progress.rates()
         self._epoch_meter.reset()
@@ -269,7 +270,7 @@ class Trainer:
         record["seconds"] = self._seconds()
         self._write(record)
         self.parts.progress.epoch_line(_epoch_line(record, self.options.epochs))
-        if self.position.step == self.parts.plan.steps_per_epoch:
+        if is_whole:
             self.position = Position(epoch + 1, 0)
         self.save_checkpoint()
         self.parts.progress.reset()

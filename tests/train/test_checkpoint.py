@@ -117,6 +117,9 @@ def test_initial_weights_report_what_does_not_fit(tmp_path: Path, caplog: pytest
     load_weights(same_trunk, path, lambda name: True)
     assert torch.equal(same_trunk["0"].weight, first[0].weight)
     assert "head.weight" in caplog.text
+    with pytest.raises(ValueError, match=r"head\.bias, head\.weight not in the checkpoint, but the method goes on"):
+        load_weights(same_trunk, path, lambda name: True, lambda name: name.startswith("head."))
+    load_weights(same_trunk, path, lambda name: name.startswith("0."), lambda name: name.startswith("head."))
     with pytest.raises(ValueError, match=r"0\.weight \(4, 3\) in the checkpoint, \(5, 3\) in the model"):
         load_weights(torch.nn.Sequential(torch.nn.Linear(3, 5)), path, lambda name: True)
     with pytest.raises(ValueError, match="no parameter name is shared"):

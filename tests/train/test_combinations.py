@@ -67,7 +67,17 @@ def test_other_combinations_are_refused_with_the_reason_of_the_page(
     with pytest.raises((SystemExit, ValueError)) as refused:
         make_run(parse(arguments(data, tmp_path / "run", **changes(options))))
     (answer,) = re.findall(r'"(.*?)"', reason)
+    assert reason == f'"{answer}"'
     assert answer in f"{refused.value} {capsys.readouterr().err}"
+
+
+def test_a_recipe_with_an_option_that_a_method_is_without_is_refused_with_the_reason(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine.yaml").write_text("method: {name: ncl, loss: ldam}")
+    with pytest.raises(SystemExit):
+        parse(["--recipe", str(tmp_path / "mine.yaml"), "--data.train", "a", "--data.test", "b"])
+    assert "method.loss: the balanced softmax is part of NCL's equations" in capsys.readouterr().err
 
 
 def test_glmc_under_cmo_mixes_the_samples_that_cmo_does_when_cmo_does() -> None:

@@ -81,8 +81,8 @@ def test_members_of_an_ensemble_are_scored_alone_and_by_their_mean() -> None:
     found = predict(ensemble, torch.nn.Identity(), batches, 2, nullcontext)
     assert found.predicted.tolist() == [0, 1]  # means (1.5, 0.5, 0.25) and (2, 2.5, 0)
     numbers = score(found, np.array([3, 2, 1]), CMO_RULE).numbers
-    assert (numbers["all"], numbers["expert0"], numbers["expert1"]) == (50, 100, 0)
-    assert "expert0" not in score(predictions(CONFUSION), COUNTS, CMO_RULE).numbers
+    assert (numbers["all"], numbers["expert0"], numbers["expert1"], numbers["experts_mean"]) == (50, 100, 0, 50)
+    assert not any("expert" in name for name in score(predictions(CONFUSION), COUNTS, CMO_RULE).numbers)
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 1], [0, 1]])

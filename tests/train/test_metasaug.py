@@ -1,5 +1,6 @@
 """MetaSAug: published vectors in float64, the method itself in float32 on one and two processes, and its phases."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -301,7 +302,7 @@ def method_of_v6(**options) -> MetaSAug:
     base = replace(setting(COUNTS, **CIFAR_SCHEDULE), assembler=Identity())
     method = MetaSAug(MetaSAugOptions(strength=0.75, meta_start=0, **options), base)
     method.statistics = ClassStatistics(4, 2, False, CPU)
-    method.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
+    method.statistics.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
     return method
 
 
@@ -364,6 +365,83 @@ def test_the_virtual_step_runs_uncompiled():
     np.testing.assert_allclose(compiled["gradient"], plain["gradient"], rtol=1e-5)
 
 
+def allowed_tf32() -> tuple[bool, bool]:
+    return torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_virtual_step_is_without_tf32_and_leaves_the_real_step_as_it_was(fails: bool) -> None:
+    method, network, seen = method_of_v6(), Tanh().float(), []
+
+    def note(*unused: object) -> None:
+        seen.append(allowed_tf32())
+        if fails and len(seen) == 2:
+            raise RuntimeError("inside the virtual step")
+
+    network.register_forward_hook(note)
+    before = allowed_tf32()
+    assert before[0], "torch's default"
+    if fails:
+        with pytest.raises(RuntimeError, match="inside the virtual step"):
+            loss_of(method, network, step_of_v6())
+    else:
+        loss_of(method, network, step_of_v6())
+        assert seen == [before, (False, False), (False, False)]
+    assert allowed_tf32() == before
+
+
+def resumed(rank: int, world_size: int) -> str:
+    method = method_of_v6(statistics="local")
+    try:
+        method.load_state_dict(method.state_dict())
+    except ValueError as error:
+        return str(error)
+    return "resumed"
+
+
+def test_local_statistics_of_several_processes_do_not_resume(tmp_path: Path) -> None:
+    """A checkpoint holds those of one."""
+    assert resumed(0, 1) == "resumed"
+    for answer in on_two_processes(resumed, tmp_path):
+        assert "those of the first of 2 processes only" in answer
+
+
+def test_the_log_says_what_the_correction_did_also_where_there_are_no_covariances_yet(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    method = method_of_v6()
+    method.statistics.covariances.zero_()
+    loss_of(method, Tanh().float(), step_of_v6())
+    method.after_epoch(100)
+    loss_of(method, Tanh().float(), step_of_v6())
+    method.after_epoch(101)
+    first, second = caplog.messages
+    assert re.fullmatch(r"epoch 100: the last meta step moved covariances of 0 by \d.*", first)
+    assert re.fullmatch(r"epoch 101: the last meta step moved the covariances by \d.* of their norm", second)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"strength": -0.25}, "strength is -0.25, expected a finite number of at least 0"),
+        ({"strength": float("nan")}, "strength is nan"),
+        ({"meta_lr": -0.1}, "meta_lr is -0.1"),
+        ({"meta_lr": float("inf")}, "meta_lr is inf"),
+        ({"meta_start": -1}, "meta_start is -1, expected an epoch, counted from 0"),
+    ],
+)
+@pytest.mark.parametrize("kind", [MetaSAugOptions, MetaSAugLargeOptions])
+def test_options_without_a_meaning_are_refused(kind: type, options: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        kind(**options)
+
+
+def test_an_empty_meta_set_is_refused() -> None:
+    with pytest.raises(ValueError, match="meta_per_class is 0, expected at least 1"):
+        MetaSAugLargeOptions(meta_per_class=0)
+
+
 def steps_of_a_rank(rank: int, world_size: int) -> dict[str, dict]:
     return {
         "global": run_v6(rank, world_size, autocast=False),
@@ -403,6 +481,23 @@ def test_local_statistics_differ_between_processes_but_gradients_are_shared(two_
     np.testing.assert_allclose(first["gradient"], second["gradient"])
     # A process corrects only the classes that it holds: rank 0 has classes 3 and 0, rank 1 has 1 and 3.
     assert not first["change"][1].any() and not second["change"][0].any()
+
+
+def loss_of_a_rank(rank: int, world_size: int) -> tuple[float, float]:
+    """With local statistics: this process's part of the loss, and the loss of its own batch alone."""
+    method, network = method_of_v6(statistics="local", meta_lr=0.0), Tanh().float()
+    share = loss_of(method, network, step_of_v6(rank, world_size)).loss.item()
+    rows = list(range(2 * rank, 2 * rank + 2))
+    data = {"original": ((X.float()[rows],), Y[rows].tolist()), "meta": ((META_X.float(),), META_Y.tolist())}
+    alone = method_of_v6(meta_lr=0.0)
+    alone.total = list
+    return share, loss_of(alone, network, micro_step(100, data)).loss.item()
+
+
+def test_with_local_statistics_each_process_normalises_by_its_own_class_weights(tmp_path: Path) -> None:
+    """As a weighted cross entropy under a distributed wrapper does, which averages over processes."""
+    for share, alone in on_two_processes(loss_of_a_rank, tmp_path):
+        assert share == pytest.approx(alone / 2, rel=1e-5)
 
 
 # ------------------------------------------------------------------ phases, networks, streams
@@ -521,6 +616,16 @@ def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert method.statistics.covariances.shape == (4, 512)
     assert method.statistics.counts.sum() == 16
+
+
+def test_large_mode_has_float32_features_under_autocast():
+    method = large()
+    model = method.build_model(STAGE_ONE, seed=0)
+    seen = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: seen.append(output))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss_of(method, model, micro_step(1, data_of()))
+    assert [(output.dtype, len(output)) for output in seen] == [(torch.float32, 8), (torch.float32, 4)]
 
 
 def test_large_mode_starts_as_class_weighted_cross_entropy():

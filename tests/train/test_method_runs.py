@@ -12,8 +12,11 @@ from train.run import FINISHED, train
 
 METHODS = {
     "glmc": {"method.contrast_weight": 4},
+    "glmc_maxnorm": {"optimizer.lr": 5.0},  # which takes rows over their bound in every step
     "metasaug": {"method.meta_start": 100},  # of 200: the second of two epochs
+    "metasaug_large": {},
 }
+FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}
 
 
 @pytest.fixture(scope="module")
@@ -21,22 +24,47 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_images(tmp_path_factory.mktemp("balanced") / "meta", (2, 2, 2, 2)).path
 
 
-def changes_of(name: str, meta: Path) -> dict[str, object]:
+@pytest.fixture(scope="module")
+def first_stages(data: Path, meta: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The run folder of the first stage of each method that has one."""
+    folders = {name: tmp_path_factory.mktemp("first") / first for name, first in FIRST_STAGES.items()}
+    for name, folder in folders.items():
+        assert train(options(data, folder, **changes_of(FIRST_STAGES[name], meta))) == FINISHED
+    return folders
+
+
+def changes_of(name: str, meta: Path, first: Path | None = None) -> dict[str, object]:
+    """first: the run folder of the first stage."""
     data = {"data.meta": meta} if name.startswith("metasaug") else {}
-    return {"method.name": name, "epochs": 2, **METHODS.get(name, {}), **data}
+    start = {} if first is None else {"model.init_from": newest(first)}
+    return {"method.name": name, "epochs": 2, **METHODS.get(name, {}), **data, **start}
+
+
+def newest(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("epoch*.pt"))
 
 
 def checkpoint(run_dir: Path) -> dict:
-    return torch.load(max((run_dir / "checkpoints").glob("epoch*.pt")), weights_only=True)
+    return torch.load(newest(run_dir), weights_only=True)
+
+
+def bound_of(first: Path) -> torch.Tensor:
+    """The norm that MaxNorm bounds rows to after this first stage."""
+    norms = last_weights(first)["fc_cb.weight"].norm(dim=1)
+    return norms.min() + 0.1 * (norms.max() - norms.min())
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_run_continues_exactly(name: str, data: Path, meta: Path, tmp_path: Path) -> None:
+def test_a_run_continues_exactly(
+    name: str, data: Path, meta: Path, first_stages: dict[str, Path], tmp_path: Path
+) -> None:
     """Stopped inside its last epoch, which for MetaSAug is one with meta steps."""
-    changes = changes_of(name, meta)
+    changes = changes_of(name, meta, first_stages.get(name))
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     assert train(options(data, straight, **changes)) == FINISHED
     assert train(options(data, stopped, **changes, max_steps=6)) == FINISHED
+    if name == "glmc_maxnorm":  # bounds are kept at the end of an epoch
+        assert last_weights(stopped)["fc_cb.weight"].norm(dim=1).max() > 1.01 * bound_of(first_stages[name])
     assert train(options(data, stopped, **changes, resume="auto")) == FINISHED
     assert same_weights(last_weights(straight), last_weights(stopped))
     first, second = checkpoint(straight)["method"], checkpoint(stopped)["method"]
@@ -47,32 +75,44 @@ def test_a_run_continues_exactly(name: str, data: Path, meta: Path, tmp_path: Pa
     assert records(straight)[-1]["test"]["samples"] == 12
 
 
-@pytest.mark.parametrize(("first", "second"), [("glmc", "glmc_maxnorm"), ("metasaug", "metasaug_large")])
-def test_second_stages_start_from_the_first(first: str, second: str, data: Path, meta: Path, tmp_path: Path) -> None:
-    assert train(options(data, tmp_path / "first", **changes_of(first, meta))) == FINISHED
-    before = last_weights(tmp_path / "first")
-    start = {"model.init_from": max((tmp_path / "first" / "checkpoints").glob("epoch*.pt")), "optimizer.lr": 0.1}
-    assert train(options(data, tmp_path / "second", **changes_of(second, meta), **start)) == FINISHED
-    after = last_weights(tmp_path / "second")
-    trained = {name for name in before if not torch.equal(before[name], after[name])}
-    assert before.keys() == after.keys()
-    assert trained == ({"fc_cb.weight", "fc_cb.bias"} if first == "glmc" else {"linear.weight", "linear.bias"})
-    if first == "glmc":
-        norms = before["fc_cb.weight"].norm(dim=1)
-        bound = norms.min() + 0.1 * (norms.max() - norms.min())
-        assert (after["fc_cb.weight"].norm(dim=1) <= bound * 1.0001).all()
-
-
-def test_the_bound_holds_for_the_average_that_is_evaluated(data: Path, meta: Path, tmp_path: Path) -> None:
-    assert train(options(data, tmp_path / "first", **changes_of("glmc", meta))) == FINISHED
-    start = {"model.init_from": max((tmp_path / "first" / "checkpoints").glob("epoch*.pt")), "optimizer.lr": 0.1}
-    changes = changes_of("glmc_maxnorm", meta) | start | {"ema_decay": 0.9}
+@pytest.mark.parametrize("name", FIRST_STAGES)
+def test_second_stages_start_from_the_first(
+    name: str, data: Path, meta: Path, first_stages: dict[str, Path], tmp_path: Path
+) -> None:
+    first = first_stages[name]
+    before = last_weights(first)
+    changes = changes_of(name, meta, first) | {"optimizer.lr": 0.1}
     assert train(options(data, tmp_path / "second", **changes)) == FINISHED
-    norms = last_weights(tmp_path / "first")["fc_cb.weight"].norm(dim=1)
-    bound = norms.min() + 0.1 * (norms.max() - norms.min())
+    after = last_weights(tmp_path / "second")
+    trained = {key for key in before if not torch.equal(before[key], after[key])}
+    assert before.keys() == after.keys()
+    classifier = "fc_cb" if name == "glmc_maxnorm" else "linear"
+    assert trained == {f"{classifier}.weight", f"{classifier}.bias"}
+    if name == "glmc_maxnorm":
+        assert (after["fc_cb.weight"].norm(dim=1) <= bound_of(first) * 1.0001).all()
+
+
+def test_the_bound_holds_for_the_average_that_is_evaluated(
+    data: Path, meta: Path, first_stages: dict[str, Path], tmp_path: Path
+) -> None:
+    first = first_stages["glmc_maxnorm"]
+    changes = changes_of("glmc_maxnorm", meta, first) | {"ema_decay": 0.9}
+    assert train(options(data, tmp_path / "second", **changes)) == FINISHED
     for part in ("model", AVERAGED):
         weight = checkpoint(tmp_path / "second")[part]["fc_cb.weight"]
-        assert (weight.norm(dim=1) <= bound * 1.0001).all(), part
+        assert (weight.norm(dim=1) <= bound_of(first) * 1.0001).all(), part
+
+
+@pytest.mark.parametrize("name", [*FIRST_STAGES, "lws"])
+def test_a_first_stage_without_the_classifier_that_a_second_goes_on_with_is_refused(
+    name: str, data: Path, meta: Path, first_stages: dict[str, Path], tmp_path: Path
+) -> None:
+    """GLMC's network has no `linear`, and a plain one no `fc_cb`."""
+    other = "metasaug_large" if name == "glmc_maxnorm" else "glmc_maxnorm"
+    changes = changes_of(name, meta, first_stages[other])
+    classifier = "fc_cb" if name == "glmc_maxnorm" else "linear"
+    with pytest.raises(ValueError, match=rf"{classifier}\.bias, {classifier}\.weight not in the checkpoint"):
+        train(options(data, tmp_path / "run", **changes))
 
 
 def test_accumulation_is_refused_where_a_step_needs_its_whole_batch(data: Path, meta: Path, tmp_path: Path) -> None:

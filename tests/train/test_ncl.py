@@ -569,6 +569,11 @@ def test_a_stopped_run_continues_with_its_queues_and_momentum_encoders(data: Pat
         ({"contrastive": True, "mixup_prob": 0.5}, "mixup_prob"),
         ({"temperature": 0.0}, "temperature"),
         ({"momentum": 1.5}, "momentum"),
+        ({"distillation": -0.6}, "distillation is -0.6, expected a finite number of at least 0"),
+        ({"distillation": float("nan")}, "distillation is nan"),
+        ({"cosine_scale": 0.0}, "cosine_scale is 0.0, expected a finite number above 0"),
+        ({"queue": 0}, "queue is 0, contrast_dim 64; expected at least 1"),
+        ({"contrast_dim": 0}, "queue is 1024, contrast_dim 0"),
     ],
 )
 def test_options_without_a_meaning_are_refused(options: dict, told: str) -> None:
@@ -579,6 +584,16 @@ def test_options_without_a_meaning_are_refused(options: dict, told: str) -> None
 def test_more_hard_classes_than_classes_and_a_queue_below_a_batch_are_refused() -> None:
     with pytest.raises(ValueError, match="hard_classes is 9, expected 1 to 4"):
         ncl(hard_classes=9)
-    method = contrastive(queue=4)
     with pytest.raises(ValueError, match="queue is 4, smaller than a batch of 7"):
-        contrastive_step(method, method.build_model(ModelOptions(width=4), 0))
+        contrastive(queue=4).check_batch_size(7)
+    contrastive(queue=7).check_batch_size(7)
+    ncl(queue=4).check_batch_size(7)  # which has no queue
+
+
+def test_a_run_whose_batch_does_not_fit_the_queue_ends_before_its_network_is_built(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(NCL, "build_model", lambda *unused: pytest.fail("built"))
+    changes = {"method.name": "ncl", "method.contrastive": True, "method.queue": 4, "method.hard_classes": 2}
+    with pytest.raises(ValueError, match="queue is 4, smaller than a batch of 8"):
+        train(run_options(data, tmp_path / "run", **changes))

@@ -56,7 +56,8 @@ def save_released(path: Path, model: nn.Module, prefix: str, patch: pytest.Monke
     ("classes", "recipe", "mean", "std"),
     [
         (1000, "imagenet", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-        (8142, "inat", (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),
+        (8142, "inat", (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),  # of 2018
+        (5089, "inat", (0.466, 0.471, 0.380), (0.195, 0.194, 0.192)),  # of 2017
     ],
 )
 @torch.inference_mode()
@@ -109,6 +110,7 @@ def test_resnet32_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     save_released(tmp_path / "ckpt.pth.tar", model, "module.", monkeypatch)
     trained = load_trained(tmp_path / "ckpt.pth.tar", CPU)
     assert trained.recipe.name == "cifar"
+    assert ("resnet32 of width 8, 100" if width == 8 else "resnet32, 100") in trained.description
     images = trained.method.setting.assembler.plain(PICTURES)
     torch.testing.assert_close(trained.logits(PICTURES), model(images))
 

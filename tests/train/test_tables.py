@@ -110,7 +110,7 @@ def training_set(path: Path) -> UnreadableSet:
     name = path.parent.name
     if name == "digits-lt":
         return UnreadableSet(long_tailed_counts(134, 10, 0.01).tolist())
-    cifar = re.fullmatch(r"cifar(10|100)-lt(-metasaug)?(?:-ir(\d+))?", name)
+    cifar = re.fullmatch(r"cifar(10|100)-lt(?:-glmc|(-metasaug))?(?:-ir(\d+))?", name)
     if cifar is not None:
         classes = int(cifar[1])
         largest = 50_000 // classes - (10 if cifar[2] else 0)
@@ -267,6 +267,24 @@ def test_every_row_resolves_and_plans(number: str) -> None:
 @pytest.mark.parametrize("row", UNPUBLISHED, ids=lambda row: row.name)
 def test_every_recipe_without_a_published_row_resolves_and_plans(row: Row) -> None:
     check_plan(row)
+
+
+def test_glmc_recipes_have_the_seed_and_the_images_of_the_published_runs() -> None:
+    names = [name for name in RECIPE_NAMES if "glmc" in name]
+    assert len(names) > 10
+    for name in names:
+        options = options_of((f"--recipe={RECIPES_FOLDER / name}.yaml",))
+        assert options.run.seed == 3407, name
+        assert "-glmc" in str(options.data.train) or not name.startswith("cifar"), name
+
+
+def test_second_stages_start_from_the_run_folder_of_the_first() -> None:
+    rows = [row for row in ROWS if row.first_stage is not None and not row.overrides]
+    assert rows
+    for row in rows:
+        init_from = options_of(tuple(row.arguments())).model.init_from
+        assert init_from is not None
+        assert init_from.parent.parent == options_of(tuple(first_stage(row).arguments())).run.run_dir, row
 
 
 def rates(recipe: str, epochs: list[int]) -> list[float]:

@@ -106,10 +106,15 @@ class Method(ABC):
     # Why a step of the method cannot be captured once and replayed, or None: then the kind of step is decided by
     # which batches and values there are, and neither `loss` nor `before_optimizer` keeps anything on the host.
     not_captured_because: ClassVar[str | None] = None
+    # Options of other methods that one may expect here, and why they do not exist; told to who gives them.
+    without: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, setting: Setting):
         self.options = options
         self.setting = setting
+
+    def check_batch_size(self, batch_size: int) -> None:
+        """Refuse, with a ValueError, a global batch that the method cannot take; before anything is built."""
 
     @abstractmethod
     def streams(self) -> tuple[Stream, ...]:
@@ -138,6 +143,13 @@ class Method(ABC):
     def inherits(self, parameter_name: str) -> bool:
         """Whether a parameter or buffer is taken from `model.init_from`; by default all are."""
         return True
+
+    def requires(self, parameter_name: str) -> bool:
+        """Whether `model.init_from` must have a parameter that is inherited: what the method goes on with.
+
+        By default none; one that is absent keeps its random weights, and is listed. Names are those of the state dict.
+        """
+        return False
 
     def before_optimizer(self, model: nn.Module) -> None:
         """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""

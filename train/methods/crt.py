@@ -5,7 +5,9 @@ The official code freezes the parameters of the features but leaves batch normal
 running statistics follow the over-sampled stream; the paper speaks of keeping the representations fixed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import nn
 
@@ -29,6 +31,9 @@ class CRT(ROS):
     """Only the classifier is trained."""
 
     Options = CRTOptions
+    without: ClassVar[Mapping[str, str]] = {
+        "mixup_prob": "the second stage trains a classifier on the features of whole images; paste in the first"
+    }
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         if options.init_from is None:

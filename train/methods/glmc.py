@@ -4,12 +4,14 @@ Each step mixes two views of the original batch with two views of a weighted one
 the second by CutMix (local), with one λ and one box for the whole batch. Both mixes pass the network one after the
 other, so that batch norm sees them apart. One classifier, `fc`, learns the mixed labels as they are; the other,
 `fc_cb`, learns them re-balanced and is the one that is evaluated. Weight moves from the first to the second over the
-epochs, and each mix has to predict the projection of the other.
+epochs, and each mix has to predict the projection of the other. The formulas are those of the released code in its last
+revision, of July 2023.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -150,6 +152,9 @@ class GLMC(Method):
     """Two streams of two views, two passes, two classifiers."""
 
     Options = GLMCOptions
+    without: ClassVar[Mapping[str, str]] = {
+        "loss": "LDAM's margins are for cosines and one label; GLMC's classifiers are linear and learn two"
+    }
 
     def __init__(self, options: GLMCOptions, setting: Setting):
         super().__init__(options, setting)

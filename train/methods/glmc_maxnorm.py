@@ -1,9 +1,9 @@
 """GLMC's second stage: the re-balanced classifier alone, with weight decay and a bound on its row norms (MaxNorm).
 
 Start it with `--model.init_from` from a checkpoint of GLMC. The official code releases the projection only; the recipe
-around it is that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer. Not released and
-chosen here: the frozen encoder stays in evaluation mode, so that the classifier trains on the features that it is
-tested on.
+around it is that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer; an early revision of
+GLMC's code had its loss, with class weights n^(-1.2) in place of effective numbers. Not released and chosen here: the
+frozen encoder stays in evaluation mode, so that the classifier trains on the features that it is tested on.
 """
 
 from dataclasses import dataclass
@@ -62,12 +62,15 @@ class GLMCMaxNorm(Method):
         if options.init_from is None:
             raise ValueError(
                 "glmc_maxnorm is a second stage; give the checkpoint of a GLMC run with --model.init_from, for example "
-                "runs/cifar100-lt-glmc-seed0/checkpoints/best.pt"
+                "runs/cifar100-lt-glmc-seed3407/checkpoints/best.pt"
             )
         return build_network(_OneHead, options, len(self.setting.samples_per_class), seed, frozen=True)
 
     def trainable(self, parameter_name: str) -> bool:
         return parameter_name.startswith("fc_cb.")
+
+    def requires(self, parameter_name: str) -> bool:
+        return self.trainable(parameter_name)
 
     def values(self, plan: MicroPlan) -> Values:
         return {"class weights": self.class_weights[plan.labels("original")]}

@@ -23,5 +23,8 @@ class LWS(CRT):
     def inherits(self, parameter_name: str) -> bool:
         return True
 
+    def requires(self, parameter_name: str) -> bool:
+        return parameter_name in (f"{self.classifier}.weight", f"{self.classifier}.bias")
+
     def trainable(self, parameter_name: str) -> bool:
         return parameter_name == f"{self.classifier}.scales"

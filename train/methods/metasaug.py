@@ -7,13 +7,19 @@ corrected Σ' serves that one step; the running estimate stays free of it.
 
 With the published rates the correction is tiny: it moves Σ by a millionth and the loss by less, so it vanishes in half
 precision and is close to the resolution of float32. Accuracy comes from the deferred class weights, the margins and
-the plain augmentation. The correction is computed in float32 whatever the precision of the run.
+the plain augmentation. The correction is computed in float32 whatever the precision of the run, and without TF32, to
+which a GPU otherwise rounds the inputs of convolutions.
+
+The formulas are those of the released code, whose statistics grow in the loss that is trained and not, as in an earlier
+revision, in that of the virtual step too.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -169,8 +175,8 @@ class MetaSAugOptions:
         meta_lr: step size of the correction of the covariances.
         late_virtual_lr: the virtual step uses the learning rate of the epoch before, as the official code, whose
             virtual step counts epochs from zero and whose optimizer from one; only epoch 179 of 200 notices.
-        statistics: global (all processes share one estimate and one correction) or local (each process has its own, as
-            in the official code; a checkpoint then keeps that of the first process only).
+        statistics: global (all processes share one estimate, one correction and one sum of class weights) or local
+            (each process has its own, as in the official code; a run of several processes cannot be resumed then).
     """
 
     loss: Literal["ldam", "ce"] = "ldam"
@@ -180,6 +186,14 @@ class MetaSAugOptions:
     late_virtual_lr: bool = False
     statistics: Literal["global", "local"] = "global"
 
+    def __post_init__(self) -> None:
+        for name in ("strength", "meta_lr"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"method.{name} is {value}, expected a finite number of at least 0")
+        if self.meta_start < 0:
+            raise ValueError(f"method.meta_start is {self.meta_start}, expected an epoch, counted from 0")
+
 
 class MetaSAug(Method):
     """One stream, and from the second phase on a balanced meta stream; both with training augmentation."""
@@ -187,6 +201,9 @@ class MetaSAug(Method):
     Options = MetaSAugOptions
     accumulates = False  # the virtual step needs the gradient of the whole batch
     not_captured_because = "the number of classes in a batch, and with it the size of its statistics, varies"
+    without: ClassVar[Mapping[str, str]] = {
+        "mixup_prob": "the class statistics are those of images of one class; a pasted image has two"
+    }
     trains_encoder = True
 
     def __init__(self, options: MetaSAugOptions, setting: Setting):
@@ -197,7 +214,7 @@ class MetaSAug(Method):
         self.margins = ldam_margins(counts).to(setting.device) if options.loss == "ldam" else None
         self.total: SumOverRanks = sum_over_ranks if options.statistics == "global" else list
         self.statistics: ClassStatistics
-        self._change: Tensor | None = None
+        self._change: Tensor | None = None  # (2,): norms of the last correction and of what it corrected
 
     def streams(self) -> tuple[Stream, ...]:
         return (Stream("original", Shuffled(), (self.setting.view,)), self.meta_stream(Redrawn(), self.setting.view))
@@ -237,8 +254,9 @@ class MetaSAug(Method):
         network = extract_model_from_parallel(model)
         with torch.autocast(self.setting.device.type, enabled=False):
             virtual = self.virtual_network(network, step, features.detach())
-            corrected = self._corrected(virtual, step)
-            loss = self._augmented_loss(step, self._shares(step))
+            with full_float32():
+                corrected = self._corrected(virtual, step)
+            loss = self._augmented_loss(step, self._outer_shares(step))
             value = loss(logits.float(), network.classifier.weight, corrected)
             self.statistics.update(features.detach().float(), batch.labels, batch.weights, present, self.total)
         return StepOutput(value, logits)
@@ -270,7 +288,7 @@ class MetaSAug(Method):
         corrected = corrected_covariances(
             covariances, virtual.parameters, inner_loss, meta_loss, lr, meta_lr, self.total
         )
-        self._change = (corrected - covariances).norm() / covariances.norm()
+        self._change = torch.stack([(corrected - covariances).norm(), covariances.norm()])
         return corrected
 
     def virtual_lr(self, epoch: int) -> float:
@@ -295,19 +313,32 @@ class MetaSAug(Method):
         shares = self._shares(step)
         return shares if self.options.statistics == "global" else shares / shares.sum().clamp(min=1e-12)
 
+    def _outer_shares(self, step: MicroStep) -> Tensor:
+        """The same for the loss that is trained: local, the mean over processes of what each has of its own batch."""
+        return self._inner_shares(step) / (1 if self.options.statistics == "global" else _processes())
+
     def _meta_shares(self, step: MicroStep) -> Tensor:
         weights = step.batches["meta"].weights
         return weights * step.values["meta share"] if self.options.statistics == "global" else weights / weights.sum()
 
     def after_epoch(self, epoch: int) -> None:
         if self._change is not None and not (dist.is_initialized() and dist.get_rank()):
-            change = self._change.item()
-            logger.info("epoch %d: the last meta step moved the covariances by %.2g of their norm", epoch, change)
+            change, norm = self._change.tolist()
+            if norm:
+                share = change / norm
+                logger.info("epoch %d: the last meta step moved the covariances by %.2g of their norm", epoch, share)
+            else:
+                logger.info("epoch %d: the last meta step moved covariances of 0 by %.2g", epoch, change)
 
     def state_dict(self) -> dict[str, Tensor]:
         return self.statistics.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if self.options.statistics == "local" and _processes() > 1:
+            raise ValueError(
+                f"method.statistics is local, of which a checkpoint has those of the first of {_processes()} processes "
+                "only, so a run cannot go on as it was; start over, or with method.statistics global"
+            )
         self.statistics.load_state_dict(state)
 
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -315,6 +346,25 @@ class MetaSAug(Method):
 
     def derived_options(self) -> dict[str, Any]:
         return {"meta_start": self.meta_epoch}
+
+
+def _processes() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """No TF32, whose 10 bits of mantissa are fewer than the correction needs; torch allows it to convolutions.
+
+    By the flags that Accelerate sets too: torch refuses to read them once its newer ``fp32_precision`` has been set.
+    """
+    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = cudnn.allow_tf32, matmul.allow_tf32
+    try:
+        cudnn.allow_tf32 = matmul.allow_tf32 = False
+        yield
+    finally:
+        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _logits(network: SemanticNetwork, parameters: Parameters, images: Tensor) -> Tensor:

@@ -2,18 +2,20 @@
 
 A second stage: start it with `--model.init_from` from a plainly trained network, whose classifier it continues. The
 meta step is that of metasaug.py; since features do not change, they are computed once a step and the virtual step is
-one of the classifier alone. The first epoch has strength 0: it is cross entropy with class weights.
+one of the classifier alone. The first epoch has strength 0: it is cross entropy with class weights. With
+mixed_precision only evaluations compute in half precision.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
-from train.methods.base import MicroStep
+from train.methods.base import MicroStep, StepOutput
 from train.methods.metasaug import MetaSAug, MetaSAugOptions, SemanticNetwork, VirtualNetwork
 from train.models.build import ModelOptions
 
@@ -28,8 +30,8 @@ class MetaSAugLargeOptions(MetaSAugOptions):
         meta_start: first zero-based epoch with meta steps.
         meta_lr: step size of the correction of the covariances.
         late_virtual_lr: the virtual step uses the learning rate of the epoch before.
-        statistics: global (all processes share one estimate and one correction) or local (each has its own, as in the
-            official code; a checkpoint then keeps that of the first process only).
+        statistics: global (all processes share one estimate, one correction and one sum of class weights) or local
+            (each process has its own, as in the official code; a run of several processes cannot be resumed then).
         meta_per_class: how many images of each class of data.meta form the meta set; by default all.
         meta_view: how meta images are shown: train (augmented) or evaluation.
     """
@@ -38,6 +40,11 @@ class MetaSAugLargeOptions(MetaSAugOptions):
     meta_start: int = 0
     meta_per_class: int | None = None
     meta_view: Literal["train", "evaluation"] = "train"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.meta_per_class is not None and self.meta_per_class < 1:
+            raise ValueError(f"method.meta_per_class is {self.meta_per_class}, expected at least 1, or none for all")
 
 
 class MetaSAugLarge(MetaSAug):
@@ -57,14 +64,24 @@ class MetaSAugLarge(MetaSAug):
                 "metasaug_large trains a classifier on the features of a trained network: give its checkpoint with "
                 "--model.init_from, or train the whole network with metasaug"
             )
-        return super().build_model(options, seed)
+        network = super().build_model(options, seed)
+        assert isinstance(network, SemanticNetwork)
+        self.classifier_name = network.classifier_name
+        return network
+
+    def requires(self, parameter_name: str) -> bool:
+        return parameter_name.startswith(f"{self.classifier_name}.")
 
     def trainable(self, parameter_name: str) -> bool:
         return not parameter_name.startswith("encoder.")
 
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        """In float32 whatever the precision of the run, so that the features of both batches are alike."""
+        with torch.autocast(self.setting.device.type, enabled=False):
+            return super().loss(model, step)
+
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
         """The classifier alone, on features that the virtual step does not move."""
-        features = features.float()
         meta_features = network.features(self.setting.assembler.plain(step.batches["meta"].images[0]))
         return VirtualNetwork(
             dict(network.classifier.named_parameters()),

@@ -9,12 +9,16 @@ classes, and learn from each other on both. With raw logits z_k, counts n and a 
 Dropped classes have logit 0, not −∞: each still counts e^0 in the softmax, and the constant in log n matters. The mask
 comes from the first expert alone, without the prior. Losses are summed over experts, and no side of a KL is detached.
 
+The formulas are those of the released code, NCL++'s too, which is a variant in it.
+
 Under CMO (`mixup_prob` above 0) L is lam · L(·, background) + (1 − lam) · L(·, foreground), each with its own mask.
 """
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -163,6 +167,14 @@ class NCLOptions(PastingOptions):
             raise ValueError(
                 f"method: temperature is {self.temperature}, momentum {self.momentum}; expected above 0, and 0 to 1"
             )
+        if not 0 <= self.distillation < math.inf:
+            raise ValueError(f"method.distillation is {self.distillation}, expected a finite number of at least 0")
+        if not 0 < self.cosine_scale < math.inf:
+            raise ValueError(f"method.cosine_scale is {self.cosine_scale}, expected a finite number above 0")
+        if self.queue < 1 or self.contrast_dim < 1:
+            raise ValueError(
+                f"method: queue is {self.queue}, contrast_dim {self.contrast_dim}; expected at least 1 of each"
+            )
 
 
 class NCL(CMO):
@@ -170,6 +182,9 @@ class NCL(CMO):
 
     Options = NCLOptions
     drop_last = True
+    without: ClassVar[Mapping[str, str]] = {
+        "loss": "the balanced softmax is part of NCL's equations, hard classes and distillation included"
+    }
 
     def __init__(self, options: NCLOptions, setting: Setting):
         super().__init__(options, setting)
@@ -179,6 +194,12 @@ class NCL(CMO):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
         self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(setting.device)
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
+
+    def check_batch_size(self, batch_size: int) -> None:
+        if self.options.contrastive and batch_size > self.options.queue:
+            raise ValueError(
+                f"method.queue is {self.options.queue}, smaller than a batch of {batch_size} keys; make it larger"
+            )
 
     def make_criterion(self) -> Criterion:
         return Criterion("bs", "none", self.setting.samples_per_class, 0, self.setting.device)
@@ -265,10 +286,7 @@ class NCL(CMO):
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
         """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
         if self._keys is None:
-            batch = step.global_batch_size
-            if batch > self.options.queue:
-                raise ValueError(f"method.queue is {self.options.queue}, smaller than a batch of {batch} keys")
-            self._keys = keys.new_zeros(len(keys), batch, keys.shape[2])
+            self._keys = keys.new_zeros(len(keys), step.global_batch_size, keys.shape[2])
         weights = step.batches["original"].weights
         self._keys.index_add_(1, step.values["positions"], keys * weights[:, None])
 
