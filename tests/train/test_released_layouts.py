@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.train.steps import setting
 from train.checkpoint import load_weights
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
-from train.methods.metasaug import build_network
 from train.models.build import ModelOptions, build_model
+from train.models.semantic import build_network
 from train.trained import load_trained
 
 CPU = torch.device("cpu")

@@ -16,8 +16,7 @@ revision, in that of the virtual step too.
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -37,39 +36,13 @@ from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
 from train.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses import cross_entropy, is_target, ldam_margins
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
-from train.models.build import ModelOptions, build_model
-from train.models.with_heads import WithHeads, detach_classifier
+from train.models.build import ModelOptions
+from train.models.semantic import SemanticNetwork, build_network
+from train.precision import full_float32
 
 logger = logging.getLogger(__name__)
 
 Parameters = Mapping[str, Tensor]
-
-
-class SemanticNetwork(WithHeads):
-    """A plain network, its state-dict names included, that also says its features."""
-
-    def __init__(self, encoder: nn.Module, name: str, classifier: nn.Linear, frozen: bool = False):
-        super().__init__(encoder, frozen)
-        self.classifier_name = name.rpartition(".")[2]
-        self.add_module(self.classifier_name, classifier)
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """The linear layer whose weights and inputs are augmented."""
-        layer = self.get_submodule(self.classifier_name)
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""
-        features = self.features(images)
-        return features, self.classifier(features)
-
-
-def build_network(options: ModelOptions, classes: int, seed: int, frozen: bool = False) -> SemanticNetwork:
-    """The network of ``build_model`` with its features."""
-    encoder = build_model(options, classes, "linear", seed)
-    return SemanticNetwork(encoder, *detach_classifier(encoder), frozen)
 
 
 @dataclass(frozen=True)
@@ -350,21 +323,6 @@ class MetaSAug(Method):
 
 def _processes() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """No TF32, whose 10 bits of mantissa are fewer than the correction needs; torch allows it to convolutions.
-
-    By the flags that Accelerate sets too: torch refuses to read them once its newer ``fp32_precision`` has been set.
-    """
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = cudnn.allow_tf32, matmul.allow_tf32
-    try:
-        cudnn.allow_tf32 = matmul.allow_tf32 = False
-        yield
-    finally:
-        cudnn.allow_tf32, matmul.allow_tf32 = before
 
 
 def _logits(network: SemanticNetwork, parameters: Parameters, images: Tensor) -> Tensor:

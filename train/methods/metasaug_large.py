@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
 from train.methods.base import MicroStep, StepOutput
-from train.methods.metasaug import MetaSAug, MetaSAugOptions, SemanticNetwork, VirtualNetwork
+from train.methods.metasaug import MetaSAug, MetaSAugOptions, VirtualNetwork
 from train.models.build import ModelOptions
+from train.models.semantic import SemanticNetwork
 
 
 @dataclass(frozen=True)
