@@ -20,7 +20,6 @@ from train.methods.base import Method, MicroStep
 # convolution algorithms and compile kernels, which must not happen while capturing.
 WARM_UP_STEPS = 3
 
-
 TakeStep = Callable[[Sequence[MicroStep]], Tensor]
 
 
@@ -105,9 +104,7 @@ class StepGraphs:
 class _Graph:
     """A captured step, and the memory that it reads."""
 
-    def __init__(
-        self, take_step: Callable[[Sequence[MicroStep]], Tensor], steps: Sequence[MicroStep], capture: Capture
-    ):
+    def __init__(self, take_step: TakeStep, steps: Sequence[MicroStep], capture: Capture):
         own = [_with_tensors(step, [tensor.clone() for tensor in _tensors(step)]) for step in steps]
         self._inputs = [tensor for step in own for tensor in _tensors(step)]
         self._replay, self._result = capture.capture(lambda: take_step(own))
