@@ -5,6 +5,7 @@ Which images an operation touches is known on the host, so nothing here waits fo
 """
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 
 import numpy as np
 import torch
@@ -36,13 +37,18 @@ KERNELS: tuple[tuple[tuple[Kind, ...], Kernel], ...] = (
 KERNEL_OF_KIND = np.array([next((row for row, (kinds, _) in enumerate(KERNELS) if kind in kinds), -1) for kind in Kind])
 
 # On the CPU a few images at a time: enough to hide the cost of a call, few enough to keep their planes in the cache.
-CPU_CHUNK_PIXELS = 8 * 224 * 224
+CHUNK_PIXELS = 8 * 224 * 224
+
+# From this size on, images that take other operations are a chunk of their own: nothing is regrouped. Of smaller images
+# the operations cost less than the calls, which chunks of many share.
+LARGE_IMAGE_PIXELS = 128 * 128
 
 
-def augment(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
+def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Executor | None = None) -> Tensor:
     """Runs the operations in order on each image.
 
     images: uint8 (B, H, W, 3), left unchanged. Returns the same shape and type on the same device.
+    pool: shares the work on the CPU (`threads.one_thread_each`); without, torch's own threads do.
     Raises ValueError where images and operations do not fit together.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
@@ -53,21 +59,41 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
     operations = tuple(operation for operation in operations if operation.kind.any())
     if not operations:
         return images
+    if images.device.type != "cpu":
+        return _augment_together(images, operations)
     result = torch.empty_like(images)
-    is_cpu = images.device.type == "cpu"
-    size = max(1, CPU_CHUNK_PIXELS // (images.shape[1] * images.shape[2])) if is_cpu else len(images)
-    # One buffer for all chunks: fresh ones would cost more in page faults than the copy itself.
-    planes = images.new_empty((min(size, len(images)), 3, *images.shape[1:3]), dtype=torch.float32)
-    for start in range(0, len(images), size):
-        chunk = slice(start, min(start + size, len(images)))
-        pixels = planes[: chunk.stop - start].copy_(images[chunk].permute(0, 3, 1, 2))
-        for operation in operations:
-            pixels = _apply(pixels, operation.take(chunk))
-        # On the CPU torch vectorises float to int16, but neither float to uint8 nor a copy of another layout and type.
-        # The low bytes (which come first on all machines that torch runs on) are the numbers.
-        low_bytes = pixels.to(torch.int16).view(torch.uint8)[..., ::2]
-        torch.stack(low_bytes.unbind(1), dim=3, out=result[chunk])
+    rows = result.numpy()
+
+    def run(chunk: np.ndarray) -> None:
+        part = images.index_select(0, torch.from_numpy(chunk))
+        # By numpy: torch's assignment to rows takes ten times as long.
+        rows[chunk] = _augment_together(part, tuple(operation.take(chunk) for operation in operations)).numpy()
+
+    chunks = _chunks(np.stack([operation.kind for operation in operations]), images[0, ..., 0].numel())
+    for _ in (map if pool is None else pool.map)(run, chunks):
+        pass
     return result
+
+
+def _chunks(kinds: np.ndarray, pixels: int) -> list[np.ndarray]:
+    """Indices of the images of a batch, cut into chunks.
+
+    kinds: uint8 (operations, B). pixels: of an image.
+    """
+    order = np.lexsort(kinds)
+    changes = (np.diff(kinds[:, order]) != 0).any(axis=0) & (pixels >= LARGE_IMAGE_PIXELS)
+    alike = np.split(order, np.flatnonzero(changes) + 1)
+    largest = max(1, CHUNK_PIXELS // pixels)
+    return [group[start : start + largest] for group in alike for start in range(0, len(group), largest)]
+
+
+def _augment_together(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
+    pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
+    for operation in operations:
+        pixels = _apply(pixels, operation)
+    # On the CPU torch vectorises float to int16 and int16 to uint8, but neither float to uint8 nor a copy of another
+    # layout and type.
+    return torch.stack(pixels.to(torch.int16).to(torch.uint8).unbind(1), dim=3)
 
 
 def _apply(pixels: Tensor, operation: PlannedOperation) -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.compiled import compiled_on_gpu
+from pipeline.compiled import compiled_on_gpu, compiles_for
 from pipeline.operations import Kind, PlannedOperation
 from pipeline.transfer import to_device
 
@@ -37,28 +37,44 @@ def grey(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 
 def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
-    """Brightness, contrast and saturation in one pass: blends with black, the mean grey, or the grey image.
+    """Brightness, contrast and saturation: blends with black, the mean grey, or the grey image.
 
-    One formula for the three needs no regrouping of a batch whose images are at different steps of their jitter.
+    A batch whose images are at different steps of their jitter takes one formula for the three and is not regrouped;
+    on a GPU any batch does, so that one function is compiled.
     """
     factor = on_device(operation.arguments[:, 0], pixels)
-    if (operation.kind == Kind.BRIGHTNESS).all():
-        return _brighten(pixels, factor)
+    kinds = np.unique(operation.kind)
+    if len(kinds) == 1 and not compiles_for(pixels.device):
+        return _ENHANCE_ALIKE[Kind(kinds[0])](pixels, factor)
     is_color = on_device(operation.kind == Kind.COLOR, pixels)
     is_contrast = on_device(operation.kind == Kind.CONTRAST, pixels)
     return _blend_with_grey(pixels, factor, is_color, is_contrast)
 
 
-@compiled_on_gpu
 def _brighten(pixels: Tensor, factor: Tensor) -> Tensor:
     return pixels.mul_(factor).clamp_(0, 255).floor_()
+
+
+def _contrast(pixels: Tensor, factor: Tensor) -> Tensor:
+    return blend(_pivot(luma(pixels)), pixels, factor)
+
+
+def _saturate(pixels: Tensor, factor: Tensor) -> Tensor:
+    return blend(luma(pixels), pixels, factor)
+
+
+_ENHANCE_ALIKE = {Kind.BRIGHTNESS: _brighten, Kind.CONTRAST: _contrast, Kind.COLOR: _saturate}
+
+
+def _pivot(luminance: Tensor) -> Tensor:
+    """int(mean + 0.5) a image, as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels."""
+    return luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
 
 
 @compiled_on_gpu
 def _blend_with_grey(pixels: Tensor, factor: Tensor, is_color: Tensor, is_contrast: Tensor) -> Tensor:
     luminance = luma(pixels)
-    # The pivot is int(mean + 0.5), as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels.
-    pivot = luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
+    pivot = _pivot(luminance)
     degenerate = luminance.mul_(is_color).add_(pivot * is_contrast)
     return blend(degenerate, pixels, factor)
 

@@ -22,6 +22,11 @@ ROUNDING: dict[str, str | int | bool | Callable[..., object]] = {
 }
 
 
+def compiles_for(device: torch.device) -> bool:
+    """Whether kernels are compiled there."""
+    return device.type in COMPILED_DEVICES
+
+
 def compiled_on_gpu(kernel: Kernel) -> Kernel:
     """Compiles a function of tensors (n, ...) when it first gets some that are on a GPU; on the CPU, leaves it alone.
 
@@ -33,7 +38,7 @@ def compiled_on_gpu(kernel: Kernel) -> Kernel:
     @wraps(kernel)
     def run(*tensors: Tensor) -> Tensor:
         device = tensors[0].device
-        if device.type not in COMPILED_DEVICES:
+        if not compiles_for(device):
             return kernel(*tensors)
         for tensor in tensors:
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

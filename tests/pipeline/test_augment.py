@@ -9,11 +9,13 @@ import torch
 from PIL import Image
 
 import pipeline.augment
+from pipeline import color_kernels
 from pipeline.augment import augment
 from pipeline.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale, Interpolation, Kind, PlannedOperation
 from pipeline.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
 from pipeline.recipes import RECIPES
 from pipeline.reference import reference_operation
+from pipeline.threads import one_thread_each
 from pipeline.views import plan_view
 from tests.pipeline.pictures import photo
 
@@ -143,11 +145,26 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
     together = augment(images, (operation, operation))
     assert torch.equal(images, before)
     assert torch.equal(together[-1], images[-1])
-    monkeypatch.setattr(pipeline.augment, "CPU_CHUNK_PIXELS", 40 * 30 * 5)
+    monkeypatch.setattr(pipeline.augment, "CHUNK_PIXELS", 40 * 30 * 5)
     assert torch.equal(augment(images, (operation, operation)), together)
+    monkeypatch.setattr(pipeline.augment, "LARGE_IMAGE_PIXELS", 1)
+    with one_thread_each(3, "augment") as pool:
+        assert torch.equal(augment(images, (operation, operation), pool), together)
     for i in range(len(operation)):
         alone = operation.take(np.array([i]))
         assert torch.equal(augment(images[i : i + 1], (alone, alone))[0], together[i]), Kind(operation.kind[i])
+
+
+def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch):
+    """The same pixels as from the formula for images at different steps, which small images take."""
+    jitter = RECIPES["imagenet"].train.operations
+    operations = tuple(step for operation in jitter for step in operation.plan(40, (40, 30), draw))
+    images = torch.from_numpy(photos(40, 40, 30))
+    mixed = augment(images, operations)
+    monkeypatch.setattr(pipeline.augment, "LARGE_IMAGE_PIXELS", 40 * 30)
+    monkeypatch.setattr(color_kernels, "_blend_with_grey", None)
+    assert torch.equal(augment(images, operations), mixed)
+    assert (mixed.numpy() == by_pillow(images.numpy(), operations)).all()
 
 
 @pytest.mark.parametrize("first", RANGES, ids=lambda kind: kind.name)
