@@ -27,9 +27,7 @@ class HostViews:
         decoded: uint8 (height, width, 3) each, the whole image, or its planned region where `regions_are_cut`.
         """
 
-        height, width = plan.output_size
-        # Channels last in memory, but in torch's order of dimensions, for which its kernels are ten times faster.
-        views = torch.empty((len(decoded), height, width, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+        views = np.empty((len(decoded), *plan.output_size, 3), np.uint8)
 
         def make_one(i: int) -> None:
             image = decoded[i]
@@ -37,11 +35,12 @@ class HostViews:
                 top, left, height, width = plan.region[i].tolist()
                 image = image[top : top + height, left : left + width]
             view = _window(_resized(image, plan.resized[i].tolist()), plan.window[i].tolist(), plan.output_size)
-            views[i : i + 1] = view.flip(3) if plan.flip[i] else view
+            # Flipped as (batch, channel, row, column): torch has a fast way for that layout only, ten times faster.
+            views[i] = (view.flip(3) if plan.flip[i] else view)[0].permute(1, 2, 0).numpy()
 
         for _ in self._pool.map(make_one, range(len(decoded))):
             pass
-        return views.permute(0, 2, 3, 1)
+        return torch.from_numpy(views)
 
     def close(self) -> None:
         """Stop the threads; safe to call twice."""

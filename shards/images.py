@@ -8,6 +8,7 @@ torchvision's ImageFolder.
 from __future__ import annotations
 
 import io
+import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ _EXIF_PREFIX = b"Exif\x00\x00"
 _EXIF_ORIENTATION = 0x0112
 _BASELINE_TO_PROGRESSIVE = range(0xC0, 0xC3)  # SOF0..SOF2: the processes that all decoders know
 _OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, hierarchical, arithmetic
+_SEGMENT_START = struct.Struct(">BBH")  # 0xFF, marker, length without these first two bytes
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 
 
@@ -143,19 +145,18 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
     """
     position, frame, exif = 2, None, b""
     while True:
-        start = position
-        while data[position : position + 1] == b"\xff":  # any number of fill bytes may precede a marker
-            position += 1
-        if position == start or position + 3 > len(data):
-            raise BadImageError(f"JPEG header is broken or cut at byte {start}")
-        marker, length = data[position], int.from_bytes(data[position + 1 : position + 3])
-        if marker in _WITHOUT_LENGTH:
+        if position + _SEGMENT_START.size > len(data):
+            raise _broken_header(position)
+        prefix, marker, length = _SEGMENT_START.unpack_from(data, position)
+        if prefix == marker == 0xFF:  # any number of fill bytes may precede a marker
             position += 1
             continue
-        segment = data[position + 3 : position + 1 + length]
-        if length < 2 or len(segment) < length - 2:
-            raise BadImageError(f"JPEG header is broken or cut at byte {start}")
-        position += 1 + length
+        if prefix == 0xFF and marker in _WITHOUT_LENGTH:
+            position += 2
+            continue
+        content, end = position + _SEGMENT_START.size, position + 2 + length
+        if prefix != 0xFF or length < 2 or end > len(data):
+            raise _broken_header(position)
         if marker == 0xDA:
             break
         if marker in _OTHER_FRAMES:
@@ -163,15 +164,20 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
                 f"JPEG process SOF{marker - 0xC0} (lossless or arithmetic) cannot be decoded everywhere"
             )
         if marker in _BASELINE_TO_PROGRESSIVE:
-            frame = segment
-        elif marker == 0xE1 and segment.startswith(_EXIF_PREFIX):
-            exif = segment
+            frame = data[content:end]
+        elif marker == 0xE1 and data.startswith(_EXIF_PREFIX, content, end):
+            exif = data[content:end]
+        position = end
     if frame is None or len(frame) < 6:
         raise BadImageError("JPEG header has no frame")
     height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
     if frame[0] != 8 or frame[5] not in (1, 3, 4):
         raise BadImageError(f"JPEG of {frame[0]} bits and {frame[5]} components; 8 bits and 1, 3 or 4 can be decoded")
-    return JpegHeader(width, height, frame[5], exif, position)
+    return JpegHeader(width, height, frame[5], exif, end)
+
+
+def _broken_header(position: int) -> BadImageError:
+    return BadImageError(f"JPEG header is broken or cut at byte {position}")
 
 
 def _check_jpeg(data: bytes, policy: ImagePolicy) -> CheckedImage:

@@ -15,7 +15,7 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -64,12 +64,14 @@ def _run_in_processes(
     upcoming = iter(enumerate(tasks))
     started: list[tuple[SpawnProcess, Connection]] = []
     try:
-        for _ in range(workers):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_work, args=(theirs, slim, settings, shared), daemon=True)
-            started.append((process, ours))
-            process.start()
-            theirs.close()  # so that the connection ends with the worker
+        # Each worker's numpy would start a thread a core for linear algebra, of which a build has none.
+        with _environment("OPENBLAS_NUM_THREADS", "1"):
+            for _ in range(workers):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs, slim, settings, shared), daemon=True)
+                started.append((process, ours))
+                process.start()
+                theirs.close()  # so that the connection ends with the worker
         _hand_out(upcoming, [connection for _, connection in started], reporter)
     finally:
         shared.stop.value = 1
@@ -78,6 +80,19 @@ def _run_in_processes(
         for process, _ in started:
             if process.pid is not None:
                 process.join()
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """A variable for the processes that are started inside the block."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def _hand_out(upcoming: Iterator[tuple[int, ShardTask]], connections: list[Connection], reporter: _Reporter) -> None:

@@ -7,7 +7,6 @@ Shard tasks are independent of each other; who runs them is the executor's busin
 from __future__ import annotations
 
 import json
-import posixpath
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,13 +26,13 @@ OnBad = Literal["fail", "skip", "repair"]
 
 # The endings that say what a file holds; a file of another ending is not misnamed, only unnamed.
 _SUFFIXES = {
-    "jpeg": {".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"},
-    "png": {".png", ".apng"},
-    "webp": {".webp"},
-    "bmp": {".bmp"},
-    "tiff": {".tif", ".tiff"},
-    "gif": {".gif"},
-    "ppm": {".ppm", ".pgm", ".pbm", ".pnm"},
+    "jpeg": {"jpg", "jpeg", "jpe", "jfif", "mpo"},
+    "png": {"png", "apng"},
+    "webp": {"webp"},
+    "bmp": {"bmp"},
+    "tiff": {"tif", "tiff"},
+    "gif": {"gif"},
+    "ppm": {"ppm", "pgm", "pbm", "pnm"},
 }
 _KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
 # Samples whose reading begins ahead of time: enough to hide the latency of a disk behind checking and hashing.
@@ -161,5 +160,5 @@ def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: B
 
 
 def _is_misnamed(name: str, stored_format: str) -> bool:
-    suffix = posixpath.splitext(name)[1].lower()
+    suffix = name.rpartition(".")[2].lower()
     return suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES[stored_format]

@@ -7,15 +7,13 @@ The readers that fulfil this contract live in `tools.sources`. A source never de
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 JSON = Any  # None, bool, int, float, str, list or dict of these
 
 
-@dataclass(frozen=True, slots=True)
-class SampleRef:
-    """One sample that a source offers.
+class SampleRef(NamedTuple):
+    """One sample that a source offers. A tuple: a million of them are pickled for the workers.
 
     name: where it came from, e.g. "train/n01440764/n01440764_762.JPEG"; written to sources.txt and into errors, never
         used as a path. Relative and free of machine paths, so that two machines build the same bytes.

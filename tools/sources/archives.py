@@ -118,24 +118,29 @@ def _raise(error: OSError) -> None:
 
 
 class _FolderFetcher:
+    """Files announced and not yet fetched stay open: opening a file twice takes a third as long as reading it."""
+
     def __init__(self, root: Path) -> None:
         self._root = str(root)
+        self._announced: dict[object, BinaryIO] = {}
 
     def fetch(self, ref: SampleRef) -> bytes:
-        # To join Path objects takes half as long as to read a photograph.
-        with open(f"{self._root}/{ref.location}", "rb", buffering=0) as file:  # noqa: PTH123
-            return file.readall()
+        with self._announced.pop(ref.location, None) or self._open(ref) as file:
+            return file.read()
 
     def will_fetch(self, ref: SampleRef) -> None:
         with suppress(OSError):
-            descriptor = os.open(f"{self._root}/{ref.location}", os.O_RDONLY)
-            try:
-                _read_ahead(descriptor, 0, 0)
-            finally:
-                os.close(descriptor)
+            if ref.location not in self._announced:
+                self._announced[ref.location] = file = self._open(ref)
+                _read_ahead(file.fileno(), 0, 0)
 
     def close(self) -> None:
-        pass
+        for file in self._announced.values():
+            file.close()
+
+    def _open(self, ref: SampleRef) -> BinaryIO:
+        # To join Path objects takes half as long as to read a photograph.
+        return open(f"{self._root}/{ref.location}", "rb", buffering=0)  # noqa: PTH123
 
 
 class Tar:
