@@ -81,6 +81,7 @@ class DaliExecutor:
         # Several views share one decoding, and a reflected border may show what is outside of the region.
         self._decodes_regions = settings.regions and len(views) == 1 and not reflects(views[0])
         self._ahead: ReadAhead | None = None
+        self._pipeline: Any = None
         self._upcoming: Iterator[StreamPlan] = iter(())
         self._in_flight: deque[StreamPlan] = deque()
         self._source_error: Exception | None = None
@@ -89,13 +90,14 @@ class DaliExecutor:
         """See ``Executor.run``."""
         # Not in the generator: reading ahead begins now, not when the first batch is asked for.
         self._upcoming = self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
-        return self._serve(self._build())
+        self._pipeline = self._build()
+        return self._serve()
 
-    def _serve(self, pipeline: Any) -> Generator[tuple[torch.Tensor, ...]]:
+    def _serve(self) -> Generator[tuple[torch.Tensor, ...]]:
         while True:
             try:
                 # The stream is the one that will read the images; on the CPU there is none.
-                outputs = pipeline.run(*self._cuda_stream())
+                outputs = self._pipeline.run(*self._cuda_stream())
             except StopIteration:
                 if self._source_error is not None:
                     raise self._source_error from None
@@ -104,17 +106,18 @@ class DaliExecutor:
                 # A pipeline that has failed once is not to be relied upon (DALI 2.4: documented as no longer valid,
                 # yet it goes on): build another, and give it again what the old one still had.
                 self._set_aside_bad_samples(error)
-                pipeline = self._build()
+                self._pipeline = self._build()
                 continue
             request = self._in_flight.popleft()
             yield self._finished(outputs, request)
 
     def close(self) -> None:
-        """Stop the threads; the pipeline goes with the generator that ``run`` returned."""
+        """Stop the threads, DALI's with its pipeline."""
         if self._ahead is not None:
             self._ahead.close()
         if self._host_views is not None:
             self._host_views.close()
+        self._pipeline = None
 
     def _finished(self, outputs: Any, request: StreamPlan) -> tuple[torch.Tensor, ...]:
         """What DALI has not done: on the CPU everything after decoding, on a GPU what differs from Pillow."""

@@ -233,7 +233,6 @@ class _Feed:
 
     def close(self) -> None:
         self._executor.close()
-        # What runs in the generator, such as a DALI pipeline, goes with it.
         self._images.close()
         if self._augmenting_pool is not None:
             self._augmenting_pool.shutdown()
