@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -58,9 +57,10 @@ def train(options: Options) -> int:
         with folder.lock() if accelerator.is_main_process else nullcontext():
             return Run(options, folder, datasets, accelerator).execute()
     finally:
-        accelerator.end_training()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
+        # 2.11), and the launcher reports a finished run as failed.
+        accelerator.free_memory()
+        accelerator.end_training()  # destroys the group
 
 
 def _run_dir(options: Options) -> Path:

@@ -150,6 +150,8 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
     monkeypatch.setattr(pipeline.augment, "LARGE_IMAGE_PIXELS", 1)
     with one_thread_each(3, "augment") as pool:
         assert torch.equal(augment(images, (operation, operation), pool), together)
+        with torch.inference_mode():  # of this thread only
+            assert torch.equal(augment(images.clone(), (operation, operation), pool), together)
     for i in range(len(operation)):
         alone = operation.take(np.array([i]))
         assert torch.equal(augment(images[i : i + 1], (alone, alone))[0], together[i]), Kind(operation.kind[i])

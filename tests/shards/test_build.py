@@ -75,6 +75,23 @@ def test_the_fetcher_hears_of_every_sample_a_little_before_it_is_fetched(tmp_pat
     assert max(distances) == 17  # itself, and the 16 behind it
 
 
+def test_workers_start_no_threads_for_linear_algebra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "5")
+    source = folder_source(tmp_path / "images", pictures(8))
+    threads = ThreadCounting(source.root, source.samples, source.class_names)
+    build_shard_set(threads, tmp_path / "set", BuildOptions(samples_per_shard=2), workers=2)
+    assert [path.read_text() for path in source.root.glob("*.threads")] == ["1", "1"]
+    assert os.environ["OPENBLAS_NUM_THREADS"] == "5"
+
+
+class ThreadCounting(FolderSource):
+    """Leaves a file for every process that opens it."""
+
+    def open(self) -> FolderFetcher:
+        (self.root / f"{os.getpid()}.threads").write_text(os.environ["OPENBLAS_NUM_THREADS"])
+        return super().open()
+
+
 def test_the_shuffle_is_global_and_seeded(tmp_path: Path, source: FolderSource) -> None:
     for seed in (0, 1):
         build_shard_set(source, tmp_path / str(seed), replace(SMALL, seed=seed))

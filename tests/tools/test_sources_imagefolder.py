@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shards.class_counts import samples_per_class
+from shards.source import SampleRef
 from tests.archives import class_folders, tar_bytes, write_tree, zip_bytes
 from tests.tools.source_commands import contents, sources_of, the_source
+from tools.sources.archives import Folder
 from tools.sources.imagefolder import hold_out, long_tail
 
 CLUTTER = {
@@ -207,3 +210,23 @@ def test_long_tail_of_the_balanced_cifar_has_the_published_counts():
     chosen = long_tail(labels, [str(k) for k in range(10)], 0.01, seed=0)
     assert samples_per_class(labels[chosen], 10).tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert (np.diff(chosen) > 0).all()
+
+
+def test_a_folder_keeps_announced_files_open_until_they_are_read(tmp_path):
+    for name in "abc":
+        (tmp_path / name).write_text(name)
+    refs = {name: SampleRef(name, 0, name) for name in "abcd"}
+    before = open_files()
+    fetcher = Folder(tmp_path).open()
+    for name in "aabcd":  # once more than it is there, and one that is not there: for `fetch` to say
+        fetcher.will_fetch(refs[name])
+    assert open_files() == before + 3
+    assert [fetcher.fetch(refs[name]) for name in "aab"] == [b"a", b"a", b"b"]
+    with pytest.raises(FileNotFoundError):
+        fetcher.fetch(refs["d"])
+    fetcher.close()
+    assert open_files() == before
+
+
+def open_files():
+    return len(list(Path("/proc/self/fd").iterdir()))
