@@ -10,8 +10,9 @@ from PIL import Image
 
 from pipeline import compiled
 from tools import bench
-from tools.benchmarks import loader, measuring
+from tools.benchmarks import loader, measuring, rig, step
 from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
+from tools.benchmarks.report import Report
 
 SMALLEST = Scale(
     images=40,
@@ -121,6 +122,33 @@ def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
     assert [[row.name for row in table.rows] for table in loader.compare_augmenting(smallest)] == 2 * [
         [loader.EAGER, loader.COMPILED]
     ]
+
+
+def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
+    """All of it but compiling and capturing: a small batch, on the CPU."""
+    made = []
+
+    def eager_run(bench, model, recipe, batch_size, mixed_precision, **choice):
+        made.append((model, batch_size, mixed_precision, choice))
+        return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
+
+    monkeypatch.setattr(step, "make_run", eager_run)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    report = Report("step", {}, {})
+    ours = rig.make_run(smallest, "resnet32", "cifar", smallest.scale.batch_size)
+    step._gpu_tables(smallest, report, ours, count=2)
+    assert made == [
+        ("resnet32", 128, "bf16", choice)
+        for choice in (
+            {},
+            {"compile": "true"},
+            {"cuda_graphs": "true"},
+            {"compile": "true", "cuda_graphs": "true"},
+        )
+    ]
+    assert [len(table.rows) for table in report.tables] == [4, 4]
+    assert [target.limit for target in report.targets] == [1.4, 1.15, 3.0]
+    assert len(report.notes["milliseconds_a_small_step"]) == 4
 
 
 @pytest.mark.slow
