@@ -7,6 +7,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from pipeline.plan import Plan, StreamPlan
 from pipeline.reference import reference_view
@@ -43,6 +44,8 @@ def curves(records: list[dict[str, Any]], path: Path) -> None:
     accuracy_axis.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100), title=f"Accuracy on the {split} set")
     accuracy_axis.legend(loc="lower right")
     accuracy_axis.grid(alpha=0.3)
+    for axis in (loss_axis, accuracy_axis):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 
