@@ -57,7 +57,7 @@ def test_resnet32_initialisation() -> None:
     model = build_model(ModelOptions(), 100, "linear", seed=0)
     assert isinstance(model, ResNet32)
     weight = model.layer3[1].conv1.weight
-    assert float(weight.std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)  # Kaiming normal, fan-in
+    assert float(weight.detach().std()) == pytest.approx((2 / (64 * 9)) ** 0.5, rel=0.02)  # Kaiming normal, fan-in
     assert float(model.linear.bias.abs().max()) <= 1 / 8
     cosine = build_model(ModelOptions(), 100, "cosine", seed=0).get_submodule("linear").weight
     torch.testing.assert_close(cosine.norm(dim=0), torch.ones(100))
