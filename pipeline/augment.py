@@ -69,7 +69,7 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Exec
         # By numpy: torch's assignment to rows takes ten times as long.
         rows[chunk] = _augment_together(part, tuple(operation.take(chunk) for operation in operations)).numpy()
 
-    chunks = _chunks(np.stack([operation.kind for operation in operations]), images[0, ..., 0].numel())
+    chunks = _chunks(np.stack([operation.kind for operation in operations]), images.shape[1] * images.shape[2])
     for _ in (map if pool is None else pool.map)(run, chunks):
         pass
     return result
@@ -88,6 +88,7 @@ def _chunks(kinds: np.ndarray, pixels: int) -> list[np.ndarray]:
 
 
 def _augment_together(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
+    """All operations on all images at once, as new images."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     for operation in operations:
         pixels = _apply(pixels, operation)

@@ -78,6 +78,8 @@ class DaliExecutor:
         }
         by_dali = device.type != "cpu" if views_by_dali is None else views_by_dali
         self._host_views = None if by_dali else HostViews(settings.threads)
+        # DALI decodes ahead while a batch is augmented.
+        self.augmenting_pool = self._host_views.pool if self._host_views is not None else None
         # Several views share one decoding, and a reflected border may show what is outside of the region.
         self._decodes_regions = settings.regions and len(views) == 1 and not reflects(views[0])
         self._ahead: ReadAhead | None = None

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, Protocol
 
 import torch
@@ -17,6 +18,10 @@ ExecutorName = Literal["auto", "dali", "resident", "reference"]
 
 class Executor(Protocol):
     """Executes the plans of one stream; operations after the flip are not its business (see ``augment``)."""
+
+    @property
+    def augmenting_pool(self) -> ThreadPoolExecutor | None:
+        """Threads that compute alone, for the caller's work on a batch, where torch's would meet the executor's own."""
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
         """One tuple per request, in order: for each view uint8 (B, height, width, 3) on the executor's device.

@@ -16,10 +16,14 @@ from pipeline.views import ViewPlan
 
 
 class HostViews:
-    """A pool of threads that makes planned views of decoded images."""
+    """Makes planned views of decoded images in a pool of threads.
+
+    Attributes:
+        pool: idle between two calls.
+    """
 
     def __init__(self, threads: int) -> None:
-        self._pool = one_thread_each(threads, "host-views")
+        self.pool = one_thread_each(threads, "host-views")
 
     def make(self, decoded: Sequence[np.ndarray], plan: ViewPlan, regions_are_cut: bool) -> Tensor:
         """The view of every image, uint8 (B, *plan.output_size, 3).
@@ -38,13 +42,13 @@ class HostViews:
             # Flipped as (batch, channel, row, column): torch has a fast way for that layout only, ten times faster.
             views[i] = (view.flip(3) if plan.flip[i] else view)[0].permute(1, 2, 0).numpy()
 
-        for _ in self._pool.map(make_one, range(len(decoded))):
+        for _ in self.pool.map(make_one, range(len(decoded))):
             pass
         return torch.from_numpy(views)
 
     def close(self) -> None:
         """Stop the threads; safe to call twice."""
-        self._pool.shutdown()
+        self.pool.shutdown()
 
 
 def _resized(image: np.ndarray, size: list[int]) -> Tensor:

@@ -7,7 +7,6 @@ what an uninterrupted run would have served from there.
 import time
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -22,7 +21,6 @@ from pipeline.executor import Executor, ExecutorName, choose_executor, decode_th
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import Plan, StepPlan, StreamPlan, part_indices
 from pipeline.rng import generator
-from pipeline.threads import one_thread_each
 from pipeline.transfer import to_device
 from pipeline.views import OneOf, View, plan_view
 from shards.reader import ShardSet
@@ -141,9 +139,8 @@ class Loader:
 
     def _feed(self, stream_name: str, threads: int) -> "_Feed":
         stream = self._plan.streams[stream_name]
-        name = self.executor_names[stream_name]
         executor = make_executor(
-            name,
+            self.executor_names[stream_name],
             self._plan.datasets[stream.dataset],
             stream.views,
             self._device,
@@ -151,7 +148,7 @@ class Loader:
             -(-self._plan.global_batch_size // self._parts),
             self.bad_samples[stream.dataset],
         )
-        return _Feed(executor, self._requests(stream_name), self._device, _augmenting_pool(name, self._device, threads))
+        return _Feed(executor, self._requests(stream_name), self._device)
 
     def _positions(self) -> Iterator[Position]:
         epoch, step = self._start
@@ -196,17 +193,10 @@ class _Request:
 class _Feed:
     """One stream's executor, and what was asked of it but not yet delivered."""
 
-    def __init__(
-        self,
-        executor: Executor,
-        requests: Iterator[_Request],
-        device: torch.device,
-        augmenting_pool: ThreadPoolExecutor | None,
-    ) -> None:
+    def __init__(self, executor: Executor, requests: Iterator[_Request], device: torch.device) -> None:
         self.whole: StreamPlan
         self._executor = executor
         self._device = device
-        self._augmenting_pool = augmenting_pool
         # Appended by the executor's read-ahead thread, popped by the training loop: a deque needs no lock for that.
         self._asked: deque[_Request] = deque()
         self._images = executor.run(self._ask(requests))
@@ -223,7 +213,7 @@ class _Feed:
         plan = request.part
         return Batch(
             tuple(
-                augment(view, planned.operations, self._augmenting_pool)
+                augment(view, planned.operations, self._executor.augmenting_pool)
                 for view, planned in zip(images, plan.views, strict=True)
             ),
             to_device(torch.from_numpy(plan.labels), self._device),
@@ -234,13 +224,6 @@ class _Feed:
     def close(self) -> None:
         self._executor.close()
         self._images.close()
-        if self._augmenting_pool is not None:
-            self._augmenting_pool.shutdown()
-
-
-def _augmenting_pool(executor: ExecutorName, device: torch.device, threads: int) -> ThreadPoolExecutor | None:
-    """For where DALI's threads want the cores that augment the batch before; its own threads start when needed."""
-    return one_thread_each(threads, "augment") if executor == "dali" and device.type == "cpu" else None
 
 
 def evaluation_batches(
@@ -279,7 +262,6 @@ def evaluation_batches(
     bad_samples = BadSamples(dataset, budget=0)
     chosen = choose_executor(executor, dataset)
     running = make_executor(chosen, dataset, (view,), device, threads, batch_size, bad_samples)
-    pool = _augmenting_pool(chosen, device, threads)
-    with closing(_Feed(running, requests(), device, pool)) as feed:
+    with closing(_Feed(running, requests(), device)) as feed:
         for _ in range(start, stop, batch_size):
             yield feed.next_batch()

@@ -20,6 +20,8 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError)
 class ReferenceExecutor:
     """Decodes each image with Pillow, once a view, in a pool of threads."""
 
+    augmenting_pool = None
+
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
         self._dataset = dataset
         self._device = device

@@ -54,6 +54,8 @@ def fits_resident(dataset: ShardSet) -> bool:
 class ResidentExecutor:
     """Gathers planned samples from the decoded set, and crops, resizes and flips them on the device."""
 
+    augmenting_pool = None
+
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
         """Decodes the whole set, if no executor on this device has yet. Raises ValueError if it is not of that kind."""
         if not fits_resident(dataset):

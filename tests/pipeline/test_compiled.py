@@ -12,8 +12,10 @@ from pipeline.augment import augment
 from pipeline.operations import Kind, PlannedOperation, single_argument
 
 SLOW = pytest.mark.slow
-# The kinds of the images of a batch, in turn, and the range of their argument: one case for each compiled function.
+# The kinds of the images of a batch, in turn, and the range of their argument: one case for each compiled function,
+# and brightness alone, for which the eager code has a function of its own.
 CASES: dict[str, tuple[tuple[Kind, ...], float, float]] = {
+    "brightness": ((Kind.BRIGHTNESS,), 0.1, 1.9),
     "enhance": ((Kind.COLOR, Kind.CONTRAST, Kind.BRIGHTNESS), 0.1, 1.9),
     "hue": ((Kind.HUE,), -0.5, 0.5),
     "blur": ((Kind.BLUR,), 1.1, 1.99),
@@ -64,7 +66,7 @@ def test_compiled_equals_eager(case: str, monkeypatch: pytest.MonkeyPatch) -> No
     check_compiled_equals_eager(case, [(5, 40, 33), (2, 40, 33), (7, 40, 33)], monkeypatch)
 
 
-@pytest.mark.parametrize("case", ["enhance", *(pytest.param(c, marks=SLOW) for c in ("hue", "blur"))])
+@pytest.mark.parametrize("case", ["brightness", "enhance", *(pytest.param(c, marks=SLOW) for c in ("hue", "blur"))])
 def test_compiled_equals_eager_for_one_image_and_other_sizes(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check_compiled_equals_eager(case, [(1, 20, 24), (3, 64, 16)], monkeypatch)
 
@@ -77,7 +79,7 @@ def test_batches_of_any_size_share_one_compilation(case: str, compilations: list
         augment(images, (operation,))
     assert len(compilations) == 1
     for count in (1, 1):
-        images, operation = batch(case, count, 16, 16)
+        images, operation = batch("brightness" if case == "enhance" else case, count, 16, 16)
         augment(images, (operation,))
     for count in (6, 12):
         images, operation = batch(case, count, 16, 24)

@@ -2,7 +2,6 @@ import os
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +15,7 @@ from pipeline.plan import Plan, Stream
 from pipeline.reference import reference_view
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
+from tests.holding import open_files, thread_count
 from tests.pipeline.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
 
 CPU = torch.device("cpu")
@@ -165,14 +165,6 @@ def test_nothing_is_left_after_close(small_set, executor_name):
         time.sleep(0.01)
     assert thread_count() <= system_threads
     assert open_files() <= files
-
-
-def thread_count():
-    return len(list(Path("/proc/self/task").iterdir()))
-
-
-def open_files():
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)

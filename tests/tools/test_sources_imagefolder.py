@@ -2,7 +2,6 @@
 
 import io
 import tarfile
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ from hypothesis import strategies as st
 from shards.class_counts import samples_per_class
 from shards.source import SampleRef
 from tests.archives import class_folders, tar_bytes, write_tree, zip_bytes
+from tests.holding import open_files
 from tests.tools.source_commands import contents, sources_of, the_source
 from tools.sources.archives import Folder
 from tools.sources.imagefolder import hold_out, long_tail
@@ -226,7 +226,3 @@ def test_a_folder_keeps_announced_files_open_until_they_are_read(tmp_path):
         fetcher.fetch(refs["d"])
     fetcher.close()
     assert open_files() == before
-
-
-def open_files():
-    return len(list(Path("/proc/self/fd").iterdir()))
