@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.rng import generator
 from pipeline.sampling import Sampling, Shuffled
-from pipeline.views import OneOf, View, ViewPlan, plan_view
+from pipeline.views.view import OneOf, View, ViewPlan, plan_view
 from shards.reader import ShardSet
 
 # Raised whenever the same (seed, epoch, step) would give another plan; a checkpoint of another version is refused.

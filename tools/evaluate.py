@@ -17,12 +17,12 @@ import torch
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
 from shards.reader import ShardSet
-from tools.tables import markdown, mean_and_spread
-from train import pictures
-from train.evaluate import Scores, predict, score
-from train.posthoc import adjust_logits, tau_normalise
+from tools.markdown import markdown, mean_and_spread
+from train.checkpoints.trained import Trained, load_trained
+from train.evaluation import pictures
+from train.evaluation.posthoc import adjust_logits, tau_normalise
+from train.evaluation.scores import Scores, predict, score
 from train.run_folder import write_json
-from train.trained import Trained, load_trained
 
 SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
 TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")

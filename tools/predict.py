@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.reference import reference_view
-from pipeline.views import plan_view
+from pipeline.executors.pillow_reference import reference_view
+from pipeline.views.view import plan_view
 from shards.reader import ShardSet
-from train.trained import Trained, load_trained
+from train.checkpoints.trained import Trained, load_trained
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 

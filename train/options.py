@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from pipeline.recipes import RECIPES
+from pipeline.views.presets import RECIPES
 from shards.class_counts import GroupRule
 from train.methods import method_class, method_names
 from train.models.build import ModelOptions

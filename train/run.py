@@ -13,27 +13,27 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pipeline.decode_settings import decode_settings
-from pipeline.executor import decode_threads_per_rank
+from pipeline.executors.decode_settings import decode_settings
+from pipeline.executors.factory import decode_threads_per_rank
 from pipeline.loader import Loader
 from pipeline.plan import Plan
-from pipeline.recipes import RECIPES, DatasetRecipe
+from pipeline.views.presets import RECIPES, DatasetRecipe
 from shards.reader import ShardSet
-from train import report
-from train.assemble import Assembler
-from train.checkpoint import load, load_weights
+from train.checkpoints.files import load, load_weights
 from train.datasets import open_datasets
-from train.evaluator import Evaluator
+from train.evaluation import run_report
+from train.evaluation.evaluator import Evaluator
+from train.inputs.input_builder import Assembler
 from train.launch import check_device, make_accelerator
+from train.loop.progress import Progress
+from train.loop.signals import StopRequest
+from train.loop.step_graphs import Capture, make_capture
+from train.loop.trainer import NonFiniteLossError, Parts, PreemptedError, Trainer
 from train.methods import method_class
 from train.methods.base import Method, Setting
 from train.options import Options
-from train.progress import Progress
 from train.run_folder import RunFolder
 from train.schedules import Schedule
-from train.signals import StopRequest
-from train.step_graphs import Capture, make_capture
-from train.trainer import NonFiniteLossError, Parts, PreemptedError, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -246,7 +246,7 @@ class Run:
         if self.accelerator.is_main_process:
             self.folder.prepare(self.options.resolved, derived)
             self.folder.write_status("running", pid=os.getpid())
-            report.print_options(self.options.resolved, derived)
+            run_report.print_options(self.options.resolved, derived)
             self.accelerator.init_trackers("longtail")
         self.accelerator.wait_for_everyone()
 
@@ -289,7 +289,7 @@ class Run:
             self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
             best = self.evaluator.scores("test")
         if self.accelerator.is_main_process:
-            material = report.Material(
+            summary = run_report.RunSummary(
                 options=self.options,
                 derived=derived,
                 folder=self.folder,
@@ -300,6 +300,6 @@ class Run:
                 best=best,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
             )
-            report.write(material)
+            run_report.write(summary)
             self._write_status("finished")
         self.accelerator.wait_for_everyone()

@@ -12,7 +12,7 @@ from pipeline.loader import Loader
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
-from pipeline.views import RandomResizedCrop, View
+from pipeline.views.view import RandomResizedCrop, View
 from tests.pipeline.shard_sets import encode, write_shard_set
 
 BATCH = 4

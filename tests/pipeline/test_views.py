@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.operations import ColorJitter, Cutout, Grayscale, Kind, Rotation
-from pipeline.policies import RandAugment
-from pipeline.recipes import CENTER_224, JITTERED_224, RECIPES
-from pipeline.views import (
+from pipeline.views.operations import ColorJitter, Cutout, Grayscale, Kind, Rotation
+from pipeline.views.policies import RandAugment
+from pipeline.views.presets import CENTER_224, JITTERED_224, RECIPES
+from pipeline.views.view import (
     CROP_ATTEMPTS,
     OneOf,
     PaddedCrop,

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.loader import evaluation_batches
-from pipeline.recipes import RECIPES
+from pipeline.views.presets import RECIPES
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
 from tests.pipeline.shard_sets import photo, small_images
@@ -23,13 +23,13 @@ from tests.train.runs import COUNTS, make_data, options
 from tests.train.short_runs import make_run, take_steps
 from tests.train.steps import setting
 from tools import evaluate, predict
-from train.assemble import Assembler
-from train.checkpoint import save
+from train.checkpoints.files import save
+from train.checkpoints.trained import Trained, load_trained
+from train.inputs.input_builder import Assembler
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
 from train.methods.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
 from train.models.ncl import ContrastiveExperts, build_experts
-from train.trained import Trained, load_trained
 
 CPU = torch.device("cpu")
 

@@ -10,10 +10,10 @@ from torch import nn
 from pipeline.loader import Batch
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import StepPlan, StreamPlan, part_indices
-from pipeline.recipes import CIFAR_STATISTICS, WHOLE_32
 from pipeline.transfer import values_to_device
-from pipeline.views import PaddedCrop, View
-from train.assemble import Assembler
+from pipeline.views.presets import CIFAR_STATISTICS, WHOLE_32
+from pipeline.views.view import PaddedCrop, View
+from train.inputs.input_builder import Assembler
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput
 from train.schedules import Schedule, ScheduleOptions
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.recipes import IMAGENET_STATISTICS
-from train.assemble import Assembler
+from pipeline.views.presets import IMAGENET_STATISTICS
+from train.inputs.input_builder import Assembler
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -83,7 +83,7 @@ def test_inside_autocast_the_input_has_the_type_of_the_first_layer():
 
 def check_kernel(device: str) -> int:
     """The kernel against the torch reference for all shapes, boxes and types; returns the number of images compared."""
-    from train.paste_kernel import paste_and_normalise
+    from train.inputs.paste_kernel import paste_and_normalise
 
     assembler = Assembler.create(IMAGENET_STATISTICS, torch.device(device))
     generator = torch.Generator().manual_seed(4)
@@ -130,7 +130,7 @@ def test_kernel_equals_the_reference_in_tritons_interpreter():
 )
 def test_kernel_refuses_what_it_would_misread(argument, value, message):
     pytest.importorskip("triton", reason="torch came without Triton")
-    from train.paste_kernel import paste_and_normalise
+    from train.inputs.paste_kernel import paste_and_normalise
 
     images = torch.zeros((2, 4, 4, 3), dtype=torch.uint8)
     arguments = {"background": images, "foreground": images, "boxes": torch.zeros((2, 4), dtype=torch.int32)}

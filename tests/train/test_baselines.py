@@ -13,14 +13,14 @@ from torch import nn
 
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
-from pipeline.operations import Kind
 from pipeline.plan import Plan
 from pipeline.transfer import values_to_device
+from pipeline.views.operations import Kind
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.runs import options
 from tests.train.short_runs import make_run, take_steps
 from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
-from train.checkpoint import save
+from train.checkpoints.files import save
 from train.methods import method_class
 from train.methods.base import Method, MicroStep
 from train.methods.remix import remix_label_share

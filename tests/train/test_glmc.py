@@ -10,15 +10,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.mix_rule import MixPlan, cut_box
-from pipeline.recipes import Normalization
+from pipeline.views.presets import Normalization
 from tests.train.ranks import on_two_processes
 from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
-from train.assemble import Assembler
+from train.evaluation.posthoc import tau_normalise
+from train.inputs.input_builder import Assembler
 from train.methods.glmc import GLMC, GLMCOptions, Heads
 from train.methods.glmc_maxnorm import GLMCMaxNorm, MaxNormOptions, bounded_rows, row_norm_bound, softmax_bce
 from train.models.build import ModelOptions
-from train.posthoc import tau_normalise
 from train.schedules import Schedule, ScheduleOptions
 
 

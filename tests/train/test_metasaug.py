@@ -17,8 +17,8 @@ from shards.class_counts import effective_number_weights
 from tests.train.ranks import on_two_processes
 from tests.train.steps import PlannedStep, loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
-from train.class_statistics import ClassStatistics
-from train.losses import ldam_margins
+from train.losses.class_statistics import ClassStatistics
+from train.losses.functions import ldam_margins
 from train.methods.metasaug import AugmentedLoss, MetaSAug, MetaSAugOptions, corrected_covariances
 from train.methods.metasaug_large import MetaSAugLarge, MetaSAugLargeOptions
 from train.models.build import ModelOptions

@@ -7,7 +7,7 @@ import torch
 
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import last_weights, options, records, same_weights
-from train.checkpoint import AVERAGED
+from train.checkpoints.files import AVERAGED
 from train.run import FINISHED, train
 
 METHODS = {

@@ -10,11 +10,11 @@ import torch
 from pipeline.loader import LoadedStep, evaluation_batches
 from shards.reader import ShardSet
 from tests.train.runs import arguments, options, records, start
-from train.checkpoint import AVERAGED, load
+from train.checkpoints.files import AVERAGED, load
+from train.checkpoints.trained import load_trained
+from train.loop.trainer import Trainer
 from train.options import parse
 from train.run import train
-from train.trained import load_trained
-from train.trainer import Trainer
 
 DECAY = 0.9
 

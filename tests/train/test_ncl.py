@@ -13,14 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.mix_rule import MixPlan
-from pipeline.recipes import RECIPES, SIM_32
+from pipeline.views.presets import RECIPES, SIM_32
 from shards.class_counts import NCL_RULE
 from tests.train.runs import options as run_options
 from tests.train.runs import records, same_weights
 from tests.train.steps import loss_of, micro_step, random_images, setting
 from tests.train.vectors import wave
-from train.checkpoint import load
-from train.evaluate import Predictions, score
+from train.checkpoints.files import load
+from train.evaluation.scores import Predictions, score
 from train.methods.ncl import (
     NCL,
     NCLOptions,

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from train.checkpoints.released import Architecture, recognise, state_dict_of
+from train.checkpoints.trained import load_trained
 from train.models.build import ModelOptions, build_model
 from train.models.heads import CosineClassifier
-from train.released import Architecture, recognise, state_dict_of
-from train.trained import load_trained
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from tests.train.steps import setting
-from train.checkpoint import load_weights
+from train.checkpoints.files import load_weights
+from train.checkpoints.trained import load_trained
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
 from train.models.build import ModelOptions, build_model
 from train.models.semantic import build_network
-from train.trained import load_trained
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

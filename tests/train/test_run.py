@@ -14,10 +14,10 @@ from PIL import Image
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import COUNTS, arguments, last_weights, options, records, same_weights
 from train import __main__ as command
-from train.progress import Progress
+from train.loop.progress import Progress
+from train.loop.signals import StopRequest
+from train.loop.trainer import Trainer
 from train.run import FINISHED, NON_FINITE, PREEMPTED, train
-from train.signals import StopRequest
-from train.trainer import Trainer
 
 STEPS_PER_EPOCH = 4  # 27 images in batches of 8
 

@@ -20,10 +20,10 @@ from tests.train.runs import options
 from tests.train.short_runs import make_run
 from tests.train.steps import micro_step, random_images, setting
 from tests.train.test_host_sync import CASES, run_of
+from train.loop.step_graphs import WARM_UP_STEPS, StepGraphs, make_capture
 from train.methods import method_class
 from train.methods.base import MicroStep
 from train.run import Run
-from train.step_graphs import WARM_UP_STEPS, StepGraphs, make_capture
 
 STEPS = 7  # of epochs of 4, the last of which is short: three full ones come first, the fourth is captured
 CAPTURED = [

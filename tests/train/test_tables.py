@@ -12,16 +12,16 @@ import torch
 import yaml
 
 from pipeline.plan import Plan
-from pipeline.recipes import RECIPES, DatasetRecipe
-from pipeline.views import OneOf, ResizeCenterCrop, View
+from pipeline.views.presets import RECIPES, DatasetRecipe
+from pipeline.views.view import OneOf, ResizeCenterCrop, View
 from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.short_runs import make_run, take_steps
 from tests.train.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
 from tools.sweep import first_stage
-from train.assemble import Assembler
-from train.checkpoint import save
+from train.checkpoints.files import save
+from train.inputs.input_builder import Assembler
 from train.methods import method_class
 from train.methods.base import Method, Setting
 from train.options import Options, parse

@@ -15,9 +15,9 @@ from pipeline.loader import Batch, LoadedStep
 from pipeline.plan import StreamPlan
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Variant, now
-from train.assemble import Assembler
-from train.checkpoint import Position
+from train.checkpoints.files import Position
 from train.datasets import open_datasets
+from train.inputs.input_builder import Assembler
 from train.launch import make_accelerator
 from train.options import parse
 from train.run import Run
@@ -84,7 +84,7 @@ def train_rate(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int
 def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> tuple[float, np.ndarray]:
     """Images a second, and the time of each counted step as the host sees it, float64 (counted,) in seconds.
 
-    The host waits for the device one step late (see train.signals), so that its times are the device's.
+    The host waits for the device one step late (see train.loop.signals), so that its times are the device's.
     """
     device = run.accelerator.device
     times: list[float] = []

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from pipeline.loader import Batch
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import StepPlan, Stream
-from pipeline.views import OneOf, View
-from train.assemble import Assembler
+from pipeline.views.view import OneOf, View
+from train.inputs.input_builder import Assembler
 from train.models.build import ModelOptions
 from train.schedules import Schedule
 

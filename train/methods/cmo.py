@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, ProgressivelyBalanced, Sampling, Shuffled
-from pipeline.views import OneOf, View
+from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep, StepOutput, Values
 from train.methods.vanilla import Vanilla, VanillaOptions
 

@@ -23,7 +23,7 @@ from pipeline.plan import Stream
 from pipeline.rng import generator
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
-from train.losses import at_least_float32, cross_entropy
+from train.losses.functions import at_least_float32, cross_entropy
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 from train.models.resnet_cifar import ResNet32, kaiming_init

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
-from train.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses import is_target
+from train.losses.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses.functions import is_target
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions

@@ -6,7 +6,7 @@ plainly trained network, needs no training: `python -m tools.evaluate --logit-ad
 
 from dataclasses import dataclass
 
-from train.criterion import Criterion
+from train.losses.criterion import Criterion
 from train.methods.vanilla import Vanilla
 
 

@@ -30,15 +30,15 @@ from torch.func import functional_call
 
 from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
-from pipeline.views import OneOf, View
+from pipeline.views.view import OneOf, View
 from shards.class_counts import effective_number_weights
-from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
-from train.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses import cross_entropy, is_target, ldam_margins
+from train.losses.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
+from train.losses.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses.functions import cross_entropy, is_target, ldam_margins
+from train.losses.precision import full_float32
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions
 from train.models.semantic import SemanticNetwork, build_network
-from train.precision import full_float32
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.operations import ColorJitter, GaussianBlur, Operation
-from pipeline.views import OneOf, View
+from pipeline.views.operations import ColorJitter, GaussianBlur, Operation
+from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep
 from train.methods.cmo import CMO, CMOOptions
 

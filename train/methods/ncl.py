@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.plan import Stream
-from train.criterion import Criterion
-from train.losses import at_least_float32, cross_entropy
+from train.losses.criterion import Criterion
+from train.losses.functions import at_least_float32, cross_entropy
 from train.methods.base import MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions, with_synchronised_batch_norm

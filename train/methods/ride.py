@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.criterion import Criterion
-from train.losses import at_least_float32
+from train.losses.criterion import Criterion
+from train.losses.functions import at_least_float32
 from train.methods.base import MicroPlan, MicroStep, Values
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
-from train.criterion import Criterion, Loss, Rule
+from train.losses.criterion import Criterion, Loss, Rule
 from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
 from train.models.build import ModelOptions, build_model
 
