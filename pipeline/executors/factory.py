@@ -55,7 +55,7 @@ def make_executor(
 
     Args:
         name: as ``choose_executor`` gives it.
-        views: the recipes of the stream: they decide the shape of a decode graph.
+        views: the views of the stream: they decide the shape of a decode graph.
         device: where the images are wanted; DALI decodes on it.
         decode_threads: CPU threads of this executor.
         largest_batch: no request has more samples.

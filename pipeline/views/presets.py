@@ -1,6 +1,6 @@
-"""Named recipes of views: how each data set is augmented for training, shown for evaluation, and normalised.
+"""Named presets: how each data set is augmented for training, shown for evaluation, and normalised.
 
-The names without a suffix are the standard recipes of the official CMO code (Park et al., CVPR 2022), "-long" those of
+The names without a suffix are the standard ones of the official CMO code (Park et al., CVPR 2022), "-long" those of
 its long schedules, where a fair coin per image picks one of two pipelines.
 """
 
@@ -20,7 +20,7 @@ class Normalization:
 
 
 @dataclass(frozen=True)
-class DatasetRecipe:
+class Preset:
     """The views of a data set: `train` is drawn, `evaluation` is not.
 
     `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
@@ -51,8 +51,8 @@ CROP_32 = View(PaddedCrop(32, padding=4), FLIP)
 CROP_224 = View(RandomResizedCrop(224), FLIP)
 JITTERED_224 = View(RandomResizedCrop(224), FLIP, (JITTER,))
 
-# The four pipelines of the long recipes, by the names that the NCL and GLMC programs give them. NCL on CIFAR shows
-# AUTO_32 and SIM_32 of one image as two views; the "-long" recipes of CMO pick one of the pair by a coin.
+# The four pipelines of the long presets, by the names that the NCL and GLMC programs give them. NCL on CIFAR shows
+# AUTO_32 and SIM_32 of one image as two views; the "-long" presets of CMO pick one of the pair by a coin.
 AUTO_32 = View(PaddedCrop(32, padding=4), FLIP, (AutoAugmentCifar10(), Cutout(16)))
 SIM_32 = View(
     RandomResizedCrop(32, scale=(0.2, 1.0)),
@@ -62,31 +62,31 @@ SIM_32 = View(
 RANDNCLS_224 = View(RandomResizedCrop(224), FLIP, (JITTER, RandAugment()))
 SIM_224 = View(RandomResizedCrop(224), FLIP, (JITTER, Grayscale(0.2), GaussianBlur()))
 
-RECIPES = {
-    recipe.name: recipe
-    for recipe in (
+PRESETS = {
+    preset.name: preset
+    for preset in (
         # A mirrored digit is another sign: no flip.
-        DatasetRecipe("digits", View(PaddedCrop(32, padding=4)), WHOLE_32, HALF),
-        DatasetRecipe("cifar", CROP_32, WHOLE_32, CIFAR_STATISTICS),
-        DatasetRecipe("imagenet", JITTERED_224, CENTER_224, IMAGENET_STATISTICS),
-        DatasetRecipe("inat", CROP_224, CENTER_224, INAT_STATISTICS),
-        DatasetRecipe("cifar-long", OneOf((AUTO_32, SIM_32)), WHOLE_32, CIFAR_STATISTICS),
-        DatasetRecipe("imagenet-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, IMAGENET_STATISTICS),
-        DatasetRecipe("inat-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, INAT_STATISTICS),
+        Preset("digits", View(PaddedCrop(32, padding=4)), WHOLE_32, HALF),
+        Preset("cifar", CROP_32, WHOLE_32, CIFAR_STATISTICS),
+        Preset("imagenet", JITTERED_224, CENTER_224, IMAGENET_STATISTICS),
+        Preset("inat", CROP_224, CENTER_224, INAT_STATISTICS),
+        Preset("cifar-long", OneOf((AUTO_32, SIM_32)), WHOLE_32, CIFAR_STATISTICS),
+        Preset("imagenet-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, IMAGENET_STATISTICS),
+        Preset("inat-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, INAT_STATISTICS),
         # RIDE (Wang et al., ICLR 2021) rotates on CIFAR only.
-        DatasetRecipe("cifar-ride", replace(CROP_32, operations=(Rotation(15.0),)), WHOLE_32, CIFAR_STATISTICS),
+        Preset("cifar-ride", replace(CROP_32, operations=(Rotation(15.0),)), WHOLE_32, CIFAR_STATISTICS),
         # GLMC (Du et al., CVPR 2023); on CIFAR-100 it is "cifar".
-        DatasetRecipe("cifar10-glmc", CROP_32, WHOLE_32, GLMC_CIFAR10_STATISTICS),
-        DatasetRecipe("imagenet-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
-        DatasetRecipe("inat-sim", SIM_224, CENTER_224, INAT_STATISTICS),
+        Preset("cifar10-glmc", CROP_32, WHOLE_32, GLMC_CIFAR10_STATISTICS),
+        Preset("imagenet-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
+        Preset("inat-sim", SIM_224, CENTER_224, INAT_STATISTICS),
         # MetaSAug (Li et al., CVPR 2021); on ImageNet-LT and iNaturalist it is "imagenet" and "inat".
-        DatasetRecipe(
+        Preset(
             "cifar-metasaug", View(PaddedCrop(32, padding=4, mode="reflect"), FLIP), WHOLE_32, METASAUG_CIFAR_STATISTICS
         ),
         # NCL (Li et al., CVPR 2022).
-        DatasetRecipe("cifar-auto", AUTO_32, WHOLE_32, CIFAR_STATISTICS, second=SIM_32),
-        DatasetRecipe("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
-        DatasetRecipe("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS),
-        DatasetRecipe("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
+        Preset("cifar-auto", AUTO_32, WHOLE_32, CIFAR_STATISTICS, second=SIM_32),
+        Preset("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
+        Preset("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS),
+        Preset("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
     )
 }

@@ -1,7 +1,8 @@
-"""Which part of an image a view shows, and what is done to it: recipes of views, and how they are drawn.
+"""Which part of an image a view shows, what is done to it, and how both are drawn.
 
-A `View` is the recipe; `plan_view` draws it for a batch of image sizes. The result is plain integers (rectangles in the
-source image, a size, a window, a flip) and planned operations, so that every executor does the same thing.
+A `View` is the description; `plan_view` draws it for a batch of image sizes. The result is plain integers
+(rectangles in the source image, a size, a window, a flip) and planned operations, so that every executor does the same
+thing.
 """
 
 from dataclasses import dataclass, replace

@@ -15,7 +15,7 @@ from pipeline.executors.pillow_reference import reference_operation
 from pipeline.executors.threads import one_thread_each
 from pipeline.views.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale, Interpolation, Kind, PlannedOperation
 from pipeline.views.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
-from pipeline.views.presets import RECIPES
+from pipeline.views.presets import PRESETS
 from pipeline.views.view import plan_view
 from tests.pipeline.pictures import photo
 
@@ -125,7 +125,7 @@ def test_real_photographs_equal_pillow():
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-long", "cifar-long", "cifar-ride"])
 def test_recipes_equal_pillow_from_start_to_end(name):
-    view = RECIPES[name].train
+    view = PRESETS[name].train
     count, side = (128, 32) if view.size == 32 else (32, 64)
     plan = plan_view(view, np.full(count, side), np.full(count, side), draw)
     found = difference(photos(count, side, side), plan.operations)
@@ -159,7 +159,7 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
 
 def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch):
     """The same pixels as from the formula for images at different steps, which small images take."""
-    jitter = RECIPES["imagenet"].train.operations
+    jitter = PRESETS["imagenet"].train.operations
     operations = tuple(step for operation in jitter for step in operation.plan(40, (40, 30), draw))
     images = torch.from_numpy(photos(40, 40, 30))
     mixed = augment(images, operations)

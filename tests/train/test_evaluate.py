@@ -54,9 +54,10 @@ def test_calibration_error_against_a_loop() -> None:
 
 def method() -> SimpleNamespace:
     """Logits are the first pixels of the image."""
-    assembler = SimpleNamespace(plain=lambda images: images.float())
+    input_builder = SimpleNamespace(plain=lambda images: images.float())
     return SimpleNamespace(
-        setting=SimpleNamespace(assembler=assembler), eval_members=lambda model, images: images[:, 0, :, 0][None]
+        context=SimpleNamespace(input_builder=input_builder),
+        eval_members=lambda model, images: images[:, 0, :, 0][None],
     )
 
 

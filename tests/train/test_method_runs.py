@@ -13,7 +13,7 @@ from train.run import FINISHED, train
 METHODS = {
     "glmc": {"method.contrast_weight": 4},
     "glmc_maxnorm": {"optimizer.lr": 5.0},  # which takes rows over their bound in every step
-    "metasaug": {"method.meta_start": 100},  # of 200: the second of two epochs
+    "metasaug": {"method.meta_from_epoch": 100},  # of 200: the second of two epochs
     "metasaug_large": {},
 }
 FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}

@@ -93,7 +93,7 @@ def test_two_processes_evaluate_one_average(data: Path, tmp_path: Path) -> None:
     newest = max((tmp_path / "run" / "checkpoints").glob("epoch*.pt"))
     trained = load_trained(newest, torch.device("cpu"))
     test_set = ShardSet.open(data / "test")
-    [batch] = evaluation_batches(test_set, trained.recipe.evaluation, len(test_set), torch.device("cpu"))
+    [batch] = evaluation_batches(test_set, trained.preset.evaluation, len(test_set), torch.device("cpu"))
     loss = torch.nn.functional.cross_entropy(trained.logits(batch.images[0]), batch.labels)
     assert records(tmp_path / "run")[-1]["test"]["loss"] == pytest.approx(loss.item(), rel=1e-6)
 

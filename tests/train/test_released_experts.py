@@ -187,7 +187,7 @@ def ncl_224(
 def check(path: Path, network: nn.Module, recipe: str, described: str) -> None:
     """The file gives the network's logits, on images normalised as is right for it."""
     trained = load_trained(path, CPU)
-    assert trained.recipe.name == recipe
+    assert trained.preset.name == recipe
     assert trained.description == f"released {described}"
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[recipe])
     expected = network((PICTURES.permute(0, 3, 1, 2) / 255 - mean) / std)

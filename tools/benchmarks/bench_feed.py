@@ -40,7 +40,7 @@ from tools.benchmarks.measuring import Table, Target, Variant, compare
 WHOLE = "whole loader, colour jitter"
 _CPU = torch.device("cpu")
 _EPOCHS = 10**4
-_STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("weighted", ClassWeighted(), (JITTERED_224,)))
+_STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("foreground", ClassWeighted(), (JITTERED_224,)))
 _BATCHES, _PLANNED_STEPS = (64, 256, 1024), 20
 _BATCH, _DRAWS = 128, 128 * 200  # of the comparison of sizes; draws of a round
 _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of ImageNet-LT and iNaturalist 2018
@@ -101,7 +101,7 @@ def _shares(bench: Bench) -> Table:
         WHOLE: loading,
         "plan and feed": feeding,
         "plan alone, original stream": lambda: planning("original"),
-        "plan alone, weighted stream": lambda: planning("weighted"),
+        "plan alone, foreground stream": lambda: planning("foreground"),
     }
     return compare("images per second of CPU time", "images/cpu-s", variants, scale.rounds)
 

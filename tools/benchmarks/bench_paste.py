@@ -11,7 +11,7 @@ from pipeline.views.presets import IMAGENET_STATISTICS
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Target, Variant, compare, rate_of
-from train.inputs.input_builder import Assembler
+from train.inputs.input_builder import InputBuilder
 
 NAIVE = "float, normalise both, copy the box"
 REFERENCE = "torch reference"
@@ -32,7 +32,7 @@ def run(bench: Bench) -> Report:
     report = Report("paste", {"images": "random", "size": "224 x 224"}, settings)
 
     buffers = [_inputs(shape, bench.device) for _ in range(-(-_ROTATED_BYTES // moved) if on_gpu else 2)]
-    assembler = Assembler.create(IMAGENET_STATISTICS, bench.device)
+    input_builder = InputBuilder.create(IMAGENET_STATISTICS, bench.device)
 
     def variant(paste: Callable[..., object]) -> Variant:
         upcoming = cycle(buffers)
@@ -44,8 +44,8 @@ def run(bench: Bench) -> Report:
         return lambda: rate_of(action, 200 if on_gpu else 3, moved / 1e9, bench.device, warm_up=2)
 
     variants = {
-        NAIVE: variant(lambda a, b, boxes: naive(a, b, boxes, assembler, dtype)),
-        REFERENCE: variant(assembler.paste_reference),
+        NAIVE: variant(lambda a, b, boxes: naive(a, b, boxes, input_builder, dtype)),
+        REFERENCE: variant(input_builder.paste_reference),
     }
     if on_gpu:
         copied = [torch.empty(moved // 2, dtype=torch.uint8, device=bench.device) for _ in range(2 * len(buffers))]
@@ -55,7 +55,7 @@ def run(bench: Bench) -> Report:
             source, destination = next(upcoming)
             destination.copy_(source)
 
-        variants[KERNEL] = variant(assembler.paste)
+        variants[KERNEL] = variant(input_builder.paste)
         variants[COPY] = lambda: rate_of(copy, 200, moved / 1e9, bench.device, warm_up=2)
     table = compare("assembling a pasted batch", "GB/s", variants, bench.scale.rounds)
     report.tables.append(table)
@@ -73,12 +73,14 @@ def _inputs(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
     return background, foreground, torch.tensor([box] * shape[0], dtype=torch.int32, device=device)
 
 
-def naive(background: Tensor, foreground: Tensor, boxes: Tensor, assembler: Assembler, dtype: torch.dtype) -> Tensor:
+def naive(
+    background: Tensor, foreground: Tensor, boxes: Tensor, input_builder: InputBuilder, dtype: torch.dtype
+) -> Tensor:
     """One operation after the other on float32 NCHW, as training programs do that get their images from `ToTensor`."""
 
     def normalised(images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).contiguous().float().div(255)
-        mean, std = assembler.mean / 255, 1 / (255 * assembler.scale)
+        mean, std = input_builder.mean / 255, 1 / (255 * input_builder.scale)
         return (pixels - mean[:, None, None]) / std[:, None, None]
 
     result, pasted = normalised(background), normalised(foreground)

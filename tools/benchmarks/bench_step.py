@@ -22,12 +22,12 @@ def run(bench: Bench) -> Report:
     """On a CPU the network that one can train there, and the comparison of the loops only."""
     on_gpu = bench.device.type == "cuda"
     small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
-    model, recipe, batch_size, count = ("resnet50", "imagenet", 256, 50) if on_gpu else small
+    model, preset, batch_size, count = ("resnet50", "imagenet", 256, 50) if on_gpu else small
     # More and shorter rounds than elsewhere: 2 % are to be told apart.
     rounds = 5 * bench.scale.rounds
     settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": count, "rounds": rounds}
-    ours = make_run(bench, model, recipe, batch_size, mixed_precision="bf16" if on_gpu else "no")
-    side = ours.recipe.train.size
+    ours = make_run(bench, model, preset, batch_size, mixed_precision="bf16" if on_gpu else "no")
+    side = ours.preset.train.size
     report = Report("step", {"images": "random", "size": f"{side} x {side}"}, settings)
     loops = _loops(ours, count, rounds)
     report.tables.append(loops)
@@ -95,4 +95,4 @@ def _bare(run: Run, precision: torch.dtype, channels_last: bool) -> BareLoop:
     """A bare loop with a copy of the run's network."""
     model = deepcopy(run.trainer.bare_model)
     counts = run.datasets["train"].samples_per_class
-    return BareLoop(model, counts, run.method.setting.assembler, precision, channels_last)
+    return BareLoop(model, counts, run.method.context.input_builder, precision, channels_last)

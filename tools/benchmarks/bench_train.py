@@ -63,7 +63,7 @@ def _official(bench: Bench, ours: Run, batch_size: int, warm_up: int, counted: i
     """Both loaders are read on every step, as there, whether it pastes or not."""
     model = deepcopy(ours.trainer.bare_model)
     counts = ours.datasets["train"].samples_per_class
-    loop = BareLoop(model, counts, ours.method.setting.assembler, torch.float32, channels_last=False)
+    loop = BareLoop(model, counts, ours.method.context.input_builder, torch.float32, channels_last=False)
     original = baselines.pil(bench.folder, batch_size, bench.cores, jitter=True)
     weighted = baselines.pil(bench.folder, batch_size, bench.cores, jitter=True, weighted=True)
     rule = MixRule(plain_first=0, plain_last=0)

@@ -123,8 +123,8 @@ def _layout(state: dict[str, Tensor]) -> tuple[tuple[str, ...], str, str]:
     return _ROUTING, "", ""
 
 
-def usual_recipe(state: dict[str, Tensor], architecture: Architecture) -> str:
-    """Name of the recipe whose evaluation the authors of these weights used, as far as the weights say whose they are.
+def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
+    """Name of the preset whose evaluation the authors of these weights used, as far as the weights say whose they are.
 
     Args:
         state: as `state_dict_of` gives them.

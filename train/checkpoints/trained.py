@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.views.presets import RECIPES, DatasetRecipe
+from pipeline.views.presets import PRESETS, Preset
 from train.checkpoints.files import counting_weights, read
-from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_recipe
-from train.inputs.input_builder import Assembler
+from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
+from train.inputs.input_builder import InputBuilder
 from train.methods import method_class
-from train.methods.base import Method, Setting
+from train.methods.base import Method, MethodContext
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -27,27 +27,27 @@ class Trained:
         path: its file.
         method: whose `eval_logits` count.
         model: in evaluation mode, on its device.
-        recipe: how images are shown to it.
+        preset: how images are shown to it.
         description: the network in words.
     """
 
     path: Path
     method: Method
     model: nn.Module
-    recipe: DatasetRecipe
+    preset: Preset
     classes: int
     description: str
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
-        return self.method.eval_logits(self.model, self.method.setting.assembler.plain(images)).float()
+        return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
 
 
-def load_trained(path: Path, device: torch.device, recipe: str | None = None) -> Trained:
+def load_trained(path: Path, device: torch.device, preset: str | None = None) -> Trained:
     """Read a checkpoint of either kind.
 
     Args:
-        recipe: name of the recipe to evaluate with; by default that of the run, or the usual one of a released network.
+        preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
@@ -55,17 +55,17 @@ def load_trained(path: Path, device: torch.device, recipe: str | None = None) ->
     content = read(path)
     try:
         if isinstance(content, dict) and "fit" in content:
-            return _own(path, content, device, recipe)
-        return _released(path, content, device, recipe)
+            return _own(path, content, device, preset)
+        return _released(path, content, device, preset)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str | None) -> Trained:
+def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str | None) -> Trained:
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    chosen = _recipe(recipe or fit["recipe"])
+    chosen = _preset(preset or fit["preset"])
     method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
     model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
@@ -74,11 +74,11 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, recipe: str 
     return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
 
 
-def _released(path: Path, content: Any, device: torch.device, recipe: str | None) -> Trained:
+def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:
     state = state_dict_of(content)
     weights = evaluated_weights(state)
     architecture = recognise(weights)
-    chosen = _recipe(recipe or usual_recipe(state, architecture))
+    chosen = _preset(preset or usual_preset(state, architecture))
     method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
     with torch.device("meta"):  # no initial weights: all of them are replaced
         model = method.build_model(architecture.model, seed=0)
@@ -90,19 +90,19 @@ def _released(path: Path, content: Any, device: torch.device, recipe: str | None
     return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
 
 
-def _method(name: str, options: Mapping[str, Any], classes: int, recipe: DatasetRecipe, device: torch.device) -> Method:
+def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:
     """A method to predict with: training counts and schedule matter to losses alone."""
     schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
-    counts, assembler = np.ones(classes, dtype=np.int64), Assembler.create(recipe.normalization, device)
-    setting = Setting(counts, recipe.train, recipe.evaluation, schedule, assembler, device)
+    counts, input_builder = np.ones(classes, dtype=np.int64), InputBuilder.create(preset.normalization, device)
+    context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)
     method = method_class(name)
-    return method(method.Options(**options), setting)
+    return method(method.Options(**options), context)
 
 
-def _recipe(name: str) -> DatasetRecipe:
-    if name not in RECIPES:
-        raise ValueError(f"recipe {name!r} is unknown; expected one of {', '.join(sorted(RECIPES))}")
-    return RECIPES[name]
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
 
 
 def _section(fit: dict[str, Any], section: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from pipeline.loader import evaluation_batches
-from pipeline.views.presets import DatasetRecipe
+from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.evaluation.scores import Scores, predict, score
 from train.methods.base import Method
@@ -22,12 +22,12 @@ class Evaluator:
         self,
         options: Options,
         datasets: dict[str, ShardSet],
-        recipe: DatasetRecipe,
+        preset: Preset,
         method: Method,
         model: nn.Module,
         accelerator: Accelerator,
     ):
-        self.options, self.datasets, self.recipe = options, datasets, recipe
+        self.options, self.datasets, self.preset = options, datasets, preset
         self.method, self.model, self.accelerator = method, model, accelerator
         self.selection = "validation" if "validation" in datasets else "test"
         self._latest: Scores | None = None
@@ -54,7 +54,7 @@ class Evaluator:
         dataset = self.datasets[role]
         batches = evaluation_batches(
             dataset,
-            self.recipe.evaluation,
+            self.preset.evaluation,
             max(1, self.options.run.batch_size // self.accelerator.num_processes),
             self.accelerator.device,
             rank=self.accelerator.process_index,

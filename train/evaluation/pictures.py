@@ -105,12 +105,12 @@ def pasted_sheet(plan: Plan, path: Path, columns: int = 8) -> None:
         assert whole.mix is not None, "_mixing_steps returns steps that paste"
         row = column % len(whole.mix)
         background = _picture(plan, whole.streams["original"], row)
-        foreground = _picture(plan, whole.streams["weighted"], row)
+        foreground = _picture(plan, whole.streams["foreground"], row)
         boxes = torch.from_numpy(whole.mix.boxes[row : row + 1])
         mask = box_mask(boxes, *background.shape[:2])[0]
         pasted = torch.where(mask[..., None], foreground, background)
         background_name, foreground_name = (
-            names[int(whole.streams[stream].labels[row])] for stream in ("original", "weighted")
+            names[int(whole.streams[stream].labels[row])] for stream in ("original", "foreground")
         )
         lam = whole.mix.lam[row]
         for axis, image, title in zip(

@@ -56,7 +56,7 @@ def predict(
     ids, columns = [], []
     for batch in batches:
         with autocast():
-            members = method.eval_members(model, method.setting.assembler.plain(batch.images[0])).float()
+            members = method.eval_members(model, method.context.input_builder.plain(batch.images[0])).float()
         logits = members.mean(dim=0)
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         in_top5 = (logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]).any(dim=1)

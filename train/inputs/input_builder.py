@@ -29,19 +29,19 @@ def input_dtype(device: torch.device) -> torch.dtype:
 
 
 @dataclass(frozen=True)
-class Assembler:
+class InputBuilder:
     """Turns uint8 (batch, height, width, 3) into normalised (batch, 3, height, width), channels last in memory.
 
     The result is float32, or the autocast type inside an autocast context, which the first layer would convert it to.
-    Build it with `Assembler.create`. mean, in grey levels, and scale, 1 / standard deviation, are float32 (3,).
+    Build it with `InputBuilder.create`. mean, in grey levels, and scale, 1 / standard deviation, are float32 (3,).
     """
 
     mean: Tensor
     scale: Tensor
 
     @classmethod
-    def create(cls, normalization: Normalization, device: torch.device) -> "Assembler":
-        """Constants of a recipe (on a 0–1 scale) as tensors on the device."""
+    def create(cls, normalization: Normalization, device: torch.device) -> "InputBuilder":
+        """Constants of a preset (on a 0–1 scale) as tensors on the device."""
         mean = 255 * torch.tensor(normalization.mean, dtype=torch.float32)
         std = 255 * torch.tensor(normalization.std, dtype=torch.float32)
         return cls(mean.to(device), (1 / std).to(device))

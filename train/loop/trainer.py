@@ -56,7 +56,7 @@ class History:
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainerParts:
     """What a trainer is made of.
 
     Args:
@@ -88,7 +88,7 @@ class Parts:
 class Trainer:
     """Runs a plan from a position to its end."""
 
-    def __init__(self, parts: Parts, options: RunOptions):
+    def __init__(self, parts: TrainerParts, options: RunOptions):
         self.parts, self.options = parts, options
         self.position = Position(0, 0)
         self.history = History()
