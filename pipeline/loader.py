@@ -15,14 +15,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.augment import augment
-from pipeline.bad_samples import BadSamples
-from pipeline.executor import Executor, ExecutorName, choose_executor, decode_threads_per_rank, make_executor
+from pipeline.augmentation.augment import augment
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.factory import Executor, ExecutorName, choose_executor, decode_threads_per_rank, make_executor
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import Plan, StepPlan, StreamPlan, part_indices
 from pipeline.rng import generator
 from pipeline.transfer import to_device
-from pipeline.views import OneOf, View, plan_view
+from pipeline.views.view import OneOf, View, plan_view
 from shards.reader import ShardSet
 
 Position = tuple[int, int]

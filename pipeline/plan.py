@@ -14,11 +14,11 @@ import numpy.typing as npt
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.rng import generator
 from pipeline.sampling import Sampling, Shuffled
-from pipeline.views import OneOf, View, ViewPlan, plan_view
+from pipeline.views.view import OneOf, View, ViewPlan, plan_view
 from shards.reader import ShardSet
 
 # Raised whenever the same (seed, epoch, step) would give another plan; a checkpoint of another version is refused.
-PLAN_VERSION = 1
+PLAN_VERSION = 2
 
 # Training-mode batch normalisation fails on a single value per channel.
 _SMALLEST_PART = 2
@@ -30,7 +30,7 @@ class Stream:
 
     Attributes:
         name: names the stream's batches, and is part of every generator's purpose: renaming it changes its draws.
-        views: one recipe for each picture of a sample that a step needs.
+        views: one description per picture of a sample that a step needs.
         when: "mixing" streams exist only on steps that paste; on the others they are neither read nor decoded.
         dataset: the key of its data set among those that the plan is given.
         first_epoch: the stream exists from this epoch on; before, it is neither read nor decoded.

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _measure(subject: str, bench: "Bench", out: Path | None, command: str) -> None:
-    report = importlib.import_module(f"tools.benchmarks.{subject}").run(bench)
+    report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(bench)
     report.print()
     if out is not None:
         print(f"  written to {report.write(out, command)}")

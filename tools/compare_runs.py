@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tools.tables import markdown, mean_and_spread
+from tools.markdown import markdown, mean_and_spread
 
 GROUPS = ("all", "many", "medium", "few")
 

@@ -17,12 +17,12 @@ import torch
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
 from shards.reader import ShardSet
-from tools.tables import markdown, mean_and_spread
-from train import pictures
-from train.evaluate import Scores, predict, score
-from train.posthoc import adjust_logits, tau_normalise
+from tools.markdown import markdown, mean_and_spread
+from train.checkpoints.trained import Trained, load_trained
+from train.evaluation import pictures
+from train.evaluation.posthoc import adjust_logits, tau_normalise
+from train.evaluation.scores import Scores, predict, score
 from train.run_folder import write_json
-from train.trained import Trained, load_trained
 
 SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
 TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")
@@ -60,9 +60,9 @@ def evaluate(trained: Trained, dataset: ShardSet, counts: np.ndarray, options: a
         tau_normalise(trained.model, options.tau_norm)
     if options.logit_adjustment is not None:
         adjust_logits(trained.model, counts, options.logit_adjustment)
-    device = trained.method.setting.device
+    device = trained.method.context.device
     batches = evaluation_batches(
-        dataset, trained.recipe.evaluation, options.batch_size, device, executor=options.executor
+        dataset, trained.preset.evaluation, options.batch_size, device, executor=options.executor
     )
     predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
     return score(predictions, counts, GroupRule(options.many_min, options.few_max))
@@ -73,7 +73,7 @@ def write(
 ) -> None:
     """scores.json, per_class.csv, confusion.csv and the pictures of one checkpoint."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"checkpoint": str(trained.path), "network": trained.description, "recipe": trained.recipe.name}
+    content = {"checkpoint": str(trained.path), "network": trained.description, "preset": trained.preset.name}
     write_json(folder / "scores.json", {**content, "group_rule": rule.describe(), "test": scores.numbers})
     predicted = scores.confusion.sum(axis=0)
     with (folder / "per_class.csv").open("w", newline="") as file:
@@ -112,9 +112,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts, dataset = read_train_counts(options.train_counts), ShardSet.open(options.data)
         scores = {}
         for name, path in zip(names, options.checkpoint, strict=True):
-            trained = load_trained(path, torch.device(options.device), options.recipe)
+            trained = load_trained(path, torch.device(options.device), options.preset)
             check_fit(trained, dataset, counts)
-            print(f"{path}: {trained.description}, recipe {trained.recipe.name}", flush=True)
+            print(f"{path}: {trained.description}, preset {trained.preset.name}", flush=True)
             scores[name] = evaluate(trained, dataset, counts, options)
             write(options.out / name, trained, dataset, counts, scores[name], rule)
     except (ValueError, FileNotFoundError) as error:
@@ -132,7 +132,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="of a run, or as released")
     add("--data", type=Path, required=True, metavar="DIR", help="shard set to evaluate on")
     add("--train-counts", type=Path, required=True, metavar="DIR|JSON", help="training shard set, or its class counts")
-    add("--recipe", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
+    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
     add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")
     add("--tau-norm", type=float, metavar="TAU", help="divide class vectors by their norm to this power (Kang et al.)")

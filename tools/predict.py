@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.reference import reference_view
-from pipeline.views import plan_view
+from pipeline.executors.pillow_reference import reference_view
+from pipeline.views.view import plan_view
 from shards.reader import ShardSet
-from train.trained import Trained, load_trained
+from train.checkpoints.trained import Trained, load_trained
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 
@@ -46,7 +46,7 @@ def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
     try:
         with Image.open(path) as image:
             width, height = image.size
-        plan = plan_view(trained.recipe.evaluation, np.array([width]), np.array([height]), _draws_nothing)
+        plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
         return reference_view(path.read_bytes(), plan, 0)
     except OSError as error:
         raise ValueError(f"{path}: not an image that can be decoded: {error}") from error
@@ -61,7 +61,7 @@ def predictions(
     trained: Trained, images: Sequence[Path], names: Sequence[str], top: int, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """For each image {"image", "classes": [{"class", "name", "probability"} … `top` of them, best first]}."""
-    device = trained.method.setting.device
+    device = trained.method.context.device
     for start in range(0, len(images), batch_size):
         paths = images[start : start + batch_size]
         pixels = torch.from_numpy(np.stack([evaluation_picture(path, trained) for path in paths])).to(device)
@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a run, or as released")
     add("--class-names", type=Path, metavar="DIR", help="shard set with the names of the classes")
-    add("--recipe", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
+    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--top", type=int, default=5, help="classes an image in the file (default: 5)")
     add("--batch-size", type=int, default=64, help="images at once (default: 64)")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
@@ -116,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--out is {options.out}, expected a name that ends in .csv or .json")
     try:
         images = find_images(options.images)
-        trained = load_trained(options.checkpoint, torch.device(options.device), options.recipe)
+        trained = load_trained(options.checkpoint, torch.device(options.device), options.preset)
         names = class_names(trained, options.class_names)
         records = []
         for record in predictions(trained, images, names, options.top, options.batch_size):

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tools.markdown import markdown, mean_and_spread
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
-from tools.tables import markdown, mean_and_spread
-from train.checkpoint import CheckpointFolder
+from train.checkpoints.files import CheckpointFolder
 from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py

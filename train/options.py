@@ -11,7 +11,7 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from pipeline.recipes import RECIPES
+from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
 from train.methods import method_class, method_names
 from train.models.build import ModelOptions
@@ -34,7 +34,7 @@ class DataOptions:
         validation: folder of a shard set to select the best epoch on; without one, the best epoch on the test set is
             reported too, as the papers do, and labelled so.
         meta: folder of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
-        recipe: augmentation, evaluation crop and normalisation, by name.
+        preset: augmentation, evaluation crop and normalisation, by name.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
         many_min: a class with at least this many training samples is "many".
@@ -46,7 +46,7 @@ class DataOptions:
     test: Path
     validation: Path | None = None
     meta: Path | None = None
-    recipe: str = "imagenet"
+    preset: str = "imagenet"
     executor: Literal["auto", "dali", "resident", "reference"] = "auto"
     decode_threads: int | None = None
     many_min: int = 101
@@ -54,8 +54,8 @@ class DataOptions:
     bad_sample_budget: int = 10
 
     def __post_init__(self) -> None:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"data.recipe {self.recipe!r} is unknown; expected one of {', '.join(sorted(RECIPES))}")
+        if self.preset not in PRESETS:
+            raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
         self.group_rule()

@@ -13,27 +13,27 @@ from accelerate import Accelerator
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from pipeline.decode_settings import decode_settings
-from pipeline.executor import decode_threads_per_rank
+from pipeline.executors.decode_settings import decode_settings
+from pipeline.executors.factory import decode_threads_per_rank
 from pipeline.loader import Loader
 from pipeline.plan import Plan
-from pipeline.recipes import RECIPES, DatasetRecipe
+from pipeline.views.presets import PRESETS, Preset
 from shards.reader import ShardSet
-from train import report
-from train.assemble import Assembler
-from train.checkpoint import load, load_weights
+from train.checkpoints.files import load, load_weights
 from train.datasets import open_datasets
-from train.evaluator import Evaluator
+from train.evaluation import run_report
+from train.evaluation.evaluator import Evaluator
+from train.inputs.input_builder import InputBuilder
 from train.launch import check_device, make_accelerator
+from train.loop.progress import Progress
+from train.loop.signals import StopRequest
+from train.loop.step_graphs import Capture, make_capture
+from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
 from train.methods import method_class
-from train.methods.base import Method, Setting
+from train.methods.base import Method, MethodContext
 from train.options import Options
-from train.progress import Progress
 from train.run_folder import RunFolder
 from train.schedules import Schedule
-from train.signals import StopRequest
-from train.step_graphs import Capture, make_capture
-from train.trainer import NonFiniteLossError, Parts, PreemptedError, Trainer
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Run:
 
     def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
         self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
-        self.recipe: DatasetRecipe = RECIPES[options.data.recipe]
+        self.preset: Preset = PRESETS[options.data.preset]
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
         self.capture: Capture | None = None
@@ -108,7 +108,7 @@ class Run:
         )
         self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
         evaluated = self.model if self.averaged is None else self.averaged.module
-        self.evaluator = Evaluator(options, datasets, self.recipe, self.method, evaluated, accelerator)
+        self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator)
         self.stop_request = StopRequest()
         self.progress = Progress(options.run.epochs, accelerator.is_main_process)
         self.trainer = self._make_trainer()
@@ -116,11 +116,11 @@ class Run:
 
     def _make_method(self) -> Method:
         device = self.accelerator.device
-        assembler = Assembler.create(self.recipe.normalization, device)
+        input_builder = InputBuilder.create(self.preset.normalization, device)
         counts = self.datasets["train"].samples_per_class
-        views = (self.recipe.train, self.recipe.evaluation)
-        setting = Setting(counts, *views, self.schedule, assembler, device, self.recipe.second)
-        method = method_class(self.options.method_name)(self.options.method, setting)
+        views = (self.preset.train, self.preset.evaluation)
+        context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
+        method = method_class(self.options.method_name)(self.options.method, context)
         if self.options.run.accumulation > 1 and not method.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
@@ -149,7 +149,7 @@ class Run:
             nesterov=o.nesterov,
             fused=self.accelerator.device.type == "cuda",
         )
-        parts = Parts(
+        parts = TrainerParts(
             accelerator=self.accelerator,
             method=self.method,
             model=self.model,
@@ -173,7 +173,7 @@ class Run:
         sections = ("model", "method", "optimizer", "schedule")
         return {
             "classes": self.datasets["train"].num_classes,
-            "recipe": self.options.data.recipe,
+            "preset": self.options.data.preset,
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
@@ -246,7 +246,7 @@ class Run:
         if self.accelerator.is_main_process:
             self.folder.prepare(self.options.resolved, derived)
             self.folder.write_status("running", pid=os.getpid())
-            report.print_options(self.options.resolved, derived)
+            run_report.print_options(self.options.resolved, derived)
             self.accelerator.init_trackers("longtail")
         self.accelerator.wait_for_everyone()
 
@@ -289,7 +289,7 @@ class Run:
             self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
             best = self.evaluator.scores("test")
         if self.accelerator.is_main_process:
-            material = report.Material(
+            summary = run_report.RunSummary(
                 options=self.options,
                 derived=derived,
                 folder=self.folder,
@@ -300,6 +300,6 @@ class Run:
                 best=best,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
             )
-            report.write(material)
+            run_report.write(summary)
             self._write_status("finished")
         self.accelerator.wait_for_everyone()

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from shards.files import only_user_of
-from train.checkpoint import CheckpointFolder
+from train.checkpoints.files import CheckpointFolder
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -28,7 +28,7 @@ from tools.sources.archives import Container, Tar, Zip
 from tools.sources.cifar import LAYOUTS, read_cifar
 from tools.sources.lists import read_listing
 from tools.sources.spool import SpooledTar
-from train.checkpoint import load, save
+from train.checkpoints.files import load, save
 from train.options import parse
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import atheris
 
 # Only what is imported in this block is watched; watching torch as well would take minutes.
-with atheris.instrument_imports(include=["shards", "tools", "train.checkpoint"]):
+with atheris.instrument_imports(include=["shards", "tools", "train.checkpoints.files"]):
     from tests.faults.fuzz import TARGETS, check
 
 _SECONDS_FOR_ONE_INPUT, _MEMORY_MB = 30, 4096  # more of either is a fault

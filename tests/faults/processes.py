@@ -17,7 +17,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from train.trainer import Trainer
+from train.loop.trainer import Trainer
 
 # A rank that dies takes the others with it within this time (gloo notices a closed connection at once).
 RANKS_END_WITHIN_SECONDS = 60.0

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.train.runs import last_weights, options, records, same_weights
-from train.checkpoint import CheckpointFolder, Position, save
+from train.checkpoints.files import CheckpointFolder, Position, save
 from train.run import FINISHED, train
 from train.run_folder import MetricsFile
 

@@ -12,7 +12,7 @@ from pipeline.loader import Loader
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
-from pipeline.views import RandomResizedCrop, View
+from pipeline.views.view import RandomResizedCrop, View
 from tests.pipeline.shard_sets import encode, write_shard_set
 
 BATCH = 4
@@ -36,7 +36,7 @@ def test_memory_stays_flat(tmp_path: Path, steps: int, megabytes: int) -> None:
     numbers = range(megabytes * 1_000_000 // len(encoded[0]))
     dataset = write_shard_set(tmp_path / "set", [encoded[i % 20] for i in numbers], [i % 5 for i in numbers])
     view = View(RandomResizedCrop(96), 0.5)
-    streams = (Stream("original", Shuffled(), (view,)), Stream("weighted", ClassWeighted(), (view,), "mixing"))
+    streams = (Stream("original", Shuffled(), (view,)), Stream("foreground", ClassWeighted(), (view,), "mixing"))
     rule = MixRule(plain_first=0, plain_last=0)
     epochs = 1 + steps * BATCH // len(dataset)
     plan = Plan({"train": dataset}, streams, rule, seed=0, global_batch_size=BATCH, epochs=epochs)

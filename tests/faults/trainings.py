@@ -15,7 +15,7 @@ import torch
 from tests.faults.processes import RANKS_END_WITHIN_SECONDS, Training, start
 from tests.faults.rounds import Round
 from tests.train.runs import arguments, make_data, records
-from train.checkpoint import AVERAGED, load
+from train.checkpoints.files import AVERAGED, load
 
 _POLL_SECONDS = 0.001
 _STATE = ("model", AVERAGED, "optimizer", "method")  # of a checkpoint

@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.bad_samples import BadSamples
-from pipeline.dali import DaliExecutor
-from pipeline.decode_settings import decode_settings
-from pipeline.executor import Executor, make_executor
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.dali import DaliExecutor
+from pipeline.executors.decode_settings import decode_settings
+from pipeline.executors.factory import Executor, make_executor
 from pipeline.plan import StreamPlan
 from pipeline.rng import generator
-from pipeline.views import plan_view
+from pipeline.views.view import plan_view
 
 
 def plan_batches(dataset, views, batches, seed=0):

@@ -8,15 +8,15 @@ import pytest
 import torch
 from PIL import Image
 
-import pipeline.augment
-from pipeline import color_kernels
-from pipeline.augment import augment
-from pipeline.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale, Interpolation, Kind, PlannedOperation
-from pipeline.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
-from pipeline.recipes import RECIPES
-from pipeline.reference import reference_operation
-from pipeline.threads import one_thread_each
-from pipeline.views import plan_view
+import pipeline.augmentation.augment
+from pipeline.augmentation import color_kernels
+from pipeline.augmentation.augment import augment
+from pipeline.executors.pillow_reference import reference_operation
+from pipeline.executors.threads import one_thread_each
+from pipeline.views.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale, Interpolation, Kind, PlannedOperation
+from pipeline.views.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
+from pipeline.views.presets import PRESETS
+from pipeline.views.view import plan_view
 from tests.pipeline.pictures import photo
 
 SAMPLES = Path(__file__).parents[3] / "shared/data/imagenet-samples"
@@ -125,7 +125,7 @@ def test_real_photographs_equal_pillow():
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-long", "cifar-long", "cifar-ride"])
 def test_recipes_equal_pillow_from_start_to_end(name):
-    view = RECIPES[name].train
+    view = PRESETS[name].train
     count, side = (128, 32) if view.size == 32 else (32, 64)
     plan = plan_view(view, np.full(count, side), np.full(count, side), draw)
     found = difference(photos(count, side, side), plan.operations)
@@ -145,9 +145,9 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
     together = augment(images, (operation, operation))
     assert torch.equal(images, before)
     assert torch.equal(together[-1], images[-1])
-    monkeypatch.setattr(pipeline.augment, "CHUNK_PIXELS", 40 * 30 * 5)
+    monkeypatch.setattr(pipeline.augmentation.augment, "CHUNK_PIXELS", 40 * 30 * 5)
     assert torch.equal(augment(images, (operation, operation)), together)
-    monkeypatch.setattr(pipeline.augment, "LARGE_IMAGE_PIXELS", 1)
+    monkeypatch.setattr(pipeline.augmentation.augment, "LARGE_IMAGE_PIXELS", 1)
     with one_thread_each(3, "augment") as pool:
         assert torch.equal(augment(images, (operation, operation), pool), together)
         with torch.inference_mode():  # of this thread only
@@ -159,11 +159,11 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch):
 
 def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch):
     """The same pixels as from the formula for images at different steps, which small images take."""
-    jitter = RECIPES["imagenet"].train.operations
+    jitter = PRESETS["imagenet"].train.operations
     operations = tuple(step for operation in jitter for step in operation.plan(40, (40, 30), draw))
     images = torch.from_numpy(photos(40, 40, 30))
     mixed = augment(images, operations)
-    monkeypatch.setattr(pipeline.augment, "LARGE_IMAGE_PIXELS", 40 * 30)
+    monkeypatch.setattr(pipeline.augmentation.augment, "LARGE_IMAGE_PIXELS", 40 * 30)
     monkeypatch.setattr(color_kernels, "_blend_with_grey", None)
     assert torch.equal(augment(images, operations), mixed)
     assert (mixed.numpy() == by_pillow(images.numpy(), operations)).all()

@@ -3,8 +3,8 @@ import logging
 import numpy as np
 import pytest
 
-from pipeline.bad_samples import BadSamples
-from pipeline.views import RandomResizedCrop, View
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.views.view import RandomResizedCrop, View
 from tests.pipeline.executors import plan_batches
 from tests.pipeline.shard_sets import encode, flip_a_byte, photo, write_shard_set
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import compiled
-from pipeline.augment import augment
-from pipeline.operations import Kind, PlannedOperation, single_argument
+from pipeline.augmentation import compiled
+from pipeline.augmentation.augment import augment
+from pipeline.views.operations import Kind, PlannedOperation, single_argument
 
 SLOW = pytest.mark.slow
 # The kinds of the images of a batch, in turn, and the range of their argument: one case for each compiled function,

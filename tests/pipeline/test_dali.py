@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.views import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, Whole
+from pipeline.views.view import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, Whole
 from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
 from tests.pipeline.shard_sets import encode, photo, photos, small_images, write_shard_set
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.dali_graphs import decoder_arguments, view_graph
-from pipeline.decode_settings import DecodeSettings, decode_settings
-from pipeline.recipes import CROP_224
+from pipeline.executors.dali_graphs import decoder_arguments, view_graph
+from pipeline.executors.decode_settings import DecodeSettings, decode_settings
+from pipeline.views.presets import CROP_224
 from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
 from tests.pipeline.shard_sets import photos
 
@@ -54,6 +54,6 @@ def test_the_gpus_arguments_change_no_picture_on_the_cpu(tmp_path, monkeypatch):
     requests = plan_batches(dataset, views, [range(5)])
     expected = execute("dali-views", dataset, views, requests)
     arguments = {**decoder_arguments(replace(GPU, size_hint=(640, 480)), on_cpu=False), "device": "cpu"}
-    monkeypatch.setattr("pipeline.dali.decoder_arguments", lambda settings, on_cpu: arguments)
+    monkeypatch.setattr("pipeline.executors.dali.decoder_arguments", lambda settings, on_cpu: arguments)
     for executor in ("dali-views", "dali-view-regions"):
         assert_same_pictures(execute(executor, dataset, views, requests), expected)

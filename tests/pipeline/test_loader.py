@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline import executor
+from pipeline.executors import factory
+from pipeline.executors.pillow_reference import reference_view
 from pipeline.loader import Loader, evaluation_batches
 from pipeline.mix_rule import MixRule
-from pipeline.operations import ColorJitter
 from pipeline.plan import Plan, Stream
-from pipeline.reference import reference_view
 from pipeline.sampling import ClassWeighted, Shuffled
-from pipeline.views import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
+from pipeline.views.operations import ColorJitter
+from pipeline.views.view import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
 from tests.holding import open_files, thread_count
 from tests.pipeline.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
 
@@ -200,21 +200,21 @@ def test_arguments_that_do_not_fit_are_refused(small_set, options, message):
 
 
 def test_auto_is_resident_for_small_equal_images_and_dali_otherwise(small_set, tmp_path):
-    assert executor.choose_executor("auto", small_set) == "resident"
-    assert executor.choose_executor("auto", photos(tmp_path / "photos", (4, 2))) == "dali"
-    assert executor.choose_executor("auto", small_images(tmp_path / "large", (2, 2), side=80)) == "dali"
+    assert factory.choose_executor("auto", small_set) == "resident"
+    assert factory.choose_executor("auto", photos(tmp_path / "photos", (4, 2))) == "dali"
+    assert factory.choose_executor("auto", small_images(tmp_path / "large", (2, 2), side=80)) == "dali"
     mixed = [encode(photo(0, 32, 32)), encode(photo(1, 32, 30))]
-    assert executor.choose_executor("auto", write_shard_set(tmp_path / "mixed", mixed, [0, 1])) == "dali"
+    assert factory.choose_executor("auto", write_shard_set(tmp_path / "mixed", mixed, [0, 1])) == "dali"
 
 
 def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
-    assert executor.decode_threads_per_rank(1) == 16
-    assert executor.decode_threads_per_rank(8) == 2
-    assert executor.decode_threads_per_rank(64) == 1
+    assert factory.decode_threads_per_rank(1) == 16
+    assert factory.decode_threads_per_rank(8) == 2
+    assert factory.decode_threads_per_rank(64) == 1
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
-    assert executor.decode_threads_per_rank(64) == 4
+    assert factory.decode_threads_per_rank(64) == 4
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)

@@ -9,7 +9,7 @@ import torch
 from pipeline.loader import Loader
 from pipeline.plan import Plan, Stream
 from pipeline.sampling import Redrawn, Shuffled
-from pipeline.views import PaddedCrop, View
+from pipeline.views.view import PaddedCrop, View
 from shards.class_counts import cmo_subset
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 

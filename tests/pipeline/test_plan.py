@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from pipeline.mix_rule import MixRule
-from pipeline.operations import ColorJitter, PlannedOperation
 from pipeline.plan import PLAN_VERSION, Plan, Stream, part_indices
 from pipeline.sampling import ClassWeighted, Shuffled
-from pipeline.views import PaddedCrop, RandomResizedCrop, View
+from pipeline.views.operations import ColorJitter, PlannedOperation
+from pipeline.views.view import PaddedCrop, RandomResizedCrop, View
 from tests.pipeline.shard_sets import UnreadableSet
 
 VIEW = View(RandomResizedCrop(64), flip_probability=0.5)

@@ -5,10 +5,10 @@ from collections import Counter
 
 import pytest
 
-from pipeline import readahead
-from pipeline.bad_samples import BadSamples
-from pipeline.readahead import ReadAhead
-from pipeline.views import View, Whole
+from pipeline.executors import readahead
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.readahead import ReadAhead
+from pipeline.views.view import View, Whole
 from shards.reader import ShardSet
 from tests.pipeline.executors import plan_batches
 from tests.pipeline.shard_sets import photos

@@ -10,11 +10,11 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from pipeline.operations import ColorJitter, Interpolation, Kind, PlannedOperation, Rotation
-from pipeline.policies import RandAugment
-from pipeline.recipes import CENTER_224, SIM_32
-from pipeline.reference import reference_operation, reference_view
-from pipeline.views import PaddedCrop, RandomResizedCrop, View, Whole, plan_view
+from pipeline.executors.pillow_reference import reference_operation, reference_view
+from pipeline.views.operations import ColorJitter, Interpolation, Kind, PlannedOperation, Rotation
+from pipeline.views.policies import RandAugment
+from pipeline.views.presets import CENTER_224, SIM_32
+from pipeline.views.view import PaddedCrop, RandomResizedCrop, View, Whole, plan_view
 from tests.pipeline.pictures import photo
 
 

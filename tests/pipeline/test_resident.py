@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import resident
-from pipeline.crop_resize import crop_resize_flip, resampling_weights
-from pipeline.views import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
+from pipeline.executors import resident
+from pipeline.executors.crop_resize import crop_resize_flip, resampling_weights
+from pipeline.views.view import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
 from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
 from tests.pipeline.shard_sets import flip_a_byte, photo, photos, small_images

@@ -5,7 +5,7 @@ import sys
 
 PROGRAM = """
 import threading, torch
-from pipeline.threads import one_thread_each
+from pipeline.executors.threads import one_thread_each
 
 with one_thread_each(2, "alone") as pool:
     together = threading.Barrier(2)

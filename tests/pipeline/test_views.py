@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.operations import ColorJitter, Cutout, Grayscale, Kind, Rotation
-from pipeline.policies import RandAugment
-from pipeline.recipes import CENTER_224, JITTERED_224, RECIPES
-from pipeline.views import (
+from pipeline.views.operations import ColorJitter, Cutout, Grayscale, Kind, Rotation
+from pipeline.views.policies import RandAugment
+from pipeline.views.presets import CENTER_224, JITTERED_224, PRESETS
+from pipeline.views.view import (
     CROP_ATTEMPTS,
     OneOf,
     PaddedCrop,
@@ -151,9 +151,9 @@ def test_a_new_operation_moves_no_other_draw():
     assert_equal_plans(plain, replace(more, operations=more.operations[-1:]))
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_an_image_is_drawn_alike_in_a_batch_of_any_size(name):
-    view = RECIPES[name].train
+    view = PRESETS[name].train
     widths, heights = (np.full(40, 32),) * 2 if view.size == 32 else photo_sizes(40)
     whole = plan_view(view, widths, heights, draw)
     start = plan_view(view, widths[:7], heights[:7], draw)
@@ -161,9 +161,9 @@ def test_an_image_is_drawn_alike_in_a_batch_of_any_size(name):
     assert len(whole) == 40 and whole.output_size == (view.size, view.size)
 
 
-@pytest.mark.parametrize("name", sorted(RECIPES))
+@pytest.mark.parametrize("name", sorted(PRESETS))
 def test_evaluation_draws_nothing(name):
-    recipe = RECIPES[name]
+    recipe = PRESETS[name]
     widths, heights = (np.full(3, 32),) * 2 if recipe.train.size == 32 else photo_sizes(3)
     plan = plan_view(recipe.evaluation, widths, heights, no_draw)
     assert not plan.flip.any() and not plan.operations
@@ -241,7 +241,7 @@ def test_contradictions_are_refused_at_construction(make, message):
 def test_recipes_apply_their_operations_to_the_published_share_of_images(name, shares):
     count = 8000
     sizes = np.full(count, 32)
-    plan = plan_view(RECIPES[name].train, sizes, sizes, draw)
+    plan = plan_view(PRESETS[name].train, sizes, sizes, draw)
     kinds = np.stack([operation.kind for operation in plan.operations])
     for kind, share in shares.items():
         # Counted by operation: RandAugment may give an image the same kind twice.
@@ -251,7 +251,7 @@ def test_recipes_apply_their_operations_to_the_published_share_of_images(name, s
 def test_long_cifar_recipe_crops_a_fifth_at_least_and_cuts_sixteen_pixels():
     count = 8000
     sizes = np.full(count, 32)
-    plan = plan_view(RECIPES["cifar-long"].train, sizes, sizes, draw)
+    plan = plan_view(PRESETS["cifar-long"].train, sizes, sizes, draw)
     share = plan.region[:, 2] * plan.region[:, 3] / 32**2
     assert 0.18 < share.min() < 0.22  # sides are rounded to whole pixels
     cut = next(operation for operation in plan.operations if (operation.kind == Kind.CUTOUT).any())

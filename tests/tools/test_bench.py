@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline import compiled
+from pipeline.augmentation import compiled
 from tools import bench
-from tools.benchmarks import loader, measuring, rig, step
+from tools.benchmarks import bench_loader, bench_step, measuring, rig
+from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
-from tools.benchmarks.report import Report
 
 SMALLEST = Scale(
     images=40,
@@ -114,13 +114,13 @@ def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
 
     monkeypatch.setattr(compiled, "COMPILED_DEVICES", {"cpu"})
     monkeypatch.setattr(compiled, "_compiled", cache(partial(torch.compile, dynamic=False, backend=backend)))
-    operations = loader.JITTERED_224.operations
-    assert loader.augmenting_rate(smallest, operations, eager=True) > 0
+    operations = bench_loader.JITTERED_224.operations
+    assert bench_loader.augmenting_rate(smallest, operations, eager=True) > 0
     assert not graphs
-    assert loader.augmenting_rate(smallest, operations, eager=False) > 0
+    assert bench_loader.augmenting_rate(smallest, operations, eager=False) > 0
     assert graphs
-    assert [[row.name for row in table.rows] for table in loader.compare_augmenting(smallest)] == 2 * [
-        [loader.EAGER, loader.COMPILED]
+    assert [[row.name for row in table.rows] for table in bench_loader.compare_augmenting(smallest)] == 2 * [
+        [bench_loader.EAGER, bench_loader.COMPILED]
     ]
 
 
@@ -132,11 +132,11 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
         made.append((model, batch_size, mixed_precision, choice))
         return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
 
-    monkeypatch.setattr(step, "make_run", eager_run)
+    monkeypatch.setattr(bench_step, "make_run", eager_run)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
     report = Report("step", {}, {})
     ours = rig.make_run(smallest, "resnet32", "cifar", smallest.scale.batch_size)
-    step._gpu_tables(smallest, report, ours, count=2)
+    bench_step._gpu_tables(smallest, report, ours, count=2)
     assert made == [
         ("resnet32", 128, "bf16", choice)
         for choice in (

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.decode_settings import DecodeSettings
+from pipeline.executors.decode_settings import DecodeSettings
 from tools.benchmarks import baselines, decoding
 from tools.benchmarks.material import Bench, Scale
 

@@ -15,21 +15,21 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipeline.loader import evaluation_batches
-from pipeline.recipes import RECIPES
+from pipeline.views.presets import PRESETS
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
 from tests.pipeline.shard_sets import photo, small_images
 from tests.train.runs import COUNTS, make_data, options
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import setting
+from tests.train.steps import context
 from tools import evaluate, predict
-from train.assemble import Assembler
-from train.checkpoint import save
+from train.checkpoints.files import save
+from train.checkpoints.trained import Trained, load_trained
+from train.inputs.input_builder import InputBuilder
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
 from train.methods.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
 from train.models.ncl import ContrastiveExperts, build_experts
-from train.trained import Trained, load_trained
 
 CPU = torch.device("cpu")
 
@@ -128,7 +128,7 @@ class Layout:
 
 def glmc_layout() -> Layout:
     """`fc`, projection and prediction are left aside."""
-    network = GLMC(GLMCOptions(), setting(COUNTS)).build_model(ModelOptions(width=8), seed=3)
+    network = GLMC(GLMCOptions(), context(COUNTS)).build_model(ModelOptions(width=8), seed=3)
     assert isinstance(network, GLMCNetwork)
     rebalanced = network.fc_cb
 
@@ -155,7 +155,7 @@ def large_layout() -> Layout:
 def contrastive_layout() -> Layout:
     """NCL's `classifier` are projections here; `classifier_ce` tell the classes."""
     options = NCLOptions(hard_classes=2, experts=2, contrastive=True, queue=16)
-    network = NCL(options, setting(COUNTS)).build_model(ModelOptions(), seed=3)
+    network = NCL(options, context(COUNTS)).build_model(ModelOptions(), seed=3)
     assert isinstance(network, ContrastiveExperts)
     pairs = list(zip(network.backbone, network.classifier_ce, strict=True))
 
@@ -175,9 +175,9 @@ def test_released_layouts_are_scored_with_the_classifier_of_their_authors(
 ) -> None:
     layout, test_set = make(), ShardSet.open(data / "test")
     layout.network.eval()
-    recipe = RECIPES[layout.recipe]
+    recipe = PRESETS[layout.recipe]
     (batch,) = evaluation_batches(test_set, recipe.evaluation, len(test_set), CPU, executor="reference")
-    images = Assembler.create(recipe.normalization, CPU).plain(batch.images[0])
+    images = InputBuilder.create(recipe.normalization, CPU).plain(batch.images[0])
     logits = layout.logits(images)
     for classifier in layout.classifiers:  # else an untrained network says the same class for all images
         classifier.bias -= logits.mean(dim=0)
@@ -187,7 +187,7 @@ def test_released_layouts_are_scored_with_the_classifier_of_their_authors(
     command = ["--checkpoint", str(tmp_path / "released.pth"), "--data", str(data / "test"), "--executor", "reference"]
     command += ["--train-counts", str(data / "train"), "--out", str(tmp_path), "--device", "cpu"]
     assert evaluate.main(command) == 0
-    assert json.loads((tmp_path / "released" / "scores.json").read_text())["recipe"] == layout.recipe
+    assert json.loads((tmp_path / "released" / "scores.json").read_text())["preset"] == layout.recipe
     expected = np.zeros((len(COUNTS), len(COUNTS)))
     np.add.at(expected, (batch.labels.numpy(), predicted.numpy()), 1)
     np.testing.assert_array_equal(np.loadtxt(tmp_path / "released" / "confusion.csv", delimiter=","), expected)

@@ -46,7 +46,7 @@ def main() -> None:
     accelerator = None
     for name, (loss, rule) in CRITERIA.items():
         for accumulation in ACCUMULATIONS:
-            changes = {"method.loss": loss, "method.rule": rule, "method.drw_start": 0, "epochs": 1}
+            changes = {"method.loss": loss, "method.rule": rule, "method.drw_from_epoch": 0, "epochs": 1}
             chosen = options(data, run_dir, accumulation=accumulation, **changes)
             accelerator = accelerator or make_accelerator(chosen.run)
             assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"

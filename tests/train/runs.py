@@ -28,7 +28,7 @@ def arguments(data: Path, run_dir: Path, **changes: Any) -> list[str]:
     values = {
         "data.train": data / "train",
         "data.test": data / "test",
-        "data.recipe": "cifar",
+        "data.preset": "cifar",
         "model.width": 4,
         "method.name": "cmo",
         "optimizer.lr": 0.05,
@@ -40,7 +40,7 @@ def arguments(data: Path, run_dir: Path, **changes: Any) -> list[str]:
         "device": "cpu",
     }
     if changes.get("method.name", "cmo") == "cmo":
-        values |= {"method.start_data_aug": -1, "method.end_data_aug": 0}
+        values |= {"method.plain_first": 0, "method.plain_last": 0}
     values |= changes
     return [part for name, value in values.items() if value is not None for part in (f"--{name}", str(value))]
 

@@ -10,11 +10,11 @@ from torch import nn
 from pipeline.loader import Batch
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import StepPlan, StreamPlan, part_indices
-from pipeline.recipes import CIFAR_STATISTICS, WHOLE_32
 from pipeline.transfer import values_to_device
-from pipeline.views import PaddedCrop, View
-from train.assemble import Assembler
-from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput
+from pipeline.views.presets import CIFAR_STATISTICS, WHOLE_32
+from pipeline.views.view import PaddedCrop, View
+from train.inputs.input_builder import InputBuilder
+from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepOutput
 from train.schedules import Schedule, ScheduleOptions
 
 CPU = torch.device("cpu")
@@ -38,14 +38,14 @@ def loss_of(method: Method, model: nn.Module, step: PlannedStep) -> StepOutput:
     return method.loss(model, step.of(method))
 
 
-def setting(counts: Sequence[int], epochs: int = 200, lr: float = 0.1, **schedule: object) -> Setting:
+def context(counts: Sequence[int], epochs: int = 200, lr: float = 0.1, **schedule: object) -> MethodContext:
     """What a run of CIFAR-like data tells its method."""
-    return Setting(
+    return MethodContext(
         np.array(counts),
         View(PaddedCrop(32, padding=4), 0.5),
         WHOLE_32,
         Schedule(ScheduleOptions(**schedule), lr, epochs),  # type: ignore[arg-type]
-        Assembler.create(CIFAR_STATISTICS, CPU),
+        InputBuilder.create(CIFAR_STATISTICS, CPU),
         CPU,
     )
 

@@ -11,7 +11,7 @@ import torch
 import train.methods
 from tests.train.runs import ROOT
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import loss_of, micro_step, random_images, setting
+from tests.train.steps import context, loss_of, micro_step, random_images
 from train.methods import method_class, method_names
 from train.options import parse
 
@@ -48,7 +48,7 @@ def test_the_method_and_its_recipe_train(focal: Path, data: Path) -> None:
 
 def test_its_loss_is_the_papers_and_its_shares_add_up(focal: Path) -> None:
     method_type = method_class("focal")
-    method = method_type(method_type.Options(gamma=1.5), setting((4, 2, 1)))
+    method = method_type(method_type.Options(gamma=1.5), context((4, 2, 1)))
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
     images, labels = random_images(7), [0, 1, 2, 0, 0, 1, 2]
     output = loss_of(method, model, micro_step(0, {"original": (images, labels)}))

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.recipes import IMAGENET_STATISTICS
-from train.assemble import Assembler
+from pipeline.views.presets import IMAGENET_STATISTICS
+from train.inputs.input_builder import InputBuilder
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -45,7 +45,7 @@ def test_paste_takes_each_pixel_from_the_right_batch_and_normalises_it():
     generator = torch.Generator().manual_seed(0)
     background, foreground = random_images(generator, 6, 12, 19), random_images(generator, 6, 12, 19)
     boxes = torch.tensor(list(boxes_of(12, 19).values()), dtype=torch.int32)
-    result = Assembler.create(IMAGENET_STATISTICS, CPU).paste(background, foreground, boxes)
+    result = InputBuilder.create(IMAGENET_STATISTICS, CPU).paste(background, foreground, boxes)
     for i, (top, left, bottom, right) in enumerate(boxes.tolist()):
         pasted = background[i].numpy().copy()
         pasted[top:bottom, left:right] = foreground[i, top:bottom, left:right].numpy()
@@ -54,7 +54,7 @@ def test_paste_takes_each_pixel_from_the_right_batch_and_normalises_it():
 
 def test_plain_normalises_and_is_channels_last():
     images = random_images(torch.Generator().manual_seed(1), 2, 9, 8)
-    result = Assembler.create(IMAGENET_STATISTICS, CPU).plain(images)
+    result = InputBuilder.create(IMAGENET_STATISTICS, CPU).plain(images)
     assert result.dtype == torch.float32
     assert result.is_contiguous(memory_format=torch.channels_last)
     np.testing.assert_allclose(result[1].numpy(), normalised_by_hand(images[1].numpy()), rtol=0, atol=2e-6)
@@ -63,7 +63,7 @@ def test_plain_normalises_and_is_channels_last():
 def test_mixup_blends_by_lam():
     generator = torch.Generator().manual_seed(2)
     first, second = random_images(generator, 2, 4, 4), random_images(generator, 2, 4, 4)
-    result = Assembler.create(IMAGENET_STATISTICS, CPU).mixup(first, second, torch.tensor([0.25, 1.0]))
+    result = InputBuilder.create(IMAGENET_STATISTICS, CPU).mixup(first, second, torch.tensor([0.25, 1.0]))
     blend = 0.25 * first[0].numpy().astype(float) + 0.75 * second[0].numpy()
     np.testing.assert_allclose(result[0].numpy(), normalised_by_hand(blend), rtol=0, atol=3e-6)
     np.testing.assert_allclose(result[1].numpy(), normalised_by_hand(first[1].numpy()), rtol=0, atol=3e-6)
@@ -71,21 +71,21 @@ def test_mixup_blends_by_lam():
 
 def test_inside_autocast_the_input_has_the_type_of_the_first_layer():
     images = random_images(torch.Generator().manual_seed(3), 1, 4, 4)
-    assembler = Assembler.create(IMAGENET_STATISTICS, CPU)
-    outside = assembler.plain(images)
+    input_builder = InputBuilder.create(IMAGENET_STATISTICS, CPU)
+    outside = input_builder.plain(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = assembler.plain(images)
+        inside = input_builder.plain(images)
         with torch.autocast("cpu", enabled=False):
-            assert assembler.plain(images).dtype == torch.float32
+            assert input_builder.plain(images).dtype == torch.float32
     assert inside.dtype == torch.bfloat16
     assert torch.equal(inside, outside.bfloat16())
 
 
 def check_kernel(device: str) -> int:
     """The kernel against the torch reference for all shapes, boxes and types; returns the number of images compared."""
-    from train.paste_kernel import paste_and_normalise
+    from train.inputs.paste_kernel import paste_and_normalise
 
-    assembler = Assembler.create(IMAGENET_STATISTICS, torch.device(device))
+    input_builder = InputBuilder.create(IMAGENET_STATISTICS, torch.device(device))
     generator = torch.Generator().manual_seed(4)
     compared = 0
     for height, width, box_names in SHAPES:
@@ -93,9 +93,9 @@ def check_kernel(device: str) -> int:
         boxes = torch.tensor([every[name] for name in box_names or every], dtype=torch.int32, device=device)
         background = random_images(generator, len(boxes), height, width).to(device)
         foreground = random_images(generator, len(boxes), height, width).to(device)
-        expected = assembler.paste_reference(background, foreground, boxes)
+        expected = input_builder.paste_reference(background, foreground, boxes)
         for dtype in (torch.float32, torch.bfloat16):
-            found = paste_and_normalise(background, foreground, boxes, assembler.mean, assembler.scale, dtype)
+            found = paste_and_normalise(background, foreground, boxes, input_builder.mean, input_builder.scale, dtype)
             what = f"{tuple(background.shape)}, {dtype}"
             assert found.dtype == dtype, what
             assert found.is_contiguous(memory_format=torch.channels_last), what
@@ -130,7 +130,7 @@ def test_kernel_equals_the_reference_in_tritons_interpreter():
 )
 def test_kernel_refuses_what_it_would_misread(argument, value, message):
     pytest.importorskip("triton", reason="torch came without Triton")
-    from train.paste_kernel import paste_and_normalise
+    from train.inputs.paste_kernel import paste_and_normalise
 
     images = torch.zeros((2, 4, 4, 3), dtype=torch.uint8)
     arguments = {"background": images, "foreground": images, "boxes": torch.zeros((2, 4), dtype=torch.int32)}

@@ -13,14 +13,14 @@ from torch import nn
 
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
-from pipeline.operations import Kind
 from pipeline.plan import Plan
 from pipeline.transfer import values_to_device
+from pipeline.views.operations import Kind
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.runs import options
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
-from train.checkpoint import save
+from tests.train.steps import CPU, context, loss_of, micro_step, random_images
+from train.checkpoints.files import save
 from train.methods import method_class
 from train.methods.base import Method, MicroStep
 from train.methods.remix import remix_label_share
@@ -33,7 +33,7 @@ SHARE_BY_CLASS = np.array(COUNTS) / sum(COUNTS)
 
 def make(name: str, counts: tuple[int, ...] = COUNTS, epochs: int = 200, **values: Any) -> Method:
     method_type = method_class(name)
-    return method_type(method_type.Options(**values), setting(counts, epochs))
+    return method_type(method_type.Options(**values), context(counts, epochs))
 
 
 def linear_model(classes: int = 3) -> nn.Module:
@@ -44,7 +44,7 @@ def linear_model(classes: int = 3) -> nn.Module:
 def mixing_step(mix: MixPlan, part: int = 0, parts: int = 1) -> Any:
     batch = len(mix)
     labels = np.random.default_rng(1).integers(0, 3, (2, batch))
-    streams = {"original": (random_images(batch), labels[0]), "weighted": (random_images(batch, seed=1), labels[1])}
+    streams = {"original": (random_images(batch), labels[0]), "foreground": (random_images(batch, seed=1), labels[1])}
     return micro_step(10, streams, mix, part, parts)
 
 
@@ -56,13 +56,13 @@ def box_plan(batch: int, box: tuple[int, int, int, int]) -> MixPlan:
 
 def slow_cutmix(model: nn.Module, method: Method, step: Any, box: tuple[int, int, int, int]) -> torch.Tensor:
     """CutMix as in its paper: M ⊙ first + (1 − M) ⊙ second, labels weighted by the area that each image has."""
-    first, second = step.batches["original"], step.batches["weighted"]
+    first, second = step.batches["original"], step.batches["foreground"]
     mixed = first.images[0].clone()
     for i in range(len(mixed)):
         for row in range(box[0], box[2]):
             for column in range(box[1], box[3]):
                 mixed[i, row, column] = second.images[0][i, row, column]
-    logits = model(method.setting.assembler.plain(mixed))
+    logits = model(method.context.input_builder.plain(mixed))
     covered = (box[2] - box[0]) * (box[3] - box[1]) / 32**2
     return (1 - covered) * F.cross_entropy(logits, first.labels) + covered * F.cross_entropy(logits, second.labels)
 
@@ -76,13 +76,13 @@ def test_cmo_with_exponent_0_and_cutmix_compute_cutmix(name: str, values: Mappin
 
 def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_path: Path) -> None:
     dataset = small_images(tmp_path / "set", (12, 6, 2))
-    method = make("cmo", (12, 6, 2), weighted_alpha=0.0, mixup_prob=1.0, start_data_aug=-1, end_data_aug=0)
+    method = make("cmo", (12, 6, 2), weighted_alpha=0.0, mixup_prob=1.0, plain_first=0, plain_last=0)
     plan = Plan({"train": dataset}, method.streams(), method.mix_rule(), seed=0, global_batch_size=10, epochs=200)
     pairs = np.zeros((20, 20))
     for epoch in range(200):
         for number in range(plan.steps_per_epoch):
             streams = plan.step(epoch, number).streams
-            np.add.at(pairs, (streams["original"].sample_ids, streams["weighted"].sample_ids), 1)
+            np.add.at(pairs, (streams["original"].sample_ids, streams["foreground"].sample_ids), 1)
     assert (pairs.sum(axis=1) == 200).all(), "the background shows every sample once an epoch"
     # 4000 pairs over 400 cells, rows fixed: chi-squared with 20 * 19 degrees of freedom.
     statistic = ((pairs - 10) ** 2 / 10).sum()
@@ -91,7 +91,7 @@ def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_p
         for loaded in loader:
             assert loaded.plan.mix is not None
             assert loaded.plan.mix.paste
-            assert not np.array_equal(*(loaded.plan.streams[name].sample_ids for name in ("original", "weighted")))
+            assert not np.array_equal(*(loaded.plan.streams[name].sample_ids for name in ("original", "foreground")))
 
 
 def class_shares(method: Method, stream: str) -> np.ndarray:
@@ -125,13 +125,13 @@ def test_classes_are_drawn_as_the_method_says(
     # Four standard errors of a share near 1/3 over 15,000 draws.
     np.testing.assert_allclose(class_shares(method, "original"), background, atol=0.016)
     if foreground is not None:
-        np.testing.assert_allclose(class_shares(method, "weighted"), foreground, atol=0.016)
+        np.testing.assert_allclose(class_shares(method, "foreground"), foreground, atol=0.016)
 
 
 def blend(mix: MixPlan, step: Any, method: Method) -> torch.Tensor:
     """The mixture of normalised images."""
     lam = torch.from_numpy(mix.lam).float()[:, None, None, None]
-    first, second = (method.setting.assembler.plain(step.batches[s].images[0]) for s in ("original", "weighted"))
+    first, second = (method.context.input_builder.plain(step.batches[s].images[0]) for s in ("original", "foreground"))
     return lam * first + (1 - lam) * second
 
 
@@ -139,7 +139,7 @@ def blend(mix: MixPlan, step: Any, method: Method) -> torch.Tensor:
 def test_mixup_is_the_soft_label_cross_entropy_of_the_blended_images(name: str) -> None:
     method, model, mix = make(name), linear_model(), MixPlan(True, np.full(6, 0.3), np.zeros((6, 4), np.int32))
     step = mixing_step(mix)
-    labels = [F.one_hot(step.batches[stream].labels, 3) for stream in ("original", "weighted")]
+    labels = [F.one_hot(step.batches[stream].labels, 3) for stream in ("original", "foreground")]
     target = 0.3 * labels[0] + 0.7 * labels[1]
     expected = -(target * model(blend(mix, step, method)).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(loss_of(method, model, step).loss, expected)
@@ -162,7 +162,7 @@ def test_remix_gives_the_label_to_the_smaller_class_where_the_larger_one_is_the_
 def test_remix_takes_the_counts_of_the_training_set() -> None:
     mix = MixPlan(True, np.full(8, 0.4), np.zeros((8, 4), np.int32))
     method, step, model = make("remix"), mixing_step(mix), linear_model()
-    first, second = (step.batches[stream].labels for stream in ("original", "weighted"))
+    first, second = (step.batches[stream].labels for stream in ("original", "foreground"))
     share = torch.tensor([0.0 if COUNTS[a] >= 3 * COUNTS[b] else 0.4 for a, b in zip(first, second, strict=True)])
     assert 0 < (share == 0).sum() < 8
     logits = model(blend(mix, step, method))
@@ -174,11 +174,11 @@ def test_remix_takes_the_counts_of_the_training_set() -> None:
 def test_a_changed_minority_sample_replaces_the_background(operation: str, kind: set[Kind]) -> None:
     method, model = make("minority_augment", operation=operation), linear_model()
     step = mixing_step(box_plan(6, (0, 0, 4, 4)))
-    foreground = step.batches["weighted"]
-    expected = F.cross_entropy(model(method.setting.assembler.plain(foreground.images[0])), foreground.labels)
+    foreground = step.batches["foreground"]
+    expected = F.cross_entropy(model(method.context.input_builder.plain(foreground.images[0])), foreground.labels)
     torch.testing.assert_close(loss_of(method, model, step).loss, expected)
     plan = Plan({"train": UnreadableSet(COUNTS)}, method.streams(), method.mix_rule(), 0, 25, 200)
-    plain, changed = (plan.stream_step(name, 50, 0).views[0].operations for name in ("original", "weighted"))
+    plain, changed = (plan.stream_step(name, 50, 0).views[0].operations for name in ("original", "foreground"))
     assert not plain
     assert all(set(planned.kind.tolist()) <= kind for planned in changed)
 
@@ -197,7 +197,7 @@ def test_logit_adjustment_adds_the_prior_to_the_power_of_tau(tau: float) -> None
     method, model = make("logit_adjustment", tau=tau), linear_model()
     step = micro_step(0, {"original": (random_images(6), [0, 1, 2, 0, 0, 1])})
     batch = step.batches["original"]
-    logits = model(method.setting.assembler.plain(batch.images[0])) + tau * torch.tensor(SHARE_BY_CLASS).log()
+    logits = model(method.context.input_builder.plain(batch.images[0])) + tau * torch.tensor(SHARE_BY_CLASS).log()
     torch.testing.assert_close(loss_of(method, model, step).loss, F.cross_entropy(logits, batch.labels).float())
 
 
@@ -210,9 +210,9 @@ def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
         return linear(images).reshape(-1, 3, 3).transpose(0, 1)
 
     output = experts(blend(mix, step, method))
-    first, second = (np.array(COUNTS)[step.plan.labels(stream)] for stream in ("original", "weighted"))
+    first, second = (np.array(COUNTS)[step.plan.labels(stream)] for stream in ("original", "foreground"))
     share = remix_label_share(mix.lam, first, second, 3.0, 0.5)
-    values = ride.term_values(step.plan, "original", share) | ride.term_values(step.plan, "weighted", 1 - share)
+    values = ride.term_values(step.plan, "original", share) | ride.term_values(step.plan, "foreground", 1 - share)
     shared = MicroStep(step.batches, values_to_device(values, CPU), 8)
     expected = ride.term(shared, "original", output) + ride.term(shared, "weighted", output)
     torch.testing.assert_close(loss_of(method, experts, step).loss, expected)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoint import CheckpointFolder, Position, check_fit, load, load_weights, save
+from train.checkpoints.files import CheckpointFolder, Position, check_fit, load, load_weights, save
 
 
 def folder(tmp_path: Path, keep: int = 2) -> CheckpointFolder:

@@ -11,13 +11,13 @@ import torch
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import ROOT, arguments
 from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import setting
+from tests.train.steps import context
 from train.methods import method_class
 from train.options import parse
 
 PAGE = (ROOT / "docs" / "combinations.md").read_text()
 _BEFORE, POSSIBLE, REFUSED = re.split(r"^## .*$", PAGE, flags=re.MULTILINE)
-ALWAYS = {"start_data_aug": -1, "end_data_aug": 0, "plain_first": 0, "plain_last": 0}  # no plain epochs
+ALWAYS = {"plain_first": 0, "plain_last": 0}  # no plain epochs
 
 
 def rows(section: str, columns: int) -> list:
@@ -46,7 +46,7 @@ def test_possible_combinations_take_two_steps(options: str, data: Path, meta: Pa
     known = {field.name for field in fields(method_class(str(row["method.name"])).Options)}
     row |= {f"method.{name}": value for name, value in ALWAYS.items() if name in known}
     if row["method.name"] == "metasaug":
-        row |= {"data.meta": meta, "method.meta_start": 0}
+        row |= {"data.meta": meta, "method.meta_from_epoch": 0}
     run = make_run(parse(arguments(data, tmp_path / "run", max_steps=2, **row)))
     rule = run.plan.mix_rule
     if rule is not None and rule.probability:
@@ -84,7 +84,7 @@ def test_glmc_under_cmo_mixes_the_samples_that_cmo_does_when_cmo_does() -> None:
     rules, streams = [], []
     for recipe in ("cifar100-lt-ce-cmo", "cifar100-lt-glmc-cmo"):
         options = parse([f"--recipe={ROOT / 'recipes' / recipe}.yaml"])
-        method = method_class(options.method_name)(options.method, setting((9, 4, 2)))
+        method = method_class(options.method_name)(options.method, context((9, 4, 2)))
         rules.append(method.mix_rule())
         streams.append([(stream.name, stream.sampling, stream.when) for stream in method.streams()])
     assert rules[0] == rules[1]

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.loader import Batch
 from shards.class_counts import CMO_RULE, SHIFTED_RULE, GroupRule
-from train.evaluate import Predictions, expected_calibration_error, predict, score
+from train.evaluation.scores import Predictions, expected_calibration_error, predict, score
 
 COUNTS = np.array([300, 101, 100, 20, 5])
 CONFUSION = np.array([[8, 1, 1, 0, 0], [2, 7, 1, 0, 0], [3, 1, 5, 1, 0], [4, 2, 1, 3, 0], [5, 2, 1, 1, 1]])
@@ -54,9 +54,10 @@ def test_calibration_error_against_a_loop() -> None:
 
 def method() -> SimpleNamespace:
     """Logits are the first pixels of the image."""
-    assembler = SimpleNamespace(plain=lambda images: images.float())
+    input_builder = SimpleNamespace(plain=lambda images: images.float())
     return SimpleNamespace(
-        setting=SimpleNamespace(assembler=assembler), eval_members=lambda model, images: images[:, 0, :, 0][None]
+        context=SimpleNamespace(input_builder=input_builder),
+        eval_members=lambda model, images: images[:, 0, :, 0][None],
     )
 
 

@@ -10,20 +10,20 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.mix_rule import MixPlan, cut_box
-from pipeline.recipes import Normalization
+from pipeline.views.presets import Normalization
 from tests.train.ranks import on_two_processes
-from tests.train.steps import CPU, loss_of, micro_step, random_images, setting
+from tests.train.steps import CPU, context, loss_of, micro_step, random_images
 from tests.train.vectors import wave
-from train.assemble import Assembler
+from train.evaluation.posthoc import tau_normalise
+from train.inputs.input_builder import InputBuilder
 from train.methods.glmc import GLMC, GLMCOptions, Heads
 from train.methods.glmc_maxnorm import GLMCMaxNorm, MaxNormOptions, bounded_rows, row_norm_bound, softmax_bce
 from train.models.build import ModelOptions
-from train.posthoc import tau_normalise
 from train.schedules import Schedule, ScheduleOptions
 
 
 def glmc(counts=(100, 40, 15, 4), epochs=200, **options) -> GLMC:
-    return GLMC(GLMCOptions(**options), setting(counts, epochs))
+    return GLMC(GLMCOptions(**options), context(counts, epochs))
 
 
 def mix_of(lam: float, rows: int, box=(4, 6, 20, 30)) -> MixPlan:
@@ -35,7 +35,7 @@ def mix_of(lam: float, rows: int, box=(4, 6, 20, 30)) -> MixPlan:
 
 def test_mixed_images_and_labels_equal_the_official_code():
     """Vector V5; the images are of one channel there."""
-    assembler = Assembler.create(Normalization((0.0,) * 3, (1 / 255,) * 3), CPU)
+    input_builder = InputBuilder.create(Normalization((0.0,) * 3, (1 / 255,) * 3), CPU)
 
     def image(function, factors):
         plane = torch.from_numpy(wave(function, (4, 4), factors)).float()
@@ -44,8 +44,8 @@ def test_mixed_images_and_labels_equal_the_official_code():
     box = cut_box(4, 4, 0.4, 1, 2, "ceil")
     assert box == (0, 0, 3, 4)
     lam, boxes = torch.tensor([0.4]), torch.tensor([box], dtype=torch.int32)
-    mixed = assembler.mixup(image("sin", (0.3, 0.7)), image("cos", (0.4, 0.1)), lam)[0, 0].double()
-    pasted = assembler.paste_reference(image("sin", (0.2, 0.5)), image("cos", (0.6, 0.9)), boxes)[0, 0].double()
+    mixed = input_builder.mixup(image("sin", (0.3, 0.7)), image("cos", (0.4, 0.1)), lam)[0, 0].double()
+    pasted = input_builder.paste_reference(image("sin", (0.2, 0.5)), image("cos", (0.6, 0.9)), boxes)[0, 0].double()
     assert mixed[0].tolist() == pytest.approx([0.6, 0.8546896, 0.9822198, 0.9184856], rel=1e-4)
     assert mixed[3].tolist() == pytest.approx([0.5307454, 0.5603287, 0.4002624, 0.09889032], rel=1e-4)
     assert pasted[0].tolist() == pytest.approx([1, 0.62161, -0.2272021, -0.9040721], rel=1e-4)
@@ -252,7 +252,7 @@ def streams(batch=6, classes=4, views=2):
     labels = (np.arange(batch) % classes).tolist()
     return {
         "original": (random_images(batch, views, seed=1), labels),
-        "weighted": (random_images(batch, views, seed=2), labels[::-1]),
+        "foreground": (random_images(batch, views, seed=2), labels[::-1]),
     }
 
 
@@ -267,12 +267,12 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     mix = mix_of(0.3, 6)
     output = loss_of(method, model, micro_step(50, data, mix))
 
-    plain = method.setting.assembler.plain
-    (o1, o2), (w1, w2) = ([plain(view) for view in data[name][0]] for name in ("original", "weighted"))
+    plain = method.context.input_builder.plain
+    (o1, o2), (w1, w2) = ([plain(view) for view in data[name][0]] for name in ("original", "foreground"))
     local = o2.clone()
     local[:, :, 4:20, 6:30] = w2[:, :, 4:20, 6:30]
     glob, loc = reference.heads(0.3 * o1 + 0.7 * w1), reference.heads(local)
-    yo, yw = (F.one_hot(torch.tensor(data[name][1]), 4).float() for name in ("original", "weighted"))
+    yo, yw = (F.one_hot(torch.tensor(data[name][1]), 4).float() for name in ("original", "foreground"))
     weights = np.array([100.0, 40, 15, 4]) ** -1.2
     weights = torch.from_numpy(4 * weights / weights.sum()).float()
     t, tw = 0.3 * yo + 0.7 * yw, 0.3 * weights * yo + 0.7 * weights * yw
@@ -348,7 +348,7 @@ def test_a_step_without_a_mix_needs_no_weighted_stream():
     output = loss_of(method, model, micro_step(0, {"original": data["original"]}, MixPlan.none(6)))
     images, labels = data["original"]
     expected = sum(
-        F.cross_entropy(model.fc(model.features(method.setting.assembler.plain(view))), torch.tensor(labels))
+        F.cross_entropy(model.fc(model.features(method.context.input_builder.plain(view))), torch.tensor(labels))
         for view in images
     )
     torch.testing.assert_close(output.loss, expected)
@@ -392,7 +392,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 
 def max_norm() -> GLMCMaxNorm:
-    return GLMCMaxNorm(MaxNormOptions(), setting((100, 40, 15, 4), 10))
+    return GLMCMaxNorm(MaxNormOptions(), context((100, 40, 15, 4), 10))
 
 
 FIRST_STAGE = ModelOptions("resnet32", width=4, init_from=Path("first.pt"))

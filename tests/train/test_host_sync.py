@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import options
 from tests.train.short_runs import make_run
-from train.checkpoint import save
+from train.checkpoints.files import save
 from train.methods import method_class, method_names
 from train.run import Run
 
@@ -25,9 +25,9 @@ NCL = {"method.name": "ncl", "method.hard_classes": 2}
 CASES: dict[str, dict[str, Any]] = {
     **{name: {"method.name": name} for name in method_names()},
     "vanilla, LDAM": {"method.name": "vanilla", "method.loss": "ldam", "method.rule": "reweight"},
-    "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_start": 0},
-    "ride": {"method.name": "ride", "method.reweight_epoch": 0},
-    "metasaug": {"method.name": "metasaug", "method.meta_start": 0},
+    "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_from_epoch": 0},
+    "ride": {"method.name": "ride", "method.reweight_from_epoch": 0},
+    "metasaug": {"method.name": "metasaug", "method.meta_from_epoch": 0},
     "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
     "ncl": NCL,
     "ncl, plain": {**NCL, "method.mixup_prob": 0.0},
@@ -48,7 +48,7 @@ def run_of(case: str, data: Path, meta: Path, folder: Path, device: str, epochs:
     changes = CASES[case]
     name = changes["method.name"]
     known = {field.name for field in fields(method_class(name).Options)}
-    mixing = {"mixup_prob": 1.0, "start_data_aug": -1, "end_data_aug": 0}
+    mixing = {"mixup_prob": 1.0, "plain_first": 0, "plain_last": 0}
     others = {f"method.{key}": value for key, value in mixing.items() if key in known} | changes | further
     if name.startswith("metasaug"):
         others["data.meta"] = meta

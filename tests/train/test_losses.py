@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from train import losses
-from train.criterion import Criterion
+from train.losses import functions
+from train.losses.criterion import Criterion
 
 CPU = torch.device("cpu")
 
@@ -15,7 +15,7 @@ def counts(*values: int) -> np.ndarray:
 
 
 def test_ldam_margins() -> None:
-    margins = losses.ldam_margins(counts(500, 100, 20, 5))
+    margins = functions.ldam_margins(counts(500, 100, 20, 5))
     torch.testing.assert_close(margins, torch.tensor([0.1581139, 0.2364354, 0.3535534, 0.5]), rtol=1e-5, atol=0)
 
 
@@ -28,7 +28,7 @@ def test_ldam_loss(rule: str, targets: list[int], expected: float) -> None:
 
 
 def test_balanced_softmax() -> None:
-    prior = losses.log_prior(counts(100, 50, 10))
+    prior = functions.log_prior(counts(100, 50, 10))
     torch.testing.assert_close(prior, torch.tensor([-0.4700036, -1.1631508, -2.7725887]), rtol=1e-5, atol=0)
     criterion = Criterion("bs", "none", counts(100, 50, 10), drw_epoch=0, device=CPU)
     loss = mean_loss(criterion, torch.tensor([[1, 2, 0.5], [-1, 0, 3]]), [0, 2])

@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
 from tests.train.ranks import on_two_processes
-from tests.train.steps import PlannedStep, loss_of, micro_step, random_images, setting
+from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
 from tests.train.vectors import wave
-from train.class_statistics import ClassStatistics
-from train.losses import ldam_margins
+from train.losses.class_statistics import ClassStatistics
+from train.losses.functions import ldam_margins
 from train.methods.metasaug import AugmentedLoss, MetaSAug, MetaSAugOptions, corrected_covariances
 from train.methods.metasaug_large import MetaSAugLarge, MetaSAugLargeOptions
 from train.models.build import ModelOptions
@@ -206,7 +206,7 @@ CHANGES_A = {3: [[7.07251e-06, 2.417998e-06], [2.417998e-06, -6.000905e-06]]}
 )
 def test_meta_step_equals_the_official_code(epoch, strength, virtual_lr, inner_loss, changes, outer_loss):
     """Vector V6, in float64."""
-    method = MetaSAug(MetaSAugOptions(strength=0.75, late_virtual_lr=True), setting(COUNTS, **CIFAR_SCHEDULE))
+    method = MetaSAug(MetaSAugOptions(strength=0.75, late_virtual_lr=True), context(COUNTS, **CIFAR_SCHEDULE))
     assert (method.strength(epoch), method.virtual_lr(epoch)) == pytest.approx((strength, virtual_lr))
     network, loss, inner, meta = v6(strength)
     parameters = dict(network.named_parameters())
@@ -292,15 +292,15 @@ def test_large_step_equals_the_official_code():
 
 
 class Identity:
-    """Stands for the assembler: the vectors' inputs are floating point already."""
+    """Stands for the input_builder: the vectors' inputs are floating point already."""
 
     def plain(self, images: Tensor) -> Tensor:
         return images
 
 
 def method_of_v6(**options) -> MetaSAug:
-    base = replace(setting(COUNTS, **CIFAR_SCHEDULE), assembler=Identity())
-    method = MetaSAug(MetaSAugOptions(strength=0.75, meta_start=0, **options), base)
+    base = replace(context(COUNTS, **CIFAR_SCHEDULE), input_builder=Identity())
+    method = MetaSAug(MetaSAugOptions(strength=0.75, meta_from_epoch=0, **options), base)
     method.statistics = ClassStatistics(4, 2, False, CPU)
     method.statistics.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
     return method
@@ -428,7 +428,7 @@ def test_the_log_says_what_the_correction_did_also_where_there_are_no_covariance
         ({"strength": float("nan")}, "strength is nan"),
         ({"meta_lr": -0.1}, "meta_lr is -0.1"),
         ({"meta_lr": float("inf")}, "meta_lr is inf"),
-        ({"meta_start": -1}, "meta_start is -1, expected an epoch, counted from 0"),
+        ({"meta_from_epoch": -1}, "meta_from_epoch is -1, expected an epoch, counted from 0"),
     ],
 )
 @pytest.mark.parametrize("kind", [MetaSAugOptions, MetaSAugLargeOptions])
@@ -504,7 +504,7 @@ def test_with_local_statistics_each_process_normalises_by_its_own_class_weights(
 
 
 def metasaug(epochs=200, counts=COUNTS, **options) -> MetaSAug:
-    return MetaSAug(MetaSAugOptions(**options), setting(counts, epochs, **CIFAR_SCHEDULE))
+    return MetaSAug(MetaSAugOptions(**options), context(counts, epochs, **CIFAR_SCHEDULE))
 
 
 def data_of(batch=8, meta=4):
@@ -517,7 +517,7 @@ def data_of(batch=8, meta=4):
 
 def test_rates_of_both_phases_are_those_of_the_official_code():
     sane, published = metasaug(), metasaug(late_virtual_lr=True)
-    optimizer = sane.setting.schedule.lr
+    optimizer = sane.context.schedule.lr
     rates = {0: 0.1, 158: 0.1, 159: 0.001, 178: 0.001, 179: 1e-5, 199: 1e-5}
     assert {e: optimizer(e) for e in rates} == pytest.approx(rates)
     virtual = {160: 0.001, 178: 0.001, 179: 0.001, 180: 1e-5, 199: 1e-5}
@@ -547,7 +547,7 @@ def test_second_phase_updates_batch_norm_once_and_starts_from_empty_statistics()
     reference = metasaug().build_model(ModelOptions(width=4), seed=0)
     step = micro_step(160, data_of())
     loss_of(method, model, step)
-    reference(method.setting.assembler.plain(data_of()["original"][0][0]))
+    reference(method.context.input_builder.plain(data_of()["original"][0][0]))
     for name, value in reference.state_dict().items():
         torch.testing.assert_close(model.state_dict()[name], value, msg=name)
     assert method.statistics.counts.tolist() == np.bincount(data_of()["original"][1], minlength=4).tolist()
@@ -593,7 +593,7 @@ def test_network_keeps_the_names_and_the_size_of_the_plain_one():
 
 
 def large(**options) -> MetaSAugLarge:
-    return MetaSAugLarge(MetaSAugLargeOptions(**options), setting(COUNTS, 20, milestones=(), factors=()))
+    return MetaSAugLarge(MetaSAugLargeOptions(**options), context(COUNTS, 20, milestones=(), factors=()))
 
 
 STAGE_ONE = ModelOptions("resnet18", init_from=Path("stage1.pt"))
@@ -641,8 +641,8 @@ def test_large_mode_starts_as_class_weighted_cross_entropy():
 def test_large_mode_draws_its_meta_set_as_told():
     meta = large(meta_per_class=10, meta_view="evaluation").streams()[1]
     assert (meta.sampling.per_class, meta.first_epoch, meta.full_batches) == (10, 0, True)
-    assert meta.views == (large().setting.evaluation_view,)
-    assert large().streams()[1].views == (large().setting.view,)
+    assert meta.views == (large().context.evaluation_view,)
+    assert large().streams()[1].views == (large().context.view,)
 
 
 def test_large_mode_needs_a_first_stage():

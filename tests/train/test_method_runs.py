@@ -7,13 +7,13 @@ import torch
 
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import last_weights, options, records, same_weights
-from train.checkpoint import AVERAGED
+from train.checkpoints.files import AVERAGED
 from train.run import FINISHED, train
 
 METHODS = {
     "glmc": {"method.contrast_weight": 4},
     "glmc_maxnorm": {"optimizer.lr": 5.0},  # which takes rows over their bound in every step
-    "metasaug": {"method.meta_start": 100},  # of 200: the second of two epochs
+    "metasaug": {"method.meta_from_epoch": 100},  # of 200: the second of two epochs
     "metasaug_large": {},
 }
 FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}

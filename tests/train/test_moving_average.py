@@ -10,11 +10,11 @@ import torch
 from pipeline.loader import LoadedStep, evaluation_batches
 from shards.reader import ShardSet
 from tests.train.runs import arguments, options, records, start
-from train.checkpoint import AVERAGED, load
+from train.checkpoints.files import AVERAGED, load
+from train.checkpoints.trained import load_trained
+from train.loop.trainer import Trainer
 from train.options import parse
 from train.run import train
-from train.trained import load_trained
-from train.trainer import Trainer
 
 DECAY = 0.9
 
@@ -93,7 +93,7 @@ def test_two_processes_evaluate_one_average(data: Path, tmp_path: Path) -> None:
     newest = max((tmp_path / "run" / "checkpoints").glob("epoch*.pt"))
     trained = load_trained(newest, torch.device("cpu"))
     test_set = ShardSet.open(data / "test")
-    [batch] = evaluation_batches(test_set, trained.recipe.evaluation, len(test_set), torch.device("cpu"))
+    [batch] = evaluation_batches(test_set, trained.preset.evaluation, len(test_set), torch.device("cpu"))
     loss = torch.nn.functional.cross_entropy(trained.logits(batch.images[0]), batch.labels)
     assert records(tmp_path / "run")[-1]["test"]["loss"] == pytest.approx(loss.item(), rel=1e-6)
 

@@ -13,14 +13,14 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.mix_rule import MixPlan
-from pipeline.recipes import RECIPES, SIM_32
+from pipeline.views.presets import PRESETS, SIM_32
 from shards.class_counts import NCL_RULE
 from tests.train.runs import options as run_options
 from tests.train.runs import records, same_weights
-from tests.train.steps import loss_of, micro_step, random_images, setting
+from tests.train.steps import context, loss_of, micro_step, random_images
 from tests.train.vectors import wave
-from train.checkpoint import load
-from train.evaluate import Predictions, score
+from train.checkpoints.files import load
+from train.evaluation.scores import Predictions, score
 from train.methods.ncl import (
     NCL,
     NCLOptions,
@@ -41,7 +41,7 @@ VECTOR_COUNTS = torch.tensor([100.0, 50, 20, 10, 5], dtype=torch.float64)
 
 
 def ncl(counts=COUNTS, **options: Any) -> NCL:
-    return NCL(NCLOptions(**{"hard_classes": 2, **options}), setting(counts))
+    return NCL(NCLOptions(**{"hard_classes": 2, **options}), context(counts))
 
 
 def contrastive(**options: Any) -> NCL:
@@ -164,7 +164,7 @@ def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epo
         def __len__(self) -> int:
             return len(self.sample_ids_by_class)
 
-    (stream,) = NCL(NCLOptions(hard_classes=2, **sampling), setting(counts, epochs=400)).streams()
+    (stream,) = NCL(NCLOptions(hard_classes=2, **sampling), context(counts, epochs=400)).streams()
     # Epochs count from one in the official code; the first vector holds in any.
     ids = stream.sampling.over(Data()).ids(0, "original/samples", max(epoch - 1, 0), 0, range(200_000))
     shares = np.bincount(np.repeat(np.arange(4), counts)[ids]) / len(ids)
@@ -316,7 +316,7 @@ def pretend_processes(patch: pytest.MonkeyPatch, count: int) -> None:
 def network_on(device: str, model: ModelOptions, **options: Any) -> nn.Module:
     """What the method builds for a device; it lies on the CPU until the trainer moves it."""
     method = ncl(**options)
-    method.setting = replace(method.setting, device=torch.device(device))
+    method.context = replace(method.context, device=torch.device(device))
     return method.build_model(model, 0)
 
 
@@ -384,20 +384,20 @@ def test_copies_are_views_of_one_stream_and_the_first_of_them_counts_in_the_trai
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = random_images(2, views=3)
     output = loss_of(method, model, micro_step(0, {"original": (images, [0, 3])}))
-    expected = model(method.setting.assembler.plain(images[0])).mean(dim=0)
+    expected = model(method.context.input_builder.plain(images[0])).mean(dim=0)
     assert torch.allclose(output.logits, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_under_cmo_both_labels_share_the_loss(copies: int) -> None:
     method = ncl(copies=copies, experts=2, mixup_prob=0.5)
-    assert [(s.name, len(s.views)) for s in method.streams()] == [("original", copies), ("weighted", copies)]
+    assert [(s.name, len(s.views)) for s in method.streams()] == [("original", copies), ("foreground", copies)]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     background, foreground = random_images(3, copies), random_images(3, copies, seed=1)
     boxes = np.tile(np.array([2, 3, 20, 30], dtype=np.int32), (3, 1))
-    streams = {"original": (background, [0, 1, 2]), "weighted": (foreground, [3, 3, 0])}
+    streams = {"original": (background, [0, 1, 2]), "foreground": (foreground, [3, 3, 0])}
     found = loss_of(method, model, micro_step(5, streams, MixPlan(True, np.full(3, 0.25), boxes)))
-    paste = method.setting.assembler.paste
+    paste = method.context.input_builder.paste
     pictures = [paste(b, f, torch.from_numpy(boxes)) for b, f in zip(background, foreground, strict=True)]
     logits = model(torch.cat(pictures))
     # Under either label alone, as if nothing were mixed.
@@ -423,10 +423,10 @@ def test_the_mean_of_raw_logits_is_evaluated_without_the_momentum_encoders() -> 
 
 
 def test_the_second_view_is_the_recipe_s() -> None:
-    assert RECIPES["cifar-auto"].second == SIM_32
+    assert PRESETS["cifar-auto"].second == SIM_32
     method = contrastive()
     (stream,) = method.streams()
-    assert stream.views == (method.setting.view, method.setting.view)  # this setting has no second one
+    assert stream.views == (method.context.view, method.context.view)  # this setting has no second one
 
 
 def contrastive_step(method: NCL, model: nn.Module, part: int = 0, parts: int = 1) -> torch.Tensor:
@@ -440,7 +440,7 @@ def test_the_contrastive_loss_adds_the_recognition_of_the_own_key() -> None:
     model = method.build_model(ModelOptions(width=4), 0).eval()
     labels, views = [0, 0, 1, 3, 2, 0, 1], random_images(7, views=2)
     step = micro_step(0, {"original": (views, labels)})
-    first, second = (method.setting.assembler.plain(view) for view in views)
+    first, second = (method.context.input_builder.plain(view) for view in views)
     expected = method.term(step.of(method), "original", model(first))
     for k in range(2):
         queries = unit(model.classifier[k](model.backbone[k](first)))
@@ -545,7 +545,7 @@ def test_a_stopped_run_continues_with_its_queues_and_momentum_encoders(data: Pat
         "method.contrast_dim": 4,
         "method.queue": 32,
         "method.hard_classes": 2,
-        "data.recipe": "cifar-auto",
+        "data.preset": "cifar-auto",
         "epochs": 1,
     }
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"

@@ -48,7 +48,7 @@ def test_the_method_decides_which_options_exist(capsys: pytest.CaptureFixture[st
         ({"batch_size": "many"}, "batch_size"),
         ({"batch_size": 1}, "batch_size is 1, expected at least 2"),
         ({"epochs": 0}, "epochs is 0, expected at least 1"),
-        ({"data.recipe": "imagnet"}, "data.recipe 'imagnet' is unknown; expected one of"),
+        ({"data.preset": "imagnet"}, "data.preset 'imagnet' is unknown; expected one of"),
         ({"data.few_max": 200}, "few_max"),
         ({"model.name": "resnet5O"}, "similar names"),
         ({"schedule.milestones": "[5]"}, "1 milestones, 2 factors"),

@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.models.build import ModelOptions, build_model
 from train.models.resnet_cifar import ResNet32
-from train.posthoc import adjust_logits, tau_normalise
 
 COUNTS = np.array([50, 20, 5])
 IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -93,11 +93,11 @@ SHARED: dict[str, dict[str, Any]] = {
         "correct_lambda": False,
     },
     "glmc_maxnorm": {"threshold": 0.1},
-    "metasaug": {"meta_start": 160, "meta_lr": 0.1, "late_virtual_lr": True, "statistics": "global"},
+    "metasaug": {"meta_from_epoch": 160, "meta_lr": 0.1, "late_virtual_lr": True, "statistics": "global"},
     "metasaug_large": {
         "loss": "ce",
         "strength": 0.25,
-        "meta_start": 0,
+        "meta_from_epoch": 0,
         "meta_lr": 0.1,
         "statistics": "global",
     },
@@ -208,7 +208,7 @@ def test_recipes_have_the_published_settings(name: str) -> None:
     assert (run.epochs, run.batch_size) == published[:2]
     assert (optimizer.weight_decay, optimizer.nesterov, optimizer.momentum) == (*published[2:4], 0.9)
     assert options.schedule.for_epochs == published.epochs  # else phases and milestones would move
-    assert (options.data.recipe, options.method_name) == (published.data, published.method_name)
+    assert (options.data.preset, options.method_name) == (published.data, published.method_name)
     found = {key: getattr(options.model, key) for key in published.model}
     assert found == published.model
     expected = SHARED[published.method_name] | published.method

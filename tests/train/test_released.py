@@ -10,10 +10,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
+from train.checkpoints.released import Architecture, recognise, state_dict_of
+from train.checkpoints.trained import load_trained
 from train.models.build import ModelOptions, build_model
 from train.models.heads import CosineClassifier
-from train.released import Architecture, recognise, state_dict_of
-from train.trained import load_trained
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -76,7 +76,7 @@ def test_a_released_resnet50_has_torchvisions_logits(
     resnet50.fc = nn.Linear(2048, classes) if head == "linear" else Cosine(classes)
     save_released(tmp_path / "ckpt.best.pth.tar", resnet50, prefix, monkeypatch)
     trained = load_trained(tmp_path / "ckpt.best.pth.tar", CPU)
-    assert (trained.classes, trained.recipe.name) == (classes, recipe)
+    assert (trained.classes, trained.preset.name) == (classes, recipe)
     images = (PICTURES.permute(0, 3, 1, 2) / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     found, expected = trained.logits(PICTURES), resnet50(images)
     # Ours are channels last: sums of another order, in float32 over 50 layers.
@@ -109,9 +109,9 @@ def test_resnet32_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     model = build_model(ModelOptions(width=width), 100, head, seed=3).eval()
     save_released(tmp_path / "ckpt.pth.tar", model, "module.", monkeypatch)
     trained = load_trained(tmp_path / "ckpt.pth.tar", CPU)
-    assert trained.recipe.name == "cifar"
+    assert trained.preset.name == "cifar"
     assert ("resnet32 of width 8, 100" if width == 8 else "resnet32, 100") in trained.description
-    images = trained.method.setting.assembler.plain(PICTURES)
+    images = trained.method.context.input_builder.plain(PICTURES)
     torch.testing.assert_close(trained.logits(PICTURES), model(images))
 
 

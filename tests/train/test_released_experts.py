@@ -15,8 +15,8 @@ from torchvision.models import resnet50, resnet101, resnext50_32x4d
 from torchvision.models.resnet import Bottleneck, ResNet
 
 from tests.train.test_released_layouts import with_statistics
-from train.released import evaluated_weights, recognise, state_dict_of
-from train.trained import load_trained
+from train.checkpoints.released import evaluated_weights, recognise, state_dict_of
+from train.checkpoints.trained import load_trained
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -187,7 +187,7 @@ def ncl_224(
 def check(path: Path, network: nn.Module, recipe: str, described: str) -> None:
     """The file gives the network's logits, on images normalised as is right for it."""
     trained = load_trained(path, CPU)
-    assert trained.recipe.name == recipe
+    assert trained.preset.name == recipe
     assert trained.description == f"released {described}"
     mean, std = (torch.tensor(values)[:, None, None] for values in STATISTICS[recipe])
     expected = network((PICTURES.permute(0, 3, 1, 2) / 255 - mean) / std)

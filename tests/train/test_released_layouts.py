@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.train.steps import setting
-from train.checkpoint import load_weights
+from tests.train.steps import context
+from train.checkpoints.files import load_weights
+from train.checkpoints.trained import load_trained
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
 from train.models.build import ModelOptions, build_model
 from train.models.semantic import build_network
-from train.trained import load_trained
 
 CPU = torch.device("cpu")
 PICTURES = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -27,7 +27,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def glmc_network(options: ModelOptions, classes: int, seed: int = 1) -> GLMCNetwork:
-    method = GLMC(GLMCOptions(), setting([5] * classes))
+    method = GLMC(GLMCOptions(), context([5] * classes))
     network = with_statistics(method.build_model(options, seed))
     assert isinstance(network, GLMCNetwork)
     return network
@@ -36,8 +36,8 @@ def glmc_network(options: ModelOptions, classes: int, seed: int = 1) -> GLMCNetw
 def check(path: Path, model: nn.Module, recipe: str) -> None:
     """The file gives the logits of the model, in the recipe that is right for it."""
     trained = load_trained(path, CPU)
-    assert trained.recipe.name == recipe
-    images = trained.method.setting.assembler.plain(PICTURES)
+    assert trained.preset.name == recipe
+    images = trained.method.context.input_builder.plain(PICTURES)
     expected = model.evaluated_logits(images) if isinstance(model, GLMCNetwork) else model(images)
     torch.testing.assert_close(trained.logits(PICTURES), expected, rtol=1e-4, atol=1e-4)
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
-from tests.train.steps import PlannedStep, loss_of, micro_step, random_images, setting
+from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
 from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
@@ -15,7 +15,7 @@ COUNTS = (60, 25, 9, 3)
 
 
 def ride(counts=COUNTS, epochs=200, **options) -> RIDE:
-    return RIDE(RIDEOptions(**options), setting(counts, epochs))
+    return RIDE(RIDEOptions(**options), context(counts, epochs))
 
 
 def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> PlannedStep:
@@ -37,7 +37,7 @@ def test_the_loss_equals_the_official_code(epoch: int, total: float, classificat
     )
     step = step_of(epoch, [2, 0])
     for delta, expected in ((-0.45, total), (0.0, classification)):
-        method = ride((100, 50, 10), diversity=delta, temperature=0.05, reweight_epoch=160)
+        method = ride((100, 50, 10), diversity=delta, temperature=0.05, reweight_from_epoch=160)
         assert float(method.term(step.of(method), "original", logits)) == pytest.approx(expected, abs=5e-4)
 
 
@@ -153,11 +153,11 @@ def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(epoch: int) -> None
 
 
 def test_the_switch_follows_the_length_of_the_run() -> None:
-    method = ride(epochs=20, reweight_epoch=160)
+    method = ride(epochs=20, reweight_from_epoch=160)
     logits = logits_of(3, 3, 4)
     losses = [float(method.term(step_of(epoch, [0, 2, 3]).of(method), "original", logits)) for epoch in (15, 16)]
     assert losses[0] != pytest.approx(losses[1])
-    assert method.derived_options()["drw_start"] == 16
+    assert method.derived_options()["drw_from_epoch"] == 16
 
 
 def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() -> None:
@@ -167,9 +167,9 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
     boxes = np.tile(np.array([2, 3, 20, 30], dtype=np.int32), (3, 1))
     mix = MixPlan(True, np.full(3, lam), boxes)
     images, pasted = random_images(3), random_images(3, seed=1)
-    step = micro_step(5, {"original": (images, background), "weighted": (pasted, foreground)}, mix)
+    step = micro_step(5, {"original": (images, background), "foreground": (pasted, foreground)}, mix)
     found = loss_of(method, model, step)
-    logits = model(method.setting.assembler.paste(images[0], pasted[0], torch.from_numpy(boxes)))
+    logits = model(method.context.input_builder.paste(images[0], pasted[0], torch.from_numpy(boxes)))
     margins = 0.5 * (min(COUNTS) / torch.tensor(COUNTS)) ** 0.25
 
     def classification(labels: list[int]) -> torch.Tensor:
@@ -185,7 +185,7 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
 def test_plain_ride_reads_one_stream_and_the_mean_of_the_experts_is_evaluated() -> None:
     method = ride()
     assert [stream.name for stream in method.streams()] == ["original"]
-    assert [stream.name for stream in ride(mixup_prob=0.5).streams()] == ["original", "weighted"]
+    assert [stream.name for stream in ride(mixup_prob=0.5).streams()] == ["original", "foreground"]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(method.eval_logits(model, images), model(images).mean(dim=0))

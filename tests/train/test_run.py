@@ -14,10 +14,10 @@ from PIL import Image
 from tests.pipeline.shard_sets import small_images
 from tests.train.runs import COUNTS, arguments, last_weights, options, records, same_weights
 from train import __main__ as command
-from train.progress import Progress
+from train.loop.progress import Progress
+from train.loop.signals import StopRequest
+from train.loop.trainer import Trainer
 from train.run import FINISHED, NON_FINITE, PREEMPTED, train
-from train.signals import StopRequest
-from train.trainer import Trainer
 
 STEPS_PER_EPOCH = 4  # 27 images in batches of 8
 
@@ -55,7 +55,7 @@ def test_a_run_leaves_numbers_tables_and_pictures(straight: Path) -> None:
     result = json.loads((straight / "result.json").read_text())
     assert result["test"]["last"]["samples"] == 12
     assert result["group_rule"] == "many n >= 101, medium 20 <= n <= 100, few n <= 19"
-    assert result["executors"] == {"original": "resident", "weighted": "resident"}
+    assert result["executors"] == {"original": "resident", "foreground": "resident"}
     assert result["data"]["train"]["samples"] == sum(COUNTS)
     assert len(result["data"]["train"]["checksum"]) == 64
     assert result["cost"]["images_per_second"] > 0
@@ -72,7 +72,7 @@ def test_a_run_leaves_numbers_tables_and_pictures(straight: Path) -> None:
     assert saved["derived"]["steps_per_epoch"] == STEPS_PER_EPOCH
     assert saved["derived"]["milestones"] == [2, 3]  # 160 and 180 of 200, for 3 epochs
     assert "decode" not in saved["derived"]  # resident images
-    assert saved["method"]["start_data_aug"] == -1
+    assert saved["method"]["plain_first"] == 0
 
 
 def test_a_run_says_how_dali_decodes(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.train.runs import ROOT
-from train.signals import SharedFlags, StopRequest
+from train.loop.signals import SharedFlags, StopRequest
 
 CPU = torch.device("cpu")
 FINE, BROKEN = torch.tensor(1.0), torch.tensor(float("nan"))
@@ -27,7 +27,7 @@ def test_the_first_signal_only_asks(number: int) -> None:
 
 def test_the_second_signal_ends_the_process_at_once() -> None:
     program = (
-        "import os, signal\nfrom train.signals import StopRequest\n"
+        "import os, signal\nfrom train.loop.signals import StopRequest\n"
         "with StopRequest():\n    os.kill(os.getpid(), signal.SIGTERM)\n    os.kill(os.getpid(), signal.SIGTERM)\n"
         "print('still here')"
     )

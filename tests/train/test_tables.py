@@ -12,18 +12,18 @@ import torch
 import yaml
 
 from pipeline.plan import Plan
-from pipeline.recipes import RECIPES, DatasetRecipe
-from pipeline.views import OneOf, ResizeCenterCrop, View
+from pipeline.views.presets import PRESETS, Preset
+from pipeline.views.view import OneOf, ResizeCenterCrop, View
 from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
 from tests.pipeline.shard_sets import UnreadableSet, small_images
 from tests.train.short_runs import make_run, take_steps
 from tests.train.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
 from tools.sweep import first_stage
-from train.assemble import Assembler
-from train.checkpoint import save
+from train.checkpoints.files import save
+from train.inputs.input_builder import InputBuilder
 from train.methods import method_class
-from train.methods.base import Method, Setting
+from train.methods.base import Method, MethodContext
 from train.options import Options, parse
 from train.schedules import Schedule
 
@@ -137,11 +137,11 @@ def options_of(arguments: tuple[str, ...]) -> Options:
 
 
 def make_method(options: Options, counts: np.ndarray) -> Method:
-    recipe = RECIPES[options.data.recipe]
+    recipe = PRESETS[options.data.preset]
     schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
-    assembler = Assembler.create(recipe.normalization, CPU)
-    setting = Setting(counts, recipe.train, recipe.evaluation, schedule, assembler, CPU, recipe.second)
-    return method_class(options.method_name)(options.method, setting)
+    input_builder = InputBuilder.create(recipe.normalization, CPU)
+    context = MethodContext(counts, recipe.train, recipe.evaluation, schedule, input_builder, CPU, recipe.second)
+    return method_class(options.method_name)(options.method, context)
 
 
 def test_every_published_row_can_be_run_or_is_said_to_be_missing() -> None:
@@ -352,7 +352,7 @@ def small_view(view: View | OneOf) -> View | OneOf:
     return replace(view, geometry=replace(view.geometry, size=SIDE))
 
 
-def small_recipe(recipe: DatasetRecipe) -> DatasetRecipe:
+def small_recipe(recipe: Preset) -> Preset:
     second = None if recipe.second is None else small_view(recipe.second)
     return replace(recipe, train=small_view(recipe.train), evaluation=small_view(recipe.evaluation), second=second)
 
@@ -383,7 +383,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
     }
     changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
     known = {field.name for field in fields(method_class(method).Options)}
-    always = {"start_data_aug": -1, "end_data_aug": 0, "plain_first": 0, "plain_last": 0}
+    always = {"plain_first": 0, "plain_last": 0}
     changes |= {f"method.{name}": value for name, value in always.items() if name in known}
     if getattr(options_of(tuple(row.arguments())).method, "mixup_prob", 0):
         changes["method.mixup_prob"] = 1.0
@@ -392,7 +392,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
     if row.first_stage is not None:
         changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
     if method.startswith("metasaug"):
-        changes |= {"data.meta": data / "meta", "method.meta_start": 0}
+        changes |= {"data.meta": data / "meta", "method.meta_from_epoch": 0}
     run = make_run(parse([*row.arguments(), *as_arguments(changes)]))
     model = run.trainer.bare_model
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -413,8 +413,8 @@ def test_each_network_of_each_method_takes_two_steps_at_64_pixels(
     content, name = recipe_content(row.recipe), backbone(row)
     at_full_size = method_options(row)["name"] == "metasaug_large"
     if not at_full_size:
-        recipe = RECIPES[content["data"]["recipe"]]
-        monkeypatch.setitem(RECIPES, recipe.name, small_recipe(recipe))
+        recipe = PRESETS[content["data"]["preset"]]
+        monkeypatch.setitem(PRESETS, recipe.name, small_recipe(recipe))
     smaller: dict[str, Any] = {"model.width": 4} if name == "resnet32" else {}
     if name == "resnet152.tv_in1k":
         smaller |= {"method.experts": 1, "method.queue": 16}
@@ -424,7 +424,7 @@ def test_each_network_of_each_method_takes_two_steps_at_64_pixels(
 @pytest.mark.slow
 @pytest.mark.parametrize("row", ROW_OF_VARIANT.values(), ids=ROW_OF_VARIANT)
 def test_each_network_of_each_method_takes_two_steps_at_its_full_size(row: Row, tmp_path: Path) -> None:
-    side = RECIPES[recipe_content(row.recipe)["data"]["recipe"]].evaluation.size
+    side = PRESETS[recipe_content(row.recipe)["data"]["preset"]].evaluation.size
     for split in ("train", "test", "meta"):
         small_images(tmp_path / split, SMALL_COUNTS, side)
     two_steps(row, tmp_path, tmp_path, batch_size=8)

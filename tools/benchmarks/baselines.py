@@ -16,7 +16,7 @@ from torchvision import io, transforms
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from pipeline.recipes import IMAGENET_STATISTICS
+from pipeline.views.presets import IMAGENET_STATISTICS
 from shards.reader import ShardSet
 
 Batches = Iterator[tuple[Tensor, Tensor]]

@@ -1,4 +1,4 @@
-"""How DALI decodes fastest on a GPU: a row for each setting that `pipeline/decode_settings.py` could choose otherwise.
+"""How DALI decodes fastest on a GPU: one row per setting that `decode_settings.py` could choose otherwise.
 
 It has not run on a GPU yet; the tests run it on the CPU, where the settings of the JPEG engine do nothing.
 """
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from pipeline.bad_samples import BadSamples
-from pipeline.decode_settings import DecodeSettings, decode_settings
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.decode_settings import DecodeSettings, decode_settings
 from pipeline.plan import Plan, Stream, StreamPlan
-from pipeline.recipes import CROP_224
 from pipeline.sampling import Shuffled
+from pipeline.views.presets import CROP_224
 from shards.reader import ShardSet
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Table, Variant, compare, rate_of_batches
@@ -85,7 +85,7 @@ def _free_bytes(device: torch.device) -> int:
 
 def _batch_sizes(dataset: ShardSet, device: torch.device, settings: DecodeSettings, batch_size: int) -> Any:
     """Endless: the generator that holds an executor; closing it stops that."""
-    from pipeline.dali import DaliExecutor
+    from pipeline.executors.dali import DaliExecutor
 
     views = (CROP_224,)
     plan = Plan({"train": dataset}, (Stream("original", Shuffled(), views),), None, 0, batch_size, _EPOCHS, True)

@@ -15,9 +15,9 @@ from pipeline.loader import Batch, LoadedStep
 from pipeline.plan import StreamPlan
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Variant, now
-from train.assemble import Assembler
-from train.checkpoint import Position
+from train.checkpoints.files import Position
 from train.datasets import open_datasets
+from train.inputs.input_builder import InputBuilder
 from train.launch import make_accelerator
 from train.options import parse
 from train.run import Run
@@ -27,7 +27,7 @@ from train.run_folder import RunFolder
 _EPOCH = 4
 
 
-def make_run(bench: Bench, model: str, recipe: str, batch_size: int, **options: str) -> Run:
+def make_run(bench: Bench, model: str, preset: str, batch_size: int, **options: str) -> Run:
     """CMO with the balanced softmax on the shards of the benchmark, ready to train from epoch 4 on.
 
     options: further options of the run, such as cuda_graphs="true".
@@ -37,7 +37,7 @@ def make_run(bench: Bench, model: str, recipe: str, batch_size: int, **options: 
     arguments = {
         "data.train": bench.shards.path,
         "data.test": bench.shards.path,
-        "data.recipe": recipe,
+        "data.preset": preset,
         "data.executor": "dali",
         "model.name": model,
         "method.name": "cmo",
@@ -59,7 +59,7 @@ def make_run(bench: Bench, model: str, recipe: str, batch_size: int, **options: 
 def synthetic_steps(run: Run, count: int) -> list[LoadedStep]:
     """Planned steps with random images that are on the device already."""
     generator = torch.Generator().manual_seed(0)
-    device, side = run.accelerator.device, run.recipe.train.size
+    device, side = run.accelerator.device, run.preset.train.size
 
     def batch(stream: StreamPlan) -> Batch:
         shape = (len(stream), side, side, 3)
@@ -84,7 +84,7 @@ def train_rate(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int
 def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> tuple[float, np.ndarray]:
     """Images a second, and the time of each counted step as the host sees it, float64 (counted,) in seconds.
 
-    The host waits for the device one step late (see train.signals), so that its times are the device's.
+    The host waits for the device one step late (see train.loop.signals), so that its times are the device's.
     """
     device = run.accelerator.device
     times: list[float] = []
@@ -119,14 +119,14 @@ class BareLoop:
         self,
         model: nn.Module,
         samples_per_class: np.ndarray,
-        assembler: Assembler,
+        input_builder: InputBuilder,
         precision: torch.dtype = torch.float32,
         channels_last: bool = True,
     ):
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self.model = model.to(memory_format=self._format)
-        self._assembler, self._precision = assembler, precision
-        self.device = assembler.mean.device
+        self._assembler, self._precision = input_builder, precision
+        self.device = input_builder.mean.device
         counts = torch.from_numpy(samples_per_class).float()
         self._log_prior = (counts / counts.sum()).log().to(self.device)
         self._optimizer = torch.optim.SGD(
@@ -139,7 +139,7 @@ class BareLoop:
         background = batches["original"]
         if mix is None or not mix.paste:
             return self.train(self._assembler.plain(background.images[0]), background.labels, background.labels, 1.0)
-        foreground = batches["weighted"]
+        foreground = batches["foreground"]
         boxes = torch.from_numpy(mix.boxes).to(self.device, non_blocking=True)
         pasted = self._assembler.paste(background.images[0], foreground.images[0], boxes)
         return self.train(pasted, background.labels, foreground.labels, float(mix.lam[0]))

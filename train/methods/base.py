@@ -18,14 +18,14 @@ from torch import Tensor, nn
 from pipeline.loader import Batch
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import StepPlan, Stream
-from pipeline.views import OneOf, View
-from train.assemble import Assembler
+from pipeline.views.view import OneOf, View
+from train.inputs.input_builder import InputBuilder
 from train.models.build import ModelOptions
 from train.schedules import Schedule
 
 
 @dataclass(frozen=True)
-class Setting:
+class MethodContext:
     """What a run tells its method.
 
     Args:
@@ -33,7 +33,7 @@ class Setting:
         view: how training images are augmented.
         evaluation_view: how images are shown in an evaluation.
         schedule: the learning rates; `schedule.rescaled` fits phase starts to the length of the run.
-        assembler: from uint8 images to the network's input.
+        input_builder: from uint8 images to the network's input.
         device: where tensors live.
         second_view: how a second picture of a training image differs, for methods that show two; None: drawn alike.
     """
@@ -42,12 +42,12 @@ class Setting:
     view: View | OneOf
     evaluation_view: View
     schedule: Schedule
-    assembler: Assembler
+    input_builder: InputBuilder
     device: torch.device
     second_view: View | OneOf | None = None
 
 
-Values = dict[str, np.ndarray]
+StepInputs = dict[str, np.ndarray]
 """By name: what a loss has to know of a step, beside its images and labels."""
 
 
@@ -109,9 +109,9 @@ class Method(ABC):
     # Options of other methods that one may expect here, and why they do not exist; told to who gives them.
     without: ClassVar[Mapping[str, str]] = {}
 
-    def __init__(self, options: Any, setting: Setting):
+    def __init__(self, options: Any, context: MethodContext):
         self.options = options
-        self.setting = setting
+        self.context = context
 
     def check_batch_size(self, batch_size: int) -> None:
         """Refuse, with a ValueError, a global batch that the method cannot take; before anything is built."""
@@ -129,7 +129,7 @@ class Method(ABC):
         """The network, with the heads that the method needs."""
 
     @abstractmethod
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         """What `loss` has to know of a micro-batch: coefficients of its rows, boxes, numbers of its epoch."""
 
     @abstractmethod

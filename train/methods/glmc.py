@@ -23,8 +23,8 @@ from pipeline.plan import Stream
 from pipeline.rng import generator
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
-from train.losses import at_least_float32, cross_entropy
-from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
+from train.losses.functions import at_least_float32, cross_entropy
+from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.models.build import ModelOptions, build_model
 from train.models.resnet_cifar import ResNet32, kaiming_init
 from train.models.with_heads import WithHeads, detach_classifier
@@ -156,26 +156,26 @@ class GLMC(Method):
         "loss": "LDAM's margins are for cosines and one label; GLMC's classifiers are linear and learn two"
     }
 
-    def __init__(self, options: GLMCOptions, setting: Setting):
-        super().__init__(options, setting)
-        counts = setting.samples_per_class
+    def __init__(self, options: GLMCOptions, context: MethodContext):
+        super().__init__(options, context)
+        counts = context.samples_per_class
         self.class_weights = power_law_weights(counts, options.label_exponent)
-        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(setting.device)
+        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
 
     def streams(self) -> tuple[Stream, ...]:
-        views = (self.setting.view, self.setting.view)
+        views = (self.context.view, self.context.view)
         weighted = ClassWeighted(self.options.weighted_alpha)
-        return (Stream("original", Shuffled(), views), Stream("weighted", weighted, views, when="mixing"))
+        return (Stream("original", Shuffled(), views), Stream("foreground", weighted, views, when="mixing"))
 
     def mix_rule(self) -> MixRule:
         return self.options.mix_rule()
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_network(GLMCNetwork, options, len(self.setting.samples_per_class), seed)
+        return build_network(GLMCNetwork, options, len(self.context.samples_per_class), seed)
 
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         assert plan.mix is not None, "GLMC has a mix rule"
-        weighted = plan.labels("weighted" if plan.mix.paste else "original")
+        weighted = plan.labels("foreground" if plan.mix.paste else "original")
         targets, rebalanced = self.targets(plan.mix, plan.labels("original"), weighted)
         numbers = {"targets": targets, "rebalanced targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
         return {"lam": plan.mix.lam, "boxes": plan.mix.boxes, **numbers}
@@ -184,11 +184,11 @@ class GLMC(Method):
         """L = Σ_b L_b / B over the global batch."""
         original, values = step.batches["original"], step.values
         # Without a mix λ is 1 and the box is empty: mixing the original batch with itself then leaves it as it is.
-        weighted = step.batches.get("weighted", original)
-        assembler = self.setting.assembler
+        weighted = step.batches.get("foreground", original)
+        input_builder = self.context.input_builder
         global_heads, local_heads = model(
-            assembler.mixup(original.images[0], weighted.images[0], values["lam"]),
-            assembler.paste(original.images[1], weighted.images[1], values["boxes"]),
+            input_builder.mixup(original.images[0], weighted.images[0], values["lam"]),
+            input_builder.paste(original.images[1], weighted.images[1], values["boxes"]),
         )
         labels = torch.stack([original.labels, weighted.labels], dim=1)
         targets = (values["targets"], values["rebalanced targets"])
@@ -227,14 +227,14 @@ class GLMC(Method):
 
     def alpha(self, epoch: int) -> float:
         """α_e = 1 − (e/E)², the weight of the plain classifier."""
-        return 1 - (epoch / self.setting.schedule.epochs) ** 2
+        return 1 - (epoch / self.context.schedule.epochs) ** 2
 
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         assert isinstance(model, GLMCNetwork)
         return model.evaluated_logits(images)
 
     def derived_options(self) -> dict[str, Any]:
-        return {"alpha_of_last_epoch": self.alpha(self.setting.schedule.epochs - 1)}
+        return {"alpha_of_last_epoch": self.alpha(self.context.schedule.epochs - 1)}
 
 
 def _soft_cross_entropy(logits: Tensor, labels: Tensor, mass: Tensor) -> Tensor:

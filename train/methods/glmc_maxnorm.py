@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
-from train.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses import is_target
-from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
+from train.losses.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses.functions import is_target
+from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions
 
@@ -50,13 +50,13 @@ class GLMCMaxNorm(Method):
 
     Options = MaxNormOptions
 
-    def __init__(self, options: MaxNormOptions, setting: Setting):
-        super().__init__(options, setting)
-        self.class_weights = effective_number_weights(setting.samples_per_class, EFFECTIVE_NUMBER_BETA)
+    def __init__(self, options: MaxNormOptions, context: MethodContext):
+        super().__init__(options, context)
+        self.class_weights = effective_number_weights(context.samples_per_class, EFFECTIVE_NUMBER_BETA)
         self.bound: Tensor | None = None
 
     def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", Shuffled(), (self.setting.view,)),)
+        return (Stream("original", Shuffled(), (self.context.view,)),)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         if options.init_from is None:
@@ -64,7 +64,7 @@ class GLMCMaxNorm(Method):
                 "glmc_maxnorm is a second stage; give the checkpoint of a GLMC run with --model.init_from, for example "
                 "runs/cifar100-lt-glmc-seed3407/checkpoints/best.pt"
             )
-        return build_network(_OneHead, options, len(self.setting.samples_per_class), seed, frozen=True)
+        return build_network(_OneHead, options, len(self.context.samples_per_class), seed, frozen=True)
 
     def trainable(self, parameter_name: str) -> bool:
         return parameter_name.startswith("fc_cb.")
@@ -72,13 +72,13 @@ class GLMCMaxNorm(Method):
     def requires(self, parameter_name: str) -> bool:
         return self.trainable(parameter_name)
 
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         return {"class weights": self.class_weights[plan.labels("original")]}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
         batch = step.batches["original"]
-        logits = model(self.setting.assembler.plain(batch.images[0]))
+        logits = model(self.context.input_builder.plain(batch.images[0]))
         weights = step.values["class weights"] * batch.weights
         loss = (weights * softmax_bce(logits, batch.labels)).sum() / step.global_batch_size
         return StepOutput(loss, logits)
@@ -97,7 +97,7 @@ class GLMCMaxNorm(Method):
         return {} if self.bound is None else {"bound": self.bound}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.bound = state["bound"].to(self.setting.device) if "bound" in state else None
+        self.bound = state["bound"].to(self.context.device) if "bound" in state else None
 
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)

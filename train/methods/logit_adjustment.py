@@ -6,7 +6,7 @@ plainly trained network, needs no training: `python -m tools.evaluate --logit-ad
 
 from dataclasses import dataclass
 
-from train.criterion import Criterion
+from train.losses.criterion import Criterion
 from train.methods.vanilla import Vanilla
 
 
@@ -28,5 +28,5 @@ class LogitAdjustment(Vanilla):
 
     def make_criterion(self) -> Criterion:
         return Criterion(
-            "bs", "none", self.setting.samples_per_class, 0, self.setting.device, prior_exponent=self.options.tau
+            "bs", "none", self.context.samples_per_class, 0, self.context.device, prior_exponent=self.options.tau
         )

@@ -30,15 +30,15 @@ from torch.func import functional_call
 
 from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
-from pipeline.views import OneOf, View
+from pipeline.views.view import OneOf, View
 from shards.class_counts import effective_number_weights
-from train.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
-from train.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses import cross_entropy, is_target, ldam_margins
-from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
+from train.losses.class_statistics import ClassStatistics, SumOverRanks, sum_over_ranks
+from train.losses.criterion import EFFECTIVE_NUMBER_BETA
+from train.losses.functions import cross_entropy, is_target, ldam_margins
+from train.losses.precision import full_float32
+from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.models.build import ModelOptions
 from train.models.semantic import SemanticNetwork, build_network
-from train.precision import full_float32
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ class MetaSAugOptions:
     Args:
         loss: ldam (margins as in LDAM, without its scale and its cosine classifier: as published) or ce.
         strength: lambda; in epoch e of E the augmentation has the strength rho = lambda · e / E.
-        meta_start: first zero-based epoch of the second phase, for a run of schedule.for_epochs epochs.
+        meta_from_epoch: first zero-based epoch of the second phase, for a run of schedule.for_epochs epochs.
         meta_lr: step size of the correction of the covariances.
         late_virtual_lr: the virtual step uses the learning rate of the epoch before, as the official code, whose
             virtual step counts epochs from zero and whose optimizer from one; only epoch 179 of 200 notices.
@@ -154,7 +154,7 @@ class MetaSAugOptions:
 
     loss: Literal["ldam", "ce"] = "ldam"
     strength: float = 0.25
-    meta_start: int = 160
+    meta_from_epoch: int = 160
     meta_lr: float = 0.1
     late_virtual_lr: bool = False
     statistics: Literal["global", "local"] = "global"
@@ -164,8 +164,8 @@ class MetaSAugOptions:
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise ValueError(f"method.{name} is {value}, expected a finite number of at least 0")
-        if self.meta_start < 0:
-            raise ValueError(f"method.meta_start is {self.meta_start}, expected an epoch, counted from 0")
+        if self.meta_from_epoch < 0:
+            raise ValueError(f"method.meta_from_epoch is {self.meta_from_epoch}, expected an epoch, counted from 0")
 
 
 class MetaSAug(Method):
@@ -179,31 +179,31 @@ class MetaSAug(Method):
     }
     trains_encoder = True
 
-    def __init__(self, options: MetaSAugOptions, setting: Setting):
-        super().__init__(options, setting)
-        counts = setting.samples_per_class
-        self.meta_epoch = setting.schedule.rescaled(options.meta_start)
+    def __init__(self, options: MetaSAugOptions, context: MethodContext):
+        super().__init__(options, context)
+        counts = context.samples_per_class
+        self.meta_epoch = context.schedule.rescaled(options.meta_from_epoch)
         self.class_weights = effective_number_weights(counts, EFFECTIVE_NUMBER_BETA)
-        self.margins = ldam_margins(counts).to(setting.device) if options.loss == "ldam" else None
+        self.margins = ldam_margins(counts).to(context.device) if options.loss == "ldam" else None
         self.total: SumOverRanks = sum_over_ranks if options.statistics == "global" else list
         self.statistics: ClassStatistics
         self._change: Tensor | None = None  # (2,): norms of the last correction and of what it corrected
 
     def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", Shuffled(), (self.setting.view,)), self.meta_stream(Redrawn(), self.setting.view))
+        return (Stream("original", Shuffled(), (self.context.view,)), self.meta_stream(Redrawn(), self.context.view))
 
     def meta_stream(self, sampling: Redrawn, view: View | OneOf) -> Stream:
         """The balanced stream, which exists in the second phase only."""
         return Stream("meta", sampling, (view,), dataset="meta", first_epoch=self.meta_epoch, full_batches=True)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        classes = len(self.setting.samples_per_class)
+        classes = len(self.context.samples_per_class)
         network = build_network(options, classes, seed, frozen=not self.trains_encoder)
         features = network.classifier.in_features
-        self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.setting.device)
+        self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.context.device)
         return network
 
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         epoch, labels = plan.step.epoch, plan.global_labels("original")
         if epoch < self.meta_epoch:
             return {}
@@ -219,13 +219,13 @@ class MetaSAug(Method):
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         batch = step.batches["original"]
-        features, logits = model(self.setting.assembler.plain(batch.images[0]))
+        features, logits = model(self.context.input_builder.plain(batch.images[0]))
         if "meta" not in step.batches:
             rows = cross_entropy(logits, batch.labels) * batch.weights
             return StepOutput(rows.sum() / step.global_batch_size, logits)
         present = step.values["present"]
         network = extract_model_from_parallel(model)
-        with torch.autocast(self.setting.device.type, enabled=False):
+        with torch.autocast(self.context.device.type, enabled=False):
             virtual = self.virtual_network(network, step, features.detach())
             with full_float32():
                 corrected = self._corrected(virtual, step)
@@ -236,7 +236,7 @@ class MetaSAug(Method):
 
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
         """What the virtual step moves: here all parameters, so ``features``, of the real step, say nothing about it."""
-        plain = self.setting.assembler.plain
+        plain = self.context.input_builder.plain
         images, meta_images = (plain(step.batches[name].images[0]) for name in ("original", "meta"))
         return VirtualNetwork(
             dict(network.named_parameters()),
@@ -266,11 +266,11 @@ class MetaSAug(Method):
 
     def virtual_lr(self, epoch: int) -> float:
         """η_in of an epoch."""
-        return self.setting.schedule.lr(max(epoch - self.options.late_virtual_lr, 0))
+        return self.context.schedule.lr(max(epoch - self.options.late_virtual_lr, 0))
 
     def strength(self, epoch: int) -> float:
         """ρ_e = λ e / E."""
-        return self.options.strength * epoch / self.setting.schedule.epochs
+        return self.options.strength * epoch / self.context.schedule.epochs
 
     def _augmented_loss(self, step: MicroStep, shares: Tensor) -> AugmentedLoss:
         values = step.values
@@ -318,7 +318,7 @@ class MetaSAug(Method):
         return model(images)[1]
 
     def derived_options(self) -> dict[str, Any]:
-        return {"meta_start": self.meta_epoch}
+        return {"meta_from_epoch": self.meta_epoch}
 
 
 def _processes() -> int:

@@ -28,7 +28,7 @@ class MetaSAugLargeOptions(MetaSAugOptions):
     Args:
         loss: ce, or ldam for margins (not published for large data sets).
         strength: lambda; in epoch e of E the augmentation has the strength rho = lambda · e / E.
-        meta_start: first zero-based epoch with meta steps.
+        meta_from_epoch: first zero-based epoch with meta steps.
         meta_lr: step size of the correction of the covariances.
         late_virtual_lr: the virtual step uses the learning rate of the epoch before.
         statistics: global (all processes share one estimate, one correction and one sum of class weights) or local
@@ -38,7 +38,7 @@ class MetaSAugLargeOptions(MetaSAugOptions):
     """
 
     loss: Literal["ldam", "ce"] = "ce"
-    meta_start: int = 0
+    meta_from_epoch: int = 0
     meta_per_class: int | None = None
     meta_view: Literal["train", "evaluation"] = "train"
 
@@ -55,9 +55,9 @@ class MetaSAugLarge(MetaSAug):
     trains_encoder = False
 
     def streams(self) -> tuple[Stream, ...]:
-        view = self.setting.view if self.options.meta_view == "train" else self.setting.evaluation_view
+        view = self.context.view if self.options.meta_view == "train" else self.context.evaluation_view
         meta = self.meta_stream(Redrawn(self.options.meta_per_class), view)
-        return (Stream("original", Shuffled(), (self.setting.view,)), meta)
+        return (Stream("original", Shuffled(), (self.context.view,)), meta)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         if options.init_from is None:
@@ -78,12 +78,12 @@ class MetaSAugLarge(MetaSAug):
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """In float32 whatever the precision of the run, so that the features of both batches are alike."""
-        with torch.autocast(self.setting.device.type, enabled=False):
+        with torch.autocast(self.context.device.type, enabled=False):
             return super().loss(model, step)
 
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
         """The classifier alone, on features that the virtual step does not move."""
-        meta_features = network.features(self.setting.assembler.plain(step.batches["meta"].images[0]))
+        meta_features = network.features(self.context.input_builder.plain(step.batches["meta"].images[0]))
         return VirtualNetwork(
             dict(network.classifier.named_parameters()),
             "weight",

@@ -11,8 +11,8 @@ import numpy as np
 from torch import Tensor
 
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.operations import ColorJitter, GaussianBlur, Operation
-from pipeline.views import OneOf, View
+from pipeline.views.operations import ColorJitter, GaussianBlur, Operation
+from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep
 from train.methods.cmo import CMO, CMOOptions
 
@@ -40,7 +40,7 @@ class MinorityAugment(CMO):
     Options = MinorityAugmentOptions
 
     def foreground_view(self) -> View | OneOf:
-        view = self.setting.view
+        view = self.context.view
         if self.options.operation == "mixup":
             return view
         operation = _OPERATIONS[self.options.operation]
@@ -53,10 +53,10 @@ class MinorityAugment(CMO):
         return replace(super().mix_rule(), kind="mixup")
 
     def mixed(self, step: MicroStep) -> Tensor:
-        foreground = step.batches["weighted"].images[0]
+        foreground = step.batches["foreground"].images[0]
         if self.options.operation != "mixup":
-            return self.setting.assembler.plain(foreground)
-        return self.setting.assembler.mixup(step.batches["original"].images[0], foreground, step.values["lam"])
+            return self.context.input_builder.plain(foreground)
+        return self.context.input_builder.mixup(step.batches["original"].images[0], foreground, step.values["lam"])
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

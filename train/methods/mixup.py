@@ -47,5 +47,5 @@ class Mixup(CMO):
         return MixRule("mixup", 1.0, self.options.beta, plain_first=0, plain_last=0)
 
     def mixed(self, step: MicroStep) -> Tensor:
-        first, second = step.batches["original"].images[0], step.batches["weighted"].images[0]
-        return self.setting.assembler.mixup(first, second, step.values["lam"])
+        first, second = step.batches["original"].images[0], step.batches["foreground"].images[0]
+        return self.context.input_builder.mixup(first, second, step.values["lam"])

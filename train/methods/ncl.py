@@ -27,9 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.plan import Stream
-from train.criterion import Criterion
-from train.losses import at_least_float32, cross_entropy
-from train.methods.base import MicroPlan, MicroStep, Setting, StepOutput, Values
+from train.losses.criterion import Criterion
+from train.losses.functions import at_least_float32, cross_entropy
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions, with_synchronised_batch_norm
 from train.models.heads import BiasedCosineClassifier
@@ -186,13 +186,13 @@ class NCL(CMO):
         "loss": "the balanced softmax is part of NCL's equations, hard classes and distillation included"
     }
 
-    def __init__(self, options: NCLOptions, setting: Setting):
-        super().__init__(options, setting)
-        counts = setting.samples_per_class
+    def __init__(self, options: NCLOptions, context: MethodContext):
+        super().__init__(options, context)
+        counts = context.samples_per_class
         self.hard_classes = 3 * len(counts) // 10 if options.hard_classes is None else options.hard_classes
         if not 1 <= self.hard_classes <= len(counts):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
-        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(setting.device)
+        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -202,17 +202,17 @@ class NCL(CMO):
             )
 
     def make_criterion(self) -> Criterion:
-        return Criterion("bs", "none", self.setting.samples_per_class, 0, self.setting.device)
+        return Criterion("bs", "none", self.context.samples_per_class, 0, self.context.device)
 
     def streams(self) -> tuple[Stream, ...]:
         if self.options.contrastive:
             (original,) = super().streams()
-            view = self.setting.view
-            return (replace(original, views=(view, self.setting.second_view or view)),)
+            view = self.context.view
+            return (replace(original, views=(view, self.context.second_view or view)),)
         return tuple(replace(stream, views=stream.views * self.options.copies) for stream in super().streams())
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        o, classes = self.options, len(self.setting.samples_per_class)
+        o, classes = self.options, len(self.context.samples_per_class)
 
         def make_head(features: int) -> nn.Module:
             if o.head == "cosine":
@@ -232,14 +232,14 @@ class NCL(CMO):
             )
         else:
             network = build_experts(options, o.experts, make_head, seed)
-        return with_synchronised_batch_norm(network, self.setting.device)
+        return with_synchronised_batch_norm(network, self.context.device)
 
     def trainable(self, parameter_name: str) -> bool:
         return not parameter_name.startswith(("backbone_MA.", "classifier_MA."))
 
     # ------------------------------------------------------------------ a step
 
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         values = super().values(plan)
         return {**values, "positions": plan.positions} if self.options.contrastive else values
 
@@ -248,7 +248,7 @@ class NCL(CMO):
             output = super().loss(model, step)
             rows = len(step.batches["original"].labels)
             return replace(output, logits=output.logits[:rows])  # the first copies
-        images, key_images = (self.setting.assembler.plain(view) for view in step.batches["original"].images)
+        images, key_images = (self.context.input_builder.plain(view) for view in step.batches["original"].images)
         logits, contrast, keys = model(images, key_images)
         self._remember(step, keys)
         own_key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -257,12 +257,12 @@ class NCL(CMO):
         return StepOutput(loss, self.prediction(logits))
 
     def plain(self, step: MicroStep) -> Tensor:
-        return self.setting.assembler.plain(torch.cat(step.batches["original"].images))
+        return self.context.input_builder.plain(torch.cat(step.batches["original"].images))
 
     def mixed(self, step: MicroStep) -> Tensor:
-        background, foreground = (torch.cat(step.batches[name].images) for name in ("original", "weighted"))
+        background, foreground = (torch.cat(step.batches[name].images) for name in ("original", "foreground"))
         boxes = step.values["boxes"].repeat(self.options.copies, 1)
-        return self.setting.assembler.paste(background, foreground, boxes)
+        return self.context.input_builder.paste(background, foreground, boxes)
 
     def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
         """logits: (experts, copies · rows, classes)."""

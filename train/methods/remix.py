@@ -55,6 +55,6 @@ class Remix(Mixup):
     Options: ClassVar[type] = RemixOptions
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
-        counts = self.setting.samples_per_class
-        first, second = (counts[plan.labels(name)] for name in ("original", "weighted"))
+        counts = self.context.samples_per_class
+        first, second = (counts[plan.labels(name)] for name in ("original", "foreground"))
         return remix_label_share(mix.lam, first, second, self.options.kappa, self.options.tau)

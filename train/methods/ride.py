@@ -4,8 +4,9 @@ Every expert has the LDAM-DRW loss of its own logits z_i, and is pushed away fro
 
     sum_i  CE(z_i − s m_y onehot(y), y, w)  +  delta T̄² KL(p̄ ‖ p_i),    p_i = softmax(z_i / T), p̄ = softmax(z̄ / T)
 
-with delta < 0 and p̄ detached. From `reweight_epoch` on, w are the effective-number class weights and T, until then 1,
-is smaller for small classes. With delta = 0 the official code trains the mean of the logits; here experts stay single.
+with delta < 0 and p̄ detached. From `reweight_from_epoch` on, w are the effective-number class weights and T, until
+then 1, is smaller for small classes. With delta = 0 the official code trains the mean of the logits; here experts stay
+single.
 
 Under CMO (`mixup_prob` above 0) the loss is lam · L(·, background) + (1 − lam) · L(·, foreground). The diversity term
 has no label, so it counts once. The paper of CMO gives no more than "RIDE (3 experts) + CMO"; whether those numbers
@@ -21,9 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.criterion import Criterion
-from train.losses import at_least_float32
-from train.methods.base import MicroPlan, MicroStep, Values
+from train.losses.criterion import Criterion
+from train.losses.functions import at_least_float32
+from train.methods.base import MicroPlan, MicroStep, StepInputs
 from train.methods.cmo import CMO, PastingOptions
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
@@ -54,7 +55,7 @@ class ExpertOptions:
         reduced: experts with 3/4 of the channels, as published; otherwise with all.
         diversity: the factor delta; negative rewards disagreement with the mean.
         temperature: the strength f, 0 to 1, at which small classes get a smaller temperature.
-        reweight_epoch: first zero-based epoch with class weights and class temperatures, for a run of
+        reweight_from_epoch: first zero-based epoch with class weights and class temperatures, for a run of
             schedule.for_epochs epochs.
     """
 
@@ -62,7 +63,7 @@ class ExpertOptions:
     reduced: bool = True
     diversity: float = -0.2
     temperature: float = 0.05
-    reweight_epoch: int = 160
+    reweight_from_epoch: int = 160
 
     def __post_init__(self) -> None:
         if self.experts < 2:
@@ -88,15 +89,15 @@ class RIDE(CMO):
     Options: ClassVar[type] = RIDEOptions
 
     def make_criterion(self) -> Criterion:
-        setting = self.setting
-        counts, strength = setting.samples_per_class, self.options.temperature
+        context = self.context
+        counts, strength = context.samples_per_class, self.options.temperature
         self.late_temperatures = class_temperatures(counts, strength)
-        switch = setting.schedule.rescaled(self.options.reweight_epoch)
-        return Criterion("ldam", "drw", counts, switch, setting.device)
+        switch = context.schedule.rescaled(self.options.reweight_from_epoch)
+        return Criterion("ldam", "drw", counts, switch, context.device)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         o = self.options
-        return build_ride(options, len(self.setting.samples_per_class), o.experts, o.reduced, seed)
+        return build_ride(options, len(self.context.samples_per_class), o.experts, o.reduced, seed)
 
     def prediction(self, output: Tensor) -> Tensor:
         return output.mean(dim=0)
@@ -104,7 +105,7 @@ class RIDE(CMO):
     def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
 
-    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> Values:
+    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> StepInputs:
         late = plan.step.epoch >= self.criterion.drw_epoch
         return {
             **super().term_values(plan, stream, share),

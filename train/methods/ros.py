@@ -25,4 +25,4 @@ class ROS(Vanilla):
     Options = ROSOptions
 
     def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", ClassWeighted(self.options.weighted_alpha), (self.setting.view,)),)
+        return (Stream("original", ClassWeighted(self.options.weighted_alpha), (self.context.view,)),)

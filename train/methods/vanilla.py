@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
-from train.criterion import Criterion, Loss, Rule
-from train.methods.base import Method, MicroPlan, MicroStep, Setting, StepOutput, Values
+from train.losses.criterion import Criterion, Loss, Rule
+from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.models.build import ModelOptions, build_model
 
 
@@ -19,13 +19,13 @@ class VanillaOptions:
 
     Args:
         loss: ce, bs (balanced softmax) or ldam (brings a cosine classifier).
-        rule: none, reweight (effective-number class weights) or drw (the same, deferred to `drw_start`).
-        drw_start: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
+        rule: none, reweight (effective-number class weights) or drw (the same, deferred to `drw_from_epoch`).
+        drw_from_epoch: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
     """
 
     loss: Loss = "ce"
     rule: Rule = "none"
-    drw_start: int = 160
+    drw_from_epoch: int = 160
 
 
 class Vanilla(Method):
@@ -33,23 +33,23 @@ class Vanilla(Method):
 
     Options: ClassVar[type] = VanillaOptions
 
-    def __init__(self, options: Any, setting: Setting):
-        super().__init__(options, setting)
+    def __init__(self, options: Any, context: MethodContext):
+        super().__init__(options, context)
         self.criterion = self.make_criterion()
 
     def make_criterion(self) -> Criterion:
         """The loss and its class weights."""
-        o, setting = self.options, self.setting
-        drw_epoch = setting.schedule.rescaled(o.drw_start)
-        return Criterion(o.loss, o.rule, setting.samples_per_class, drw_epoch, setting.device)
+        o, context = self.options, self.context
+        drw_epoch = context.schedule.rescaled(o.drw_from_epoch)
+        return Criterion(o.loss, o.rule, context.samples_per_class, drw_epoch, context.device)
 
     def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", Shuffled(), (self.setting.view,)),)
+        return (Stream("original", Shuffled(), (self.context.view,)),)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_model(options, len(self.setting.samples_per_class), self.criterion.head, seed)
+        return build_model(options, len(self.context.samples_per_class), self.criterion.head, seed)
 
-    def values(self, plan: MicroPlan) -> Values:
+    def values(self, plan: MicroPlan) -> StepInputs:
         return self.term_values(plan, "original")
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
@@ -58,7 +58,7 @@ class Vanilla(Method):
 
     def plain(self, step: MicroStep) -> Tensor:
         """The network's input on a step that does not mix."""
-        return self.setting.assembler.plain(step.batches["original"].images[0])
+        return self.context.input_builder.plain(step.batches["original"].images[0])
 
     def prediction(self, output: Tensor) -> Tensor:
         """Logits that rank the classes, (rows, classes), from what the network returns."""
@@ -67,7 +67,7 @@ class Vanilla(Method):
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
         return self.prediction(model(images))
 
-    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> Values:
+    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> StepInputs:
         """What `term` has to know of a stream.
 
         share: weight of the term for each row, float64 (rows,).
@@ -87,4 +87,4 @@ class Vanilla(Method):
     def derived_options(self) -> dict[str, Any]:
         if self.criterion.rule != "drw":
             return {}
-        return {"drw_start": self.criterion.drw_epoch}
+        return {"drw_from_epoch": self.criterion.drw_epoch}

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.losses import at_least_float32
+from train.losses.functions import at_least_float32
 
 
 class ScaledLinear(nn.Linear):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from train.losses import at_least_float32
+from train.losses.functions import at_least_float32
 from train.models.build import ModelOptions, build_model, part_seed
 from train.models.with_heads import detach_classifier
 

@@ -1,0 +1,258 @@
+"""Which part of an image a view shows, what is done to it, and how both are drawn.
+
+A `View` is the description; `plan_view` draws it for a batch of image sizes. The result is plain integers
+(rectangles in the source image, a size, a window, a flip) and planned operations, so that every executor does the same
+thing.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import numpy as np
+
+from pipeline.views.operations import Draw, Operation, PlannedOperation, check_probability
+
+PadMode = Literal["zero", "reflect"]
+CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, before it falls back to a central crop
+
+
+@dataclass(frozen=True)
+class RandomResizedCrop:
+    """A random rectangle resized to a square as in torchvision: `scale` is its area share, `ratio` width/height."""
+
+    size: int
+    scale: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+
+    def __post_init__(self) -> None:
+        if not (0 < self.scale[0] <= self.scale[1] and 0 < self.ratio[0] <= self.ratio[1] and self.size > 0):
+            raise ValueError(f"{self}: expected size > 0, 0 < min <= max in scale and in ratio")
+
+
+@dataclass(frozen=True)
+class PaddedCrop:
+    """A random square of the image after padding all sides, without resizing."""
+
+    size: int
+    padding: int
+    mode: PadMode = "zero"
+
+    def __post_init__(self) -> None:
+        if self.size < 1 or self.padding < 0 or self.mode not in get_args(PadMode):
+            raise ValueError(f"{self}: expected size > 0, padding >= 0, and one of {get_args(PadMode)}")
+
+
+@dataclass(frozen=True)
+class ResizeCenterCrop:
+    """The short side resized to `resize`, then the central square."""
+
+    resize: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= self.resize:
+            raise ValueError(f"{self}: expected 0 < size <= resize")
+
+
+@dataclass(frozen=True)
+class Whole:
+    """The whole image resized to a square; an image of that size is left untouched."""
+
+    size: int
+
+
+Geometry = RandomResizedCrop | PaddedCrop | ResizeCenterCrop | Whole
+
+
+@dataclass(frozen=True)
+class View:
+    """One picture of a sample: geometry, horizontal flip, then the operations in their order.
+
+    Recipes that flip last ("sim") are the same: a flip changes no later colour operation or blur.
+    """
+
+    geometry: Geometry
+    flip_probability: float = 0.0
+    operations: tuple[Operation, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_probability(self, self.flip_probability)
+
+    @property
+    def size(self) -> int:
+        """Side of the square output in pixels."""
+        return self.geometry.size
+
+    @property
+    def pad_mode(self) -> PadMode:
+        """What lies outside the image."""
+        return self.geometry.mode if isinstance(self.geometry, PaddedCrop) else "zero"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Two views of the same size; a fair coin per image picks one. It is one view, not two."""
+
+    views: tuple[View, View]
+
+    def __post_init__(self) -> None:
+        first, second = self.views
+        if first.size != second.size:
+            raise ValueError(f"OneOf: the views have {first.size} and {second.size} pixels, expected the same size")
+        modes = {view.pad_mode for view in self.views if isinstance(view.geometry, PaddedCrop)}
+        if len(modes) > 1:
+            raise ValueError("OneOf: one view pads with zeros and the other reflects; a plan has one padding")
+
+    @property
+    def size(self) -> int:
+        """Side of the square output in pixels."""
+        return self.views[0].size
+
+
+@dataclass(frozen=True)
+class ViewPlan:
+    """One drawn view of B images: cut `region`, resize it to `resized`, cut `window`, flip, run the operations.
+
+    region: int32 (B, 4), top, left, height, width in the source image.
+    resized: int32 (B, 2), height and width of the region after an antialiased bilinear resize.
+    window: int32 (B, 2), top and left of the output in the resized image; where it reaches outside, `pad_mode` fills.
+    flip: bool (B,), left-right. output_size: height and width of every output image.
+    """
+
+    region: np.ndarray
+    resized: np.ndarray
+    window: np.ndarray
+    flip: np.ndarray
+    output_size: tuple[int, int]
+    pad_mode: PadMode
+    operations: tuple[PlannedOperation, ...]
+
+    def __len__(self) -> int:
+        return len(self.flip)
+
+    def take(self, indices: np.ndarray | slice) -> "ViewPlan":
+        """The plan of some of the images, in the order of `indices`."""
+        return replace(
+            self,
+            region=self.region[indices],
+            resized=self.resized[indices],
+            window=self.window[indices],
+            flip=self.flip[indices],
+            operations=tuple(operation.take(indices) for operation in self.operations),
+        )
+
+
+def plan_view(view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
+    """Draws a view for images of the given sizes (int (B,) each).
+
+    `draw("crop")` gives the generator of the crop, `draw("flip")` of the flip, and so on, so that a new operation
+    moves no other's draws. Row i of every draw belongs to image i, whatever the batch size.
+    """
+    # int64: areas and products of the index's uint16 sizes must not wrap.
+    widths, heights = np.asarray(widths, np.int64), np.asarray(heights, np.int64)
+    if isinstance(view, OneOf):
+        return _plan_one_of(view, widths, heights, draw)
+    region, resized, window = _plan_geometry(view.geometry, widths, heights, draw)
+    flip = draw("flip").random(len(widths)) < view.flip_probability if view.flip_probability else None
+    size = (view.size, view.size)
+    return ViewPlan(
+        region=region.astype(np.int32),
+        resized=resized.astype(np.int32),
+        window=window.astype(np.int32),
+        flip=np.zeros(len(widths), bool) if flip is None else flip,
+        output_size=size,
+        pad_mode=view.pad_mode,
+        operations=tuple(
+            planned for operation in view.operations for planned in operation.plan(len(widths), size, draw)
+        ),
+    )
+
+
+def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
+    """Both branches are drawn for all images: the draws of a branch then do not depend on the coin."""
+    first, second = (
+        plan_view(branch, widths, heights, lambda purpose, prefix=prefix: draw(f"{prefix}/{purpose}"))  # type: ignore[misc]
+        for prefix, branch in zip("ab", view.views, strict=True)
+    )
+    is_first = draw("pipeline").random(len(widths)) < 0.5
+    column = is_first[:, None]
+    padded = next((branch for branch in view.views if isinstance(branch.geometry, PaddedCrop)), view.views[0])
+    return ViewPlan(
+        region=np.where(column, first.region, second.region),
+        resized=np.where(column, first.resized, second.resized),
+        window=np.where(column, first.window, second.window),
+        flip=np.where(is_first, first.flip, second.flip),
+        output_size=first.output_size,
+        pad_mode=padded.pad_mode,
+        operations=tuple(operation.only_where(is_first) for operation in first.operations)
+        + tuple(operation.only_where(~is_first) for operation in second.operations),
+    )
+
+
+def _plan_geometry(
+    geometry: Geometry, widths: np.ndarray, heights: np.ndarray, draw: Draw
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Region (B, 4), resized (B, 2) and window (B, 2)."""
+    count = len(widths)
+    zeros = np.zeros(count, np.int64)
+    whole = np.stack([zeros, zeros, heights, widths], axis=1)
+    match geometry:
+        case RandomResizedCrop():
+            region = random_resized_regions(widths, heights, geometry.scale, geometry.ratio, draw("crop"))
+            return region, np.full((count, 2), geometry.size), np.zeros((count, 2), np.int64)
+        case Whole():
+            return whole, np.full((count, 2), geometry.size), np.zeros((count, 2), np.int64)
+        case PaddedCrop():
+            room = whole[:, 2:] + 2 * geometry.padding - geometry.size
+            if (room < 0).any():
+                smallest = room.min(axis=1).argmin()
+                raise ValueError(
+                    f"{geometry}: an image has {widths[smallest]} x {heights[smallest]} pixels, expected at least "
+                    f"{geometry.size - 2 * geometry.padding} a side; take a view that resizes"
+                )
+            offset = np.floor(draw("crop").random((count, 2)) * (room + 1)).astype(np.int64)
+            return whole, whole[:, 2:], offset - geometry.padding
+        case ResizeCenterCrop():
+            resized = short_side_sizes(widths, heights, geometry.resize)
+            # torchvision's CenterCrop: Python's round, half to even.
+            return whole, resized, np.rint((resized - geometry.size) / 2.0).astype(np.int64)
+
+
+def short_side_sizes(widths: np.ndarray, heights: np.ndarray, short_side: int) -> np.ndarray:
+    """Heights and widths (B, 2) with the shorter side at `short_side`; the other is truncated as in torchvision."""
+    sizes = np.stack([heights, widths], axis=1)
+    return short_side * sizes // sizes.min(axis=1, keepdims=True)
+
+
+def random_resized_regions(
+    widths: np.ndarray,
+    heights: np.ndarray,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """Rectangles (B, 4) top, left, height, width by torchvision's RandomResizedCrop algorithm, all images at once.
+
+    An image's area share is uniform in `scale`, its log ratio uniform; the first of ten attempts that fits is taken,
+    otherwise the largest central rectangle within `ratio`.
+    """
+    count = len(widths)
+    uniform = rng.random((count, 2 * CROP_ATTEMPTS + 2))
+    share, tilt = uniform[:, :CROP_ATTEMPTS], uniform[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
+    area = (widths * heights)[:, None] * (scale[0] + (scale[1] - scale[0]) * share)
+    aspect = np.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * tilt)
+    crop_widths = np.rint(np.sqrt(area * aspect)).astype(np.int64)
+    crop_heights = np.rint(np.sqrt(area / aspect)).astype(np.int64)
+    fits = (
+        (crop_widths <= widths[:, None]) & (crop_heights <= heights[:, None]) & (crop_widths > 0) & (crop_heights > 0)
+    )
+    rows, first = np.arange(count), fits.argmax(axis=1)
+    found = fits[rows, first]
+    # No attempt fits only when the image itself is outside `ratio`, or by bad luck inside it: then the whole image.
+    width = np.where(found, crop_widths[rows, first], np.minimum(widths, np.rint(heights * ratio[1]).astype(np.int64)))
+    height = np.where(
+        found, crop_heights[rows, first], np.minimum(heights, np.rint(widths / ratio[0]).astype(np.int64))
+    )
+    room = np.stack([heights - height, widths - width], axis=1)
+    position = np.where(found[:, None], np.floor(uniform[:, -2:] * (room + 1)).astype(np.int64), room // 2)
+    return np.stack([position[:, 0], position[:, 1], height, width], axis=1)

@@ -1,0 +1,221 @@
+"""What planning and feeding cost, as a share of loading, and class-weighted draws from sets of up to 10^8 samples."""
+
+import itertools
+import mmap
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.dali_graphs import decode_inputs
+from pipeline.executors.readahead import ReadAhead
+from pipeline.loader import Loader
+from pipeline.mix_rule import MixRule
+from pipeline.plan import Plan, Stream
+from pipeline.sampling import ClassWeighted, Sampler, Shuffled
+from pipeline.views.presets import JITTERED_224
+from shards.class_counts import long_tailed_counts
+from shards.files import hash_file
+from shards.format import (
+    BY_CLASS_FILE,
+    DATASET_FILE,
+    INDEX_DTYPE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    DatasetInfo,
+    FileInfo,
+    ShardInfo,
+    shard_file,
+)
+from shards.reader import HASHED_INDEX_BYTES, ShardSet
+from tools.benchmarks.figures import Report
+from tools.benchmarks.material import Bench
+from tools.benchmarks.measuring import Table, Target, Variant, compare
+
+WHOLE = "whole loader, colour jitter"
+_CPU = torch.device("cpu")
+_EPOCHS = 10**4
+_STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("foreground", ClassWeighted(), (JITTERED_224,)))
+_BATCHES, _PLANNED_STEPS = (64, 256, 1024), 20
+_BATCH, _DRAWS = 128, 128 * 200  # of the comparison of sizes; draws of a round
+_PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of ImageNet-LT and iNaturalist 2018
+
+
+def run(bench: Bench) -> Report:
+    """The share is one of CPU time: planning and feeding run in threads beside the decoding that they feed."""
+    report = Report("feed", bench.describe(), bench.settings())
+    shares = _shares(bench)
+    report.tables.append(shares)
+    report.targets.append(
+        Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
+    )
+    report.tables.append(_planning(bench))
+    draws, notes = _draws(bench)
+    report.tables.append(draws)
+    largest = draws.rows[-2]
+    report.notes |= notes
+    report.targets += [
+        Target(f"microseconds a draw, {largest.name}", 1e6 / largest.rate, 1.0, at_most=True),
+        Target(f"seconds to open, {largest.name}", notes["seconds_to_open"][largest.name], 2.0, at_most=True),
+    ]
+    return report
+
+
+# ----------------------------------------------------------------- the share of the loader
+
+
+def _shares(bench: Bench) -> Table:
+    scale, dataset = bench.scale, bench.shards
+    plan = Plan({"train": dataset}, _STREAMS[:1], None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    both = Plan({"train": dataset}, _STREAMS, None, 0, scale.batch_size, _EPOCHS, drop_last=True)
+    steps = [divmod(step, plan.steps_per_epoch) for step in range(scale.batches)]
+
+    def planning(name: str) -> float:
+        return _images_per_cpu_second(lambda: [both.stream_step(name, *step) for step in steps], bench)
+
+    def feeding() -> float:
+        def action() -> None:
+            requests = (plan.stream_step("original", *step) for step in steps)
+            ahead = ReadAhead(requests, dataset, BadSamples(dataset, budget=0))
+            for request in ahead:
+                decode_inputs(dataset, request, regions=True)
+            ahead.close()
+
+        return _images_per_cpu_second(action, bench)
+
+    def loading() -> float:
+        def action() -> None:
+            stop = divmod(scale.batches, plan.steps_per_epoch)
+            with Loader(plan, _CPU, stop=stop, decode_threads=bench.cores, executor="dali") as loader:
+                for _ in loader:
+                    pass
+
+        return _images_per_cpu_second(action, bench)
+
+    variants: dict[str, Variant] = {
+        WHOLE: loading,
+        "plan and feed": feeding,
+        "plan alone, original stream": lambda: planning("original"),
+        "plan alone, foreground stream": lambda: planning("foreground"),
+    }
+    return compare("images per second of CPU time", "images/cpu-s", variants, scale.rounds)
+
+
+def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
+    action()  # pages, imports
+    started = time.process_time()
+    action()
+    return bench.scale.batches * bench.scale.batch_size / (time.process_time() - started)
+
+
+def _planning(bench: Bench) -> Table:
+    """By size of the global batch, which every rank plans as a whole: B images a rank on R ranks are a batch of B R."""
+
+    dataset = ShardSet.open(write_empty_set(bench.scratch / "index-of-images", *_PUBLISHED_SIZES[0], side=400))
+
+    def rate(batch_size: int) -> float:
+        plan = Plan({"train": dataset}, _STREAMS, MixRule(plain_first=0, plain_last=0), 0, batch_size, _EPOCHS)
+        plan.step(0, 0)  # shuffles the epoch
+        started = time.process_time()
+        for step in range(_PLANNED_STEPS):
+            plan.step(0, 1 + step)
+        return batch_size * _PLANNED_STEPS / (time.process_time() - started)
+
+    variants: dict[str, Variant] = {f"batch {size}": partial(rate, size) for size in _BATCHES}
+    return compare("planning whole steps of CMO: both streams, boxes", "images/cpu-s", variants, bench.scale.rounds)
+
+
+# ----------------------------------------------------------------- draws
+
+
+def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
+    """Draws a second by size of the set. Beside them: how long it takes to open the set, and to draw from it while no
+    page of it is mapped yet, as in the first steps of a run (the files are in memory; a disk would add its reading)."""
+    variants: dict[str, Variant] = {}
+    opening: dict[str, float] = {}
+    first: dict[str, float] = {}
+    for samples, classes in (*_PUBLISHED_SIZES, (bench.scale.many_samples, bench.scale.many_classes)):
+        name = f"{samples:,} samples, {classes:,} classes"
+        folder = write_empty_set(bench.scratch / f"index-{samples}", samples, classes)
+        started = time.perf_counter()
+        dataset = ShardSet.open(folder)
+        sampler = ClassWeighted().over(dataset)
+        sampler.ids(0, "draw", 0, 0, range(_BATCH))
+        opening[name] = round(time.perf_counter() - started, 3)
+        draw = partial(_draw, sampler)
+        first[name] = round(1e6 / _draw_rate(partial(_look_up, dataset, draw))(), 3)
+        # An epoch touches every page of both files sooner or later; here it is done before.
+        for array in (dataset.sample_ids_by_class, dataset.index):
+            array.view(np.uint8)[:: mmap.PAGESIZE].max()
+        variants[name] = _draw_rate(draw)
+        variants[f"{name}, with the records"] = _draw_rate(partial(_look_up, dataset, draw))
+    table = compare("class-weighted draws from mapped files", "draws/s", variants, bench.scale.rounds)
+    return table, {"seconds_to_open": opening, "microseconds_a_draw_with_record_before_pages_are_mapped": first}
+
+
+def _draw(sampler: Sampler, step: int) -> np.ndarray:
+    return sampler.ids(0, "draw", 0, step, range(_BATCH))
+
+
+def _look_up(dataset: ShardSet, draw: Callable[[int], np.ndarray], step: int) -> np.ndarray:
+    return dataset.index[draw(step)]
+
+
+def _draw_rate(draw: Callable[[int], np.ndarray]) -> Variant:
+    """Draws a second, each round in other batches."""
+    steps = itertools.count(1)
+
+    def once() -> float:
+        started = time.perf_counter()
+        for step in itertools.islice(steps, _DRAWS // _BATCH):
+            draw(step)
+        return _DRAWS / (time.perf_counter() - started)
+
+    return once
+
+
+def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> Path:
+    """A shard set with an index of this size and no images: enough to plan with.
+
+    side: of all its images, in pixels. With 0, enough to draw samples, the index is a sparse file.
+    """
+    folder.mkdir()
+    shape = long_tailed_counts(10**6, classes, 0.001)
+    counts = np.maximum(1, (shape * (samples / shape.sum())).astype(np.int64))
+    counts[0] += samples - counts.sum()
+    index = np.lib.format.open_memmap(folder / INDEX_FILE, "w+", INDEX_DTYPE, (samples,))
+    if side:
+        index["width"] = index["height"] = side
+    index.flush()
+    by_class = np.lib.format.open_memmap(folder / BY_CLASS_FILE, "w+", np.dtype("<u4"), (classes + 1 + samples,))
+    by_class[: classes + 1] = np.concatenate([[0], np.cumsum(counts)])
+    # Far apart, as after the shuffle of a build: neighbours of a class are on different pages of the index.
+    by_class[classes + 1 :] = np.arange(samples, dtype=np.uint64) * np.uint64(2_654_435_761) % np.uint64(samples)
+    by_class.flush()
+    (folder / SOURCES_FILE).write_text("none\n")
+    (folder / shard_file(0)).write_bytes(bytes(1024))
+    (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n")
+    info = DatasetInfo(
+        name="empty",
+        split="train",
+        class_names=tuple(f"class {number}" for number in range(classes)),
+        samples_per_class=tuple(counts.tolist()),
+        shards=(ShardInfo(shard_file(0), 1024, "", samples),),
+        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
+        options={},
+        inputs={},
+        counts={},
+        made_with={},
+    )
+    (folder / DATASET_FILE).write_text(info.to_json())
+    return folder
+
+
+def _file_info(path: Path) -> FileInfo:
+    size = path.stat().st_size
+    return FileInfo(path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else "")  # else opening ignores it

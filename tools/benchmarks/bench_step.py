@@ -1,0 +1,98 @@
+"""The training step on images that are on the device already: the loop's own cost; on a GPU, what makes it faster."""
+
+from copy import deepcopy
+from itertools import cycle
+from statistics import median
+
+import torch
+
+from tools.benchmarks.figures import Report
+from tools.benchmarks.material import Bench
+from tools.benchmarks.measuring import Table, Target, Variant, compare
+from tools.benchmarks.rig import BareLoop, make_run, synthetic_steps, train_rate
+from train.run import Run
+
+BARE = "bare loop"
+OURS = "this project's loop (Accelerate)"
+GRAPHS = "CUDA graphs"
+_CAPTURING = 20  # steps after which those that paste and those that do not are captured
+
+
+def run(bench: Bench) -> Report:
+    """On a CPU the network that one can train there, and the comparison of the loops only."""
+    on_gpu = bench.device.type == "cuda"
+    small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
+    model, preset, batch_size, count = ("resnet50", "imagenet", 256, 50) if on_gpu else small
+    # More and shorter rounds than elsewhere: 2 % are to be told apart.
+    rounds = 5 * bench.scale.rounds
+    settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": count, "rounds": rounds}
+    ours = make_run(bench, model, preset, batch_size, mixed_precision="bf16" if on_gpu else "no")
+    side = ours.preset.train.size
+    report = Report("step", {"images": "random", "size": f"{side} x {side}"}, settings)
+    loops = _loops(ours, count, rounds)
+    report.tables.append(loops)
+    report.targets.append(Target("Accelerate loop / bare loop", loops.ratio(OURS, BARE), 0.98))
+    if on_gpu:
+        _gpu_tables(bench, report, ours, count)
+    return report
+
+
+def _loops(run: Run, count: int, rounds: int) -> Table:
+    on_gpu = run.accelerator.device.type == "cuda"
+    steps, warm_up = synthetic_steps(run, count), 1
+    bare = _bare(run, torch.bfloat16 if on_gpu else torch.float32, channels_last=True)
+    variants: dict[str, Variant] = {
+        BARE: bare.variant(steps, warm_up),
+        OURS: lambda: train_rate(run, [*steps[:warm_up], *steps], warm_up, len(steps)),
+    }
+    return compare("the loop", "images/s", variants, rounds)
+
+
+def _gpu_tables(bench: Bench, report: Report, ours: Run, count: int) -> None:
+    steps = synthetic_steps(ours, count)
+    compiled = _bare(ours, torch.bfloat16, channels_last=True)
+    compiled.model.compile(dynamic=False)
+    layouts = {
+        "bf16, NCHW": _bare(ours, torch.bfloat16, channels_last=False),
+        "bf16, channels last": _bare(ours, torch.bfloat16, channels_last=True),
+        "bf16, channels last, compiled": compiled,
+        "fp32, NCHW": _bare(ours, torch.float32, channels_last=False),
+    }
+    variants = {name: loop.variant(steps, warm_up=5) for name, loop in layouts.items()}
+    table = compare("layout and precision, bare loop", "images/s", variants, bench.scale.rounds)
+    report.tables.append(table)
+    report.targets += [
+        Target("channels last / NCHW, bf16", table.ratio("bf16, channels last", "bf16, NCHW"), 1.4),
+        Target("compiled / eager", table.ratio("bf16, channels last, compiled", "bf16, channels last"), 1.15),
+    ]
+    ways = {
+        "eager": {},
+        "compiled": {"compile": "true"},
+        GRAPHS: {"cuda_graphs": "true"},
+        f"compiled, {GRAPHS}": {"compile": "true", "cuda_graphs": "true"},
+    }
+    small = {
+        name: make_run(bench, "resnet32", "cifar", 128, mixed_precision="bf16", **choice)
+        for name, choice in ways.items()
+    }
+    small_steps = synthetic_steps(small["eager"], count)
+
+    def small_variant(run: Run) -> Variant:
+        return lambda: train_rate(run, cycle(small_steps), _CAPTURING, count)
+
+    table = compare(
+        "ResNet-32, batch 128 of 32 x 32 pixels, this project's loop",
+        "images/s",
+        {name: small_variant(run) for name, run in small.items()},
+        bench.scale.rounds,
+    )
+    report.tables.append(table)
+    report.notes["milliseconds_a_small_step"] = {row.name: round(128e3 / median(row.rates), 3) for row in table.rows}
+    report.targets.append(Target("CIFAR step: CUDA graphs / eager", table.ratio(GRAPHS, "eager"), 3.0))
+
+
+def _bare(run: Run, precision: torch.dtype, channels_last: bool) -> BareLoop:
+    """A bare loop with a copy of the run's network."""
+    model = deepcopy(run.trainer.bare_model)
+    counts = run.datasets["train"].samples_per_class
+    return BareLoop(model, counts, run.method.context.input_builder, precision, channels_last)

@@ -1,0 +1,82 @@
+"""What a benchmark leaves: tables for people, and a JSON file that says on what, with what and how it was measured."""
+
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.benchmarks.measuring import Table, Target
+from train.evaluation.run_report import commit, versions
+from train.run_folder import write_json
+
+
+@dataclass
+class Report:
+    """The result of one benchmark.
+
+    Args:
+        subject: "build", "feed", …; the name of the JSON file.
+        data: description of the images that were used.
+        settings: batch size, rounds, workers, models: what one would have to repeat.
+        notes: figures that belong to no table.
+    """
+
+    subject: str
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    tables: list[Table] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)
+    targets: list[Target] = field(default_factory=list)
+
+    def print(self) -> None:
+        """Tables, notes and targets on standard output."""
+        print(f"\n== {self.subject}: {', '.join(f'{k} {v}' for k, v in (self.data | self.settings).items())}")
+        for table in self.tables:
+            print("\n".join(table.lines()))
+        for name, value in self.notes.items():
+            print(f"  {name}: {value}")
+        for target in self.targets:
+            relation = "at most" if target.at_most else "at least"
+            verdict = "met" if target.met else "MISSED"
+            print(f"  {verdict}: {target.measure} {target.value:.3g} ({relation} {target.limit:g})")
+        sys.stdout.flush()
+
+    def write(self, folder: Path, command: str) -> Path:
+        """Write `folder`/SUBJECT.json."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{self.subject}.json"
+        content = {
+            "benchmark": self.subject,
+            "command": command,
+            "commit": commit(),
+            "machine": machine(),
+            "versions": versions(),
+            "data": self.data,
+            "settings": self.settings,
+            "tables": [table.as_json() for table in self.tables],
+            "notes": self.notes,
+            "targets": [target.as_json() for target in self.targets],
+        }
+        write_json(path, content)
+        return path
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores of this process, GPU, and the load at the end: other work on the machine spoils ratios too."""
+    return {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "load_average_5_minutes": round(os.getloadavg()[1], 2),
+    }
+
+
+def _processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -1,0 +1,264 @@
+"""Checkpoints: complete, atomic, and refused where they do not fit the run.
+
+A checkpoint is one file of tensors and plain containers, read with `weights_only`, so that loading one never executes
+anything. It is written under a temporary name and renamed when it is whole: a file under its final name is complete.
+"""
+
+import errno
+import logging
+import os
+import pickle
+import re
+import shutil
+import zipfile
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
+
+from train.checkpoints.released import state_dict_of
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION = 1
+AVERAGED = "averaged"  # key of the moving average of the weights, in the checkpoints of runs that have one
+_NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
+_TEMPORARY_SUFFIX = ".partial"
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """The next step to run."""
+
+    epoch: int
+    step: int
+
+
+def save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a checkpoint so that ``path`` never holds an incomplete one.
+
+    Raises:
+        RuntimeError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
+    """
+    temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"format_version": FORMAT_VERSION, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        temporary.unlink(missing_ok=True)  # it would keep the last free bytes from the retry
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise RuntimeError(
+            f"{path}: the disk is too full: about {_tensor_bytes(content):,} bytes needed, "
+            f"{shutil.disk_usage(path.parent).free:,} free; make room and run the same command with --resume auto"
+        ) from error
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # else the rename may not survive a power cut
+    finally:
+        os.close(directory)
+
+
+def _tensor_bytes(content: Any) -> int:
+    if isinstance(content, torch.Tensor):
+        return content.nbytes
+    if isinstance(content, Mapping):
+        content = content.values()
+    elif not isinstance(content, list | tuple):
+        return 0
+    return sum(_tensor_bytes(part) for part in content)
+
+
+class _Ignored:
+    """Stands for an object of any class or function that a released file holds beside its tensors; keeps nothing."""
+
+    def __new__(cls, *arguments: Any) -> "_Ignored":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+def read(path: Path) -> Any:
+    """Read a file of tensors and plain containers, whoever wrote it, to the CPU.
+
+    Nothing that the file names is imported or called, but for what builds tensors and plain containers. Other objects,
+    such as the settings in RIDE's files and numpy's numbers in NCL's, become stand-ins that hold nothing; those that
+    are dictionaries or lists of a class of their own are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or holds something else.
+    """
+    try:
+        # Files from before PyTorch 1.6 are no archives, and cannot be searched for classes.
+        foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
+        with safe_globals([(_Ignored, name) for name in foreign]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
+        ) from None
+    except Exception as error:  # which one depends on the byte where the file breaks
+        message = f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}"
+        if isinstance(error, pickle.UnpicklingError):
+            weights = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)['state_dict']"
+            message += (
+                "\nIf the file is whole and you trust its maker, save its weights alone; this runs what the file says "
+                f"and needs the code that wrote it: torch.save({{'state_dict': {weights}}}, 'weights.pt')"
+            )
+        raise ValueError(message) from error
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read one of our checkpoints to the CPU.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or is not one of ours.
+    """
+    content = read(path)
+    _check_sums(path)
+    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
+        found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
+        raise ValueError(
+            f"{path}: checkpoint format {found}, expected {FORMAT_VERSION} as this version of the code writes"
+        )
+    return content
+
+
+def _check_sums(path: Path) -> None:
+    """Refuse a checkpoint of which a bit has changed: torch reads tensors without looking at their checksums."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    if damaged is not None:
+        raise ValueError(f"{path}: damaged: the checksum of {damaged} is not that of its content")
+
+
+def counting_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Of what `load` gives: the weights that are evaluated, which are the moving average where there is one."""
+    return content.get(AVERAGED, content["model"])
+
+
+def load_weights(
+    model: nn.Module,
+    path: Path,
+    wanted: Callable[[str], bool],
+    required: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
+
+    The checkpoint is one of ours or a released file, see train/checkpoints/released.py.
+
+    Raises:
+        ValueError: a shared parameter differs in shape, nothing is shared, or one that is required is absent.
+    """
+    content = read(path)
+    is_ours = isinstance(content, dict) and "format_version" in content
+    found = counting_weights(load(path)) if is_ours else state_dict_of(content)
+    weights, own = {name: value for name, value in found.items() if wanted(name)}, model.state_dict()
+    shared = {name: value for name, value in weights.items() if name in own}
+    shapes = [
+        f"{name} {tuple(value.shape)} in the checkpoint, {tuple(own[name].shape)} in the model"
+        for name, value in shared.items()
+        if value.shape != own[name].shape
+    ]
+    if shapes or not shared:
+        raise ValueError(f"{path} does not fit the model: {'; '.join(shapes[:5]) or 'no parameter name is shared'}")
+    absent = sorted(name for name in own if name not in weights and wanted(name) and required(name))
+    if absent:
+        raise ValueError(
+            f"{path}: {', '.join(absent)} not in the checkpoint, but the method goes on with them; give the checkpoint "
+            "of a first stage that has trained them"
+        )
+    for what, names in (
+        ("not in the model", set(weights) - set(own)),
+        ("not in the checkpoint", set(own) - set(weights)),
+    ):
+        if names:
+            logger.warning("%s: %d tensors are %s: %s", path, len(names), what, ", ".join(sorted(names)))
+    model.load_state_dict(shared, strict=False)
+
+
+def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run, naming both values of everything that differs."""
+    differences = [
+        f"{name}: {found.get(name)!r} in the checkpoint, {expected.get(name)!r} in this run"
+        for name in sorted({*found, *expected})
+        if found.get(name) != expected.get(name)
+    ]
+    if differences:
+        listed = "\n  ".join(differences)
+        raise ValueError(
+            f"{path} does not fit this run:\n  {listed}\n"
+            "Give the options it was made with, or start over in another --run_dir"
+        )
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: the last few by position, and the best."""
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder = folder
+        self.keep = keep
+
+    @property
+    def best(self) -> Path:
+        """Where the best model is kept."""
+        return self.folder / "best.pt"
+
+    def prepare(self) -> None:
+        """Make the folder, and clear what a killed run was writing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(f"*{_TEMPORARY_SUFFIX}"):
+            leftover.unlink()
+
+    def positions(self) -> list[tuple[Position, Path]]:
+        """Complete checkpoints, oldest first."""
+        matches = ((_NAME.fullmatch(path.name), path) for path in self.folder.glob("epoch*-step*.pt"))
+        return sorted((Position(int(m[1]), int(m[2])), path) for m, path in matches if m)
+
+    def save(self, position: Position, content: Mapping[str, Any]) -> Path:
+        """Write the checkpoint of a position, then drop the oldest beyond `keep`.
+
+        So are those of later positions: the run went back behind them, because they are damaged or an earlier one was
+        asked for, and the metrics they belong to are gone. Counted among the kept, they would push out this one.
+        """
+        path = self.folder / f"epoch{position.epoch:04d}-step{position.step:06d}.pt"
+        save(path, content)
+        positions = self.positions()
+        passed = [old for where, old in positions if where <= position]
+        abandoned = [later for where, later in positions if where > position]
+        for unwanted in (*passed[: -self.keep], *abandoned):
+            unwanted.unlink()
+        return path
+
+    def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest checkpoint that can be read, None where there is none; a damaged one is reported and passed over.
+
+        Raises:
+            ValueError: there are checkpoints, and all of them are damaged.
+        """
+        positions = self.positions()
+        for _, path in reversed(positions):
+            try:
+                return path, load(path)
+            except ValueError as error:
+                logger.warning("%s; trying the checkpoint before it", error)
+        if positions:
+            raise ValueError(
+                f"{self.folder}: none of {len(positions)} checkpoints can be read; restore one of them, or start over "
+                "in another --run_dir"
+            )
+        return None

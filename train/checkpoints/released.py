@@ -1,0 +1,224 @@
+"""Checkpoint files of the official CMO, LDAM, GLMC, MetaSAug, RIDE and NCL code: what they hold, and whose network.
+
+Such a file is a dictionary with a `state_dict` (the names of torchvision's ResNets or of ResNet-32, often behind the
+"module." of a data-parallel wrapper) and little else that can be relied on; neither backbone nor number of classes is
+written down. Both follow from the shapes, and so do the experts of RIDE and NCL, whose names are those of
+train/models/ride.py and train/models/ncl.py.
+
+Not all that a file holds is evaluated. MetaSAug on large data sets and the classifier-balancing project, whose first
+stages it starts from, keep features and classifier apart. GLMC has two classifiers, of which the re-balanced one is
+evaluated. RIDE's routing, trained in a second stage to spare experts, is left out: all experts vote. NCL's contrastive
+branch has projections, momentum copies and queues beside the classifiers.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from train.models.build import ModelOptions
+from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
+
+_PREFIX = "module."
+_INAT18_CLASSES = 8142
+_INAT17_CLASSES = 5089
+_ROUTING = ("backbone.expert_help_pred",)
+_CONTRASTIVE_BRANCH = ("classifier.", "backbone_MA.", "classifier_MA.", "MOCO.")
+_GLMC_HEADS = ("fc.", "projection_head.", "contrast_head.")
+_FIRST_OF_RIDE = re.compile(r"backbone\.(layer\d)s\.0\.")
+
+# Blocks a stage, rows of the first block's first convolution, input channels a group of its second → timm's name.
+_BACKBONES = {
+    ((3, 4, 6, 3), 64, 64): "resnet50",
+    ((3, 4, 23, 3), 64, 64): "resnet101",
+    ((3, 8, 36, 3), 64, 64): "resnet152",
+    ((3, 4, 6, 3), 128, 128): "wide_resnet50_2",
+    ((3, 4, 6, 3), 128, 4): "resnext50_32x4d",
+}
+_RESNET32_BLOCKS = (5, 5, 5)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the names and shapes of a checkpoint say.
+
+    Args:
+        method: name of the method that evaluates such a network, vanilla for one with one classifier.
+        options: of the method, as far as the network depends on them.
+        model: the backbone.
+        classes: how many.
+    """
+
+    method: str
+    options: Mapping[str, Any]
+    model: ModelOptions
+    classes: int
+
+    def describe(self) -> str:
+        """The network in words."""
+        options = ", ".join(f"{name} {value}" for name, value in self.options.items())
+        width = "" if self.model.width == ModelOptions.width else f" of width {self.model.width}"
+        return (
+            f"{self.model.name}{width}, {self.classes} classes, evaluated as {self.method}{options and f' ({options})'}"
+        )
+
+
+@dataclass(frozen=True)
+class _Backbone:
+    """features: size of the vectors that its classifier, of this name, gets when it is a plain network."""
+
+    model: ModelOptions
+    features: int
+    classifier: str
+
+
+def state_dict_of(content: Any) -> dict[str, Tensor]:
+    """The weights in what `files.read` found, names without the wrapper's prefix; other fields are ignored.
+
+    Raises:
+        ValueError: there are no weights in it.
+    """
+    state = None
+    if isinstance(content, dict):
+        state = content.get("state_dict", content.get("state_dict_best", content))
+    if isinstance(state, dict) and all(isinstance(part, dict) for part in state.values()):
+        state = {name: value for part in state.values() for name, value in part.items()}
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError("expected a dictionary of tensors, alone or under the key 'state_dict'")
+    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+
+
+def evaluated_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights that an evaluation needs, float32, under the names of the network that `recognise` finds.
+
+    MetaSAug's batch norms have no counters of batches; with a momentum, as here, they mean nothing.
+
+    Args:
+        state: as `state_dict_of` gives them.
+    """
+    unused, old, new = _layout(state)
+    needed = {
+        new + name.removeprefix(old) if name.startswith(old) else name: value
+        for name, value in state.items()
+        if not name.startswith(unused)
+    }
+    # Some of RIDE's files are said to be of 16 bits.
+    needed = {name: value.float() if value.is_floating_point() else value for name, value in needed.items()}
+    for name in [name for name in needed if name.endswith(".running_mean")]:
+        counter = f"{name.removesuffix('running_mean')}num_batches_tracked"
+        needed.setdefault(counter, torch.zeros((), dtype=torch.int64))
+    return needed
+
+
+def _layout(state: dict[str, Tensor]) -> tuple[tuple[str, ...], str, str]:
+    """Prefixes of what is not evaluated, and those of the evaluated classifiers: in the file, in the network."""
+    if "fc_cb.weight" in state:
+        is_resnet32 = "layer1.0.conv1.weight" in state and "layer4.0.conv1.weight" not in state
+        return _GLMC_HEADS, "fc_cb.", "linear." if is_resnet32 else "fc."
+    if "classifier_ce.0.weight" in state:
+        return _CONTRASTIVE_BRANCH, "classifier_ce.", "classifier."
+    return _ROUTING, "", ""
+
+
+def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
+    """Name of the preset whose evaluation the authors of these weights used, as far as the weights say whose they are.
+
+    Args:
+        state: as `state_dict_of` gives them.
+    """
+    if not _is_for_32_pixels(architecture.model):
+        return "inat" if architecture.classes in (_INAT17_CLASSES, _INAT18_CLASSES) else "imagenet"
+    if "fc_cb.weight" in state:
+        return "cifar10-glmc" if architecture.classes == 10 else "cifar"
+    return "cifar" if any(name.endswith("num_batches_tracked") for name in state) else "cifar-metasaug"
+
+
+def recognise(state: dict[str, Tensor]) -> Architecture:
+    """The network that these weights are of.
+
+    Args:
+        state: as `evaluated_weights` gives them.
+
+    Raises:
+        ValueError: they belong to none that we know.
+    """
+    if "backbone.linears.0.weight" in state:
+        return _recognise_ride(state)
+    if "backbone.0.conv1.weight" in state:
+        return _recognise_ncl(state)
+    backbone = _recognise_backbone(state)
+    classes, head = _classifier(state, backbone.classifier, backbone.features)
+    # In the official code it is LDAM that brings the cosine classifier, as in method vanilla.
+    return Architecture("vanilla", {"loss": "ldam"} if head == "cosine" else {}, backbone.model, classes)
+
+
+def _recognise_ride(state: dict[str, Tensor]) -> Architecture:
+    """The shared stages and those of the first expert are a plain backbone, but for the expert's width."""
+    one = {_FIRST_OF_RIDE.sub(r"\1.", name).removeprefix("backbone."): value for name, value in state.items()}
+    backbone = _recognise_backbone(one)
+    features, classes = state["backbone.linears.0.weight"].shape
+    reduced = 3 * backbone.features // 4
+    if features not in (backbone.features, reduced) or "backbone.linears.0.bias" in state:
+        raise ValueError(
+            f"backbone.linears.0 has a weight of shape {(features, classes)} and "
+            f"{'a' if 'backbone.linears.0.bias' in state else 'no'} bias, expected RIDE's cosine classifier: no bias, "
+            f"and a weight ({reduced} or {backbone.features}, classes)"
+        )
+    options = {"experts": len(_children(state, "backbone.linears.")), "reduced": features == reduced}
+    return Architecture("ride", options, backbone.model, classes)
+
+
+def _recognise_ncl(state: dict[str, Tensor]) -> Architecture:
+    """No tensor says whether the classifiers are linear or cosine, and of which scale: as in the published runs."""
+    first = "backbone.0."
+    one = {name.removeprefix(first): value for name, value in state.items() if name.startswith(first)}
+    backbone = _recognise_backbone(one)
+    classes, _ = _classifier(state, "classifier.0", backbone.features)
+    options: dict[str, Any] = {"experts": len(_children(state, "classifier."))}
+    if not _is_for_32_pixels(backbone.model):
+        options |= {"head": "cosine", "cosine_scale": 32.0 if classes == _INAT18_CLASSES else 16.0}
+    return Architecture("ncl", options, backbone.model, classes)
+
+
+def _recognise_backbone(state: dict[str, Tensor]) -> _Backbone:
+    blocks = tuple(len(_children(state, f"layer{stage}.")) for stage in (1, 2, 3, 4))
+    if blocks == (*_RESNET32_BLOCKS, 0) and "conv1.weight" in state:
+        width = len(state["conv1.weight"])
+        return _Backbone(ModelOptions("resnet32", width), 4 * width, "linear")
+    stem32 = tuple(len(_children(state, f"conv{stage}_x.")) for stage in (2, 3, 4, 5))
+    layout = (stem32, "conv2_x.0.residual_function.6.weight" in state)
+    for name, known in STEM32_LAYOUTS.items():
+        if layout == known:
+            return _Backbone(ModelOptions(name), 2048 if layout[1] else 512, "fc")
+    first, second = (state.get(f"layer1.0.conv{number}.weight") for number in (1, 2))
+    shape = (blocks, len(first), second.shape[1]) if first is not None and second is not None else None
+    if shape not in _BACKBONES:
+        raise ValueError(
+            f"no ResNet-32 and none of {', '.join([*_BACKBONES.values(), *STEM32_LAYOUTS])}: {blocks} blocks a stage, "
+            f"{len(state)} tensors, the first of them {', '.join(list(state)[:3])}"
+        )
+    return _Backbone(ModelOptions(_BACKBONES[shape]), 2048, "fc")
+
+
+def _is_for_32_pixels(model: ModelOptions) -> bool:
+    return model.name == "resnet32" or model.name in STEM32_LAYOUTS
+
+
+def _children(state: dict[str, Tensor], prefix: str) -> set[str]:
+    return {name.removeprefix(prefix).split(".")[0] for name in state if name.startswith(prefix)}
+
+
+def _classifier(state: dict[str, Tensor], name: str, features: int) -> tuple[int, Literal["linear", "cosine"]]:
+    """A linear layer stores (classes, features) and a bias; the cosine classifier (features, classes) and none."""
+    if f"{name}.weight" not in state:
+        raise ValueError(f"no tensor {name}.weight, the classifier of this backbone; give a whole network")
+    shape = tuple(state[f"{name}.weight"].shape)
+    if f"{name}.bias" in state and shape[1:] == (features,):
+        return shape[0], "linear"
+    if f"{name}.bias" not in state and shape[:1] == (features,):
+        return shape[1], "cosine"
+    bias = "a" if f"{name}.bias" in state else "no"
+    raise ValueError(f"{name}.weight has the shape {shape} with {bias} bias; neither linear nor cosine classifier")

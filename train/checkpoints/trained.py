@@ -1,0 +1,114 @@
+"""A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.views.presets import PRESETS, Preset
+from train.checkpoints.files import counting_weights, read
+from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
+from train.inputs.input_builder import InputBuilder
+from train.methods import method_class
+from train.methods.base import Method, MethodContext
+from train.models.build import ModelOptions
+from train.schedules import Schedule, ScheduleOptions
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network and how to use it.
+
+    Attributes:
+        path: its file.
+        method: whose `eval_logits` count.
+        model: in evaluation mode, on its device.
+        preset: how images are shown to it.
+        description: the network in words.
+    """
+
+    path: Path
+    method: Method
+    model: nn.Module
+    preset: Preset
+    classes: int
+    description: str
+
+    def logits(self, images: Tensor) -> Tensor:
+        """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
+        return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
+
+
+def load_trained(path: Path, device: torch.device, preset: str | None = None) -> Trained:
+    """Read a checkpoint of either kind.
+
+    Args:
+        preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
+    """
+    content = read(path)
+    try:
+        if isinstance(content, dict) and "fit" in content:
+            return _own(path, content, device, preset)
+        return _released(path, content, device, preset)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str | None) -> Trained:
+    fit: dict[str, Any] = content["fit"]
+    sections = {section: _section(fit, section) for section in ("model", "method")}
+    name = sections["method"].pop("name")
+    chosen = _preset(preset or fit["preset"])
+    method = _method(name, sections["method"], fit["classes"], chosen, device)
+    # Never fetch weights that the checkpoint replaces.
+    model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
+    model.load_state_dict(counting_weights(content))
+    description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
+    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
+
+
+def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:
+    state = state_dict_of(content)
+    weights = evaluated_weights(state)
+    architecture = recognise(weights)
+    chosen = _preset(preset or usual_preset(state, architecture))
+    method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
+    with torch.device("meta"):  # no initial weights: all of them are replaced
+        model = method.build_model(architecture.model, seed=0)
+    try:
+        model.load_state_dict(weights, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
+    description = f"released {architecture.describe()}"
+    return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
+
+
+def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:
+    """A method to predict with: training counts and schedule matter to losses alone."""
+    schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
+    counts, input_builder = np.ones(classes, dtype=np.int64), InputBuilder.create(preset.normalization, device)
+    context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)
+    method = method_class(name)
+    return method(method.Options(**options), context)
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
+    return PRESETS[name]
+
+
+def _section(fit: dict[str, Any], section: str) -> dict[str, Any]:
+    prefix = f"{section}."
+    return {name.removeprefix(prefix): value for name, value in fit.items() if name.startswith(prefix)}
+
+
+def _ready(model: nn.Module, device: torch.device) -> nn.Module:
+    return model.eval().to(device).to(memory_format=torch.channels_last)

@@ -1,0 +1,388 @@
+"""The training loop: steps, evaluations and checkpoints in their order, on one device or many.
+
+Everything that has to survive a restart is in a checkpoint; everything random is in the plan. So a run that was killed
+continues with the very same steps, and its folder ends up as if nothing had happened.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from pipeline.loader import LoadedStep
+from pipeline.plan import Plan, part_indices
+from pipeline.transfer import values_to_device
+from train.checkpoints.files import AVERAGED, Position, check_fit, save
+from train.loop.meters import Meter, micro_batch_sums
+from train.loop.progress import Progress
+from train.loop.signals import SharedFlags, StopRequest
+from train.loop.step_graphs import Capture, StepGraphs
+from train.methods.base import Method, MicroPlan, MicroStep
+from train.options import RunOptions
+from train.run_folder import RunFolder
+from train.schedules import Schedule
+
+Numbers = dict[str, float | None]
+SELECTED_BY = "all"
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss became infinite or NaN; `details` says where."""
+
+    def __init__(self, message: str, details: dict[str, Any]):
+        super().__init__(message)
+        self.details = details
+
+
+class PreemptedError(Exception):
+    """A stop signal arrived; the checkpoint is written."""
+
+
+@dataclass
+class History:
+    """What a run has measured; plain containers, because it is part of the checkpoint."""
+
+    best: dict[str, Any] | None = None
+    last: dict[str, Any] | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """What a trainer is made of.
+
+    Args:
+        model: the network, wrapped for distributed training where there are several processes.
+        autocast: makes the context of the network's arithmetic.
+        evaluate: scores the current weights, or their average: {"validation": numbers} or {"test": numbers}. Called on
+            every rank.
+        averaged: moving average of the weights, which is evaluated in their place, or None.
+        capture: how whole steps are captured, to be replayed for steps like them; None runs each operation by itself.
+        fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
+    """
+
+    accelerator: Accelerator
+    method: Method
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    plan: Plan
+    folder: RunFolder
+    stop_request: StopRequest
+    progress: Progress
+    autocast: Callable[[], AbstractContextManager[Any]]
+    evaluate: Callable[[], dict[str, Numbers]]
+    averaged: ModelEmaV3 | None = None
+    capture: Capture | None = None
+    fit: dict[str, Any] = field(default_factory=dict)
+
+
+class Trainer:
+    """Runs a plan from a position to its end."""
+
+    def __init__(self, parts: TrainerParts, options: RunOptions):
+        self.parts, self.options = parts, options
+        self.position = Position(0, 0)
+        self.history = History()
+        device = parts.accelerator.device
+        self._epoch_meter, self._window_meter = Meter(device), Meter(device)
+        self._flags = SharedFlags(device)
+        self._first_rank = parts.accelerator.is_main_process
+        self._started = self._saved = time.monotonic()
+        self._lr = 0.0
+        self._take_step = self._device_step if parts.capture is None else StepGraphs(self._device_step, parts.capture)
+
+    def run(self, steps: Iterable[LoadedStep]) -> History:
+        """Train on the loaded steps, which begin at `position`, up to the end of the plan or `max_steps`.
+
+        Raises:
+            PreemptedError: after a stop signal, with a checkpoint written.
+            NonFiniteLossError: the last checkpoint holds weights from before.
+        """
+        steps_per_epoch = self.parts.plan.steps_per_epoch
+        if self.position.step:
+            self._set_lr(self.position.epoch)
+        if (
+            self.position.step == steps_per_epoch or self._ends_unevaluated()
+        ):  # stopped between last step and evaluation
+            self._end_epoch(ends_run=self.done_steps == self.total_steps)
+        for loaded in steps:
+            epoch, step = loaded.plan.epoch, loaded.plan.step
+            if step == 0:
+                self._set_lr(epoch)
+            self.train_step(loaded)
+            self.position = Position(epoch, step + 1)
+            ends_epoch, ends_run = step + 1 == steps_per_epoch, self.done_steps == self.total_steps
+            self._log_step(flush=ends_epoch or ends_run)
+            self._act_on_flags(drain=ends_epoch or ends_run)
+            if ends_epoch or ends_run:
+                self._end_epoch(ends_run)
+            if ends_run:
+                break
+        self.history.seconds = self._seconds()
+        return self.history
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        planned = self.options.epochs * self.parts.plan.steps_per_epoch
+        return min(planned, self.options.max_steps or planned)
+
+    @property
+    def done_steps(self) -> int:
+        """Optimizer steps before `position`."""
+        return self.position.epoch * self.parts.plan.steps_per_epoch + self.position.step
+
+    @property
+    def next_step(self) -> tuple[int, int]:
+        """(epoch, step) that the loader has to begin with."""
+        return divmod(self.done_steps, self.parts.plan.steps_per_epoch)
+
+    @property
+    def end(self) -> tuple[int, int]:
+        """(epoch, step) before which the loader has to end."""
+        return divmod(self.total_steps, self.parts.plan.steps_per_epoch)
+
+    def _ends_unevaluated(self) -> bool:
+        """Whether `max_steps` ended the run inside an epoch, and its numbers are not there yet."""
+        evaluated = (self.history.last or {}).get("epoch") == self.position.epoch
+        return self.position.step > 0 and self.done_steps == self.total_steps and not evaluated
+
+    # ---------------------------------------------------------------- a step
+
+    def train_step(self, loaded: LoadedStep) -> None:
+        """One optimizer step on this rank's part of the global batch."""
+        p = self.parts
+        sums = self._take_step(self._micro_steps(loaded))
+        if p.averaged is not None:
+            p.averaged.update(self.bare_model, self.done_steps + 1)
+        for meter in (self._epoch_meter, self._window_meter):
+            meter.add(sums, self._first_rank)
+        stop = p.stop_request.signal is not None
+        self._flags.post(loaded.plan.epoch, loaded.plan.step, sums[0], stop, self._checkpoint_due())
+        samples = len(loaded.plan.streams["original"])
+        p.progress.step(loaded.plan.epoch, self._lr, samples, loaded.wait_seconds)
+
+    def _micro_steps(self, loaded: LoadedStep) -> list[MicroStep]:
+        """This rank's micro-batches with everything that the method has to know of them, on the device."""
+        p = self.parts
+        world_size, rank = p.accelerator.num_processes, p.accelerator.process_index
+        samples, parts = len(loaded.plan.streams["original"]), world_size * len(loaded.micro_batches)
+        steps = []
+        for micro, (batches, mix) in enumerate(zip(loaded.micro_batches, loaded.micro_mixes, strict=True)):
+            positions, _ = part_indices(samples, micro * world_size + rank, parts)
+            values = p.method.values(MicroPlan(loaded.plan, positions, mix))
+            steps.append(MicroStep(batches, values_to_device(values, p.accelerator.device), samples))
+        return steps
+
+    def _device_step(self, steps: Sequence[MicroStep]) -> Tensor:
+        """Forward, backward, optimizer; returns the sums of `micro_batch_sums`. Nothing here knows which step it is."""
+        p = self.parts
+        sums = torch.zeros(3, dtype=torch.float64, device=p.accelerator.device)
+        for number, step in enumerate(steps, start=1):
+            with nullcontext() if number == len(steps) else p.accelerator.no_sync(p.model):
+                with p.autocast():
+                    output = p.method.loss(p.model, step)
+                # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
+                p.accelerator.backward(output.loss * p.accelerator.num_processes)
+            original = step.batches["original"]
+            sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
+        p.method.before_optimizer(self.bare_model)
+        p.optimizer.step()
+        p.optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    def _log_step(self, flush: bool) -> None:
+        if self.done_steps % self.options.log_every_steps and not flush:
+            return
+        window = self._window_meter.read()
+        self._window_meter.reset()
+        self.parts.progress.loss = window["loss"]
+        last = {"epoch": self.position.epoch, "step": self.position.step - 1}
+        self._write({"kind": "steps", **last, "loss": window["loss"], "lr": self._lr})
+
+    def _checkpoint_due(self) -> bool:
+        """On the first rank only: clocks differ, and the ranks follow the flag."""
+        o = self.options
+        if not self._first_rank:
+            return False
+        if o.checkpoint_every_steps is not None and (self.done_steps + 1) % o.checkpoint_every_steps == 0:
+            return True
+        minutes = (time.monotonic() - self._saved) / 60
+        return o.checkpoint_every_minutes is not None and minutes > o.checkpoint_every_minutes
+
+    def _act_on_flags(self, drain: bool) -> None:
+        """Save, stop or fail, as the ranks agreed."""
+        verdict = self._flags.read(drain)
+        if verdict is None:
+            return
+        if verdict.non_finite:
+            raise self._non_finite(verdict.epoch, verdict.step)
+        self.save_checkpoint()
+        if verdict.stop:
+            raise PreemptedError
+
+    def _non_finite(self, epoch: int, step: int) -> NonFiniteLossError:
+        ids = self.parts.plan.stream_step("original", epoch, step).sample_ids.tolist()
+        lr = self.parts.schedule.lr(epoch)
+        return NonFiniteLossError(
+            f"the loss is not finite at epoch {epoch}, step {step}, learning rate {lr:g}, samples {ids[:8]} … (all in "
+            "status.json). The checkpoints hold weights from before: resume from one with a lower optimizer.lr, or "
+            "without mixed_precision",
+            {"epoch": epoch, "step": step, "lr": lr, "sample_ids": ids},
+        )
+
+    # --------------------------------------------------------------- an epoch
+
+    def _set_lr(self, epoch: int) -> None:
+        self._lr = self.parts.schedule.lr(epoch)
+        for group in self.parts.optimizer.param_groups:
+            if isinstance(group["lr"], Tensor):  # of captured steps
+                group["lr"].fill_(self._lr)
+            else:
+                group["lr"] = self._lr
+
+    def _end_epoch(self, ends_run: bool) -> None:
+        epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
+        if is_whole:  # `max_steps` may end a run inside an epoch, which it then continues as if it had not stopped
+            self.parts.method.project(self.bare_model)
+            if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
+                self.parts.method.project(self.evaluated_model)
+            self.parts.method.after_epoch(epoch)
+        record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
+        record |= self.parts.progress.rates()
+        self._epoch_meter.reset()
+        if ends_run or (epoch + 1) % self.options.evaluate_every == 0:
+            scores = self._evaluate()
+            record |= scores
+            self.history.last = {"epoch": epoch, **scores}
+            if self.history.best is None or _selected(scores) > _selected(self.history.best):
+                self.history.best = self.history.last
+                self._save_best()
+        record["seconds"] = self._seconds()
+        self._write(record)
+        self.parts.progress.epoch_line(_epoch_line(record, self.options.epochs))
+        if is_whole:
+            self.position = Position(epoch + 1, 0)
+        self.save_checkpoint()
+        self.parts.progress.reset()
+
+    def _evaluate(self) -> dict[str, Numbers]:
+        self._share_buffers()
+        self.parts.model.eval()
+        scores = self.parts.evaluate()
+        self.parts.model.train()
+        return scores
+
+    def _share_buffers(self) -> None:
+        """Batch norm's running statistics of the first rank, on all ranks: they are not exchanged in training."""
+        if not dist.is_initialized():
+            return
+        averaged = [] if self.parts.averaged is None else self.parts.averaged.module.buffers()
+        for buffer in (*self.bare_model.buffers(), *averaged):
+            dist.broadcast(buffer, src=0)
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self._first_rank:
+            return
+        self.parts.folder.metrics.append(record)
+        scalars = {k: v for k, v in record.items() if isinstance(v, float)}
+        for part in (p for p in record if isinstance(record[p], dict)):
+            scalars |= {f"{part}/{name}": value for name, value in record[part].items() if value is not None}
+        self.parts.accelerator.log(scalars, step=self.done_steps)
+
+    def _seconds(self) -> float:
+        return self.history.seconds + time.monotonic() - self._started
+
+    # ------------------------------------------------------------ checkpoints
+
+    def save_checkpoint(self) -> None:
+        """Write the state at `position`; every rank has to call it."""
+        self._share_buffers()
+        meters = {"epoch": self._epoch_meter.totals(), "window": self._window_meter.totals()}
+        if self._first_rank:
+            history = {**asdict(self.history), "seconds": self._seconds()}
+            state = {
+                "fit": self.parts.fit,
+                "position": asdict(self.position),
+                "model": self.bare_model.state_dict(),
+                "optimizer": self.parts.optimizer.state_dict(),
+                "method": self.parts.method.state_dict(),
+                "meters": meters,
+                "history": history,
+                "metrics_bytes": self.parts.folder.metrics.size_bytes,
+            }
+            if self.parts.averaged is not None:
+                state[AVERAGED] = self.evaluated_model.state_dict()
+            self.parts.folder.checkpoints.save(self.position, state)
+        self._saved = time.monotonic()
+        self.parts.accelerator.wait_for_everyone()
+
+    def _save_best(self) -> None:
+        if self._first_rank:
+            content = {"fit": self.parts.fit, "model": self.evaluated_model.state_dict(), "scores": self.history.best}
+            save(self.parts.folder.checkpoints.best, content)
+
+    def restore(self, path: Path, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint.
+
+        Raises:
+            ValueError: it belongs to another run; both values of everything that differs are named.
+        """
+        check_fit(path, state["fit"], self.parts.fit)
+        self.position = Position(**state["position"])
+        self.bare_model.load_state_dict(state["model"])
+        if self.parts.averaged is not None:
+            self.evaluated_model.load_state_dict(state[AVERAGED])
+        self._restore_optimizer(state["optimizer"])
+        self.parts.method.load_state_dict(state["method"])
+        self.history = History(**state["history"])
+        for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):
+            meter.restore(state["meters"][name], self._first_rank)
+        if self._first_rank:
+            self.parts.folder.metrics.restore(state["metrics_bytes"])
+
+    def _restore_optimizer(self, state: dict[str, Any]) -> None:
+        """Momenta; the learning rates stay the run's own objects, and get their values with the next epoch."""
+        groups = self.parts.optimizer.param_groups
+        rates = [group["lr"] for group in groups]
+        self.parts.optimizer.load_state_dict(state)
+        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @property
+    def bare_model(self) -> nn.Module:
+        """The network without its distributed wrapper."""
+        return self.parts.accelerator.unwrap_model(self.parts.model)
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        """The network whose scores count: that of the averaged weights, where there are such."""
+        return self.bare_model if self.parts.averaged is None else self.parts.averaged.module
+
+
+def _selected(scores: dict[str, Any]) -> float:
+    """What "best" compares: accuracy on the validation set, or on the test set where there is none."""
+    numbers = scores.get("validation") or scores["test"]
+    return numbers[SELECTED_BY]
+
+
+def _epoch_line(record: dict[str, Any], epochs: int) -> str:
+    line = f"epoch {record['epoch'] + 1}/{epochs}: lr {record['lr']:.3g}, train loss {record['train']['loss']:.4f}"
+    for split in ("validation", "test"):
+        if split in record:
+            groups = ", ".join(
+                f"{name} {record[split][name]:.1f}"
+                for name in ("all", "many", "medium", "few")
+                if record[split][name] is not None
+            )
+            line += f"; {split} {groups}"
+    return f"{line}; {record['images_per_second']:.0f} images/s, data wait {100 * record['data_wait_share']:.0f}%"

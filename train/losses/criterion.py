@@ -1,0 +1,75 @@
+"""Which loss a run minimises and how classes weigh in it, epoch by epoch.
+
+The loss of a step is sum_i c_i loss_i over the global batch, with coefficients that the host computes from the plan:
+c_i = w_{y_i} / sum_j w_{y_j}. The denominator belongs to the global batch of the optimizer step; computed per rank it
+would be wrong by tens of percent under class weights. Ranks and micro-batches therefore sum their share and need no
+communication before the backward pass.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from shards.class_counts import effective_number_weights
+from train.losses import functions
+
+Loss = Literal["ce", "bs", "ldam"]
+Rule = Literal["none", "reweight", "drw"]
+
+LDAM_SCALE = 30.0  # Cao et al., NeurIPS 2019, and the official CMO code
+EFFECTIVE_NUMBER_BETA = 0.9999  # Cui et al., CVPR 2019; the value of the LDAM-DRW and CMO code
+
+
+class Criterion:
+    """A loss with its class statistics, and the class weights of an epoch.
+
+    Args:
+        loss: "ce", "bs" (balanced softmax) or "ldam" (needs a cosine head, see `head`).
+        rule: "none", "reweight" (effective-number class weights from the start) or "drw" (from `drw_epoch` on).
+        samples_per_class: training counts (classes,), never adjusted for oversampling.
+        drw_epoch: first zero-based epoch with class weights under "drw".
+        prior_exponent: exponent of the class prior under "bs"; 1 is the balanced softmax.
+    """
+
+    def __init__(
+        self,
+        loss: Loss,
+        rule: Rule,
+        samples_per_class: np.ndarray,
+        drw_epoch: int,
+        device: torch.device,
+        prior_exponent: float = 1.0,
+    ):
+        if loss == "bs" and rule != "none":
+            raise ValueError(f"the balanced softmax corrects the prior itself; method.rule is {rule}, expected none")
+        self.loss, self.rule, self.drw_epoch = loss, rule, drw_epoch
+        self._classes = len(samples_per_class)
+        self._effective = effective_number_weights(samples_per_class, EFFECTIVE_NUMBER_BETA)
+        self._log_prior = prior_exponent * functions.log_prior(samples_per_class).to(device)
+        self._margins = functions.ldam_margins(samples_per_class).to(device)
+
+    @property
+    def head(self) -> Literal["linear", "cosine"]:
+        """The classifier that the loss is defined for."""
+        return "cosine" if self.loss == "ldam" else "linear"
+
+    def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Unweighted loss of each sample, float32 (batch,)."""
+        if self.loss == "bs":
+            return functions.balanced_softmax(logits, labels, self._log_prior)
+        if self.loss == "ldam":
+            return functions.ldam(logits, labels, self._margins, LDAM_SCALE)
+        return functions.cross_entropy(logits, labels)
+
+    def class_weights(self, epoch: int) -> np.ndarray:
+        """float64 (classes,), mean 1: all ones where the rule is off."""
+        if self.rule == "reweight" or (self.rule == "drw" and epoch >= self.drw_epoch):
+            return self._effective
+        return np.ones(self._classes)
+
+    def coefficients(self, epoch: int, global_labels: np.ndarray) -> np.ndarray:
+        """w_{y_i} / sum_j w_{y_j} of every sample of the global batch, float64 (batch,)."""
+        weights = self.class_weights(epoch)[global_labels]
+        return weights / weights.sum()
