@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 
 _LISTED_AT_ONCE = 1000
+_PIECE_BYTES = 32 * 2**20
 # A client's mistakes, which no repetition mends. S3 also answers 400 when it was too slow to take a request in.
 _FINAL_STATUS = re.compile(r"status code: 4(?!00|08|25|29)\d\d")
 
@@ -86,7 +87,7 @@ class Bucket:
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
-        """Raises ValueError for a URL of no known kind, RuntimeError where the `obstore` package is missing."""
+        """Raises ValueError for a URL of no known kind, StoreError where the `obstore` package is missing."""
         self.url = url.rstrip("/")
         self.patience = patience or Patience()
         self.traffic = Traffic()
@@ -100,7 +101,7 @@ class Bucket:
         return f"{self.url}/{name}"
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """An object, or its bytes from `start` up to `stop`. Raises StoreError, or FileNotFoundError if it is absent."""
+        """An object, or its bytes from `start` up to `stop`. Raises StoreError; FileNotFoundError: absent."""
         wanted = None if start is None or stop is None else (start, stop)
 
         def get() -> bytes:
@@ -116,6 +117,13 @@ class Bucket:
 
         part = "" if wanted is None else f", bytes {wanted[0]} to {wanted[1]}"
         return self._patiently(get, f"{self.url_of(name)}{part}")
+
+    def download(self, name: str, path: Path) -> None:
+        """An object into a file, by pieces, so that its size does not matter. Raises as `read` does."""
+        size = self._patiently(lambda: self._obstore.head(self._store, name)["size"], self.url_of(name))
+        with path.open("wb") as file:
+            for start in range(0, size, _PIECE_BYTES):
+                file.write(self.read(name, start, min(start + _PIECE_BYTES, size)))
 
     def changed(self, name: str) -> bool:
         """Whether the object was replaced between two of our reads, by the store's own marks."""
@@ -191,7 +199,7 @@ def _import_obstore(url: str) -> Any:
         import obstore.exceptions
         import obstore.store
     except ImportError as error:
-        raise RuntimeError(f"{url}: object stores need the extra 'store': pip install 'longtail[store]'") from error
+        raise StoreError(f"{url}: object stores need the extra 'store': pip install 'longtail[store]'") from error
     return obstore
 
 

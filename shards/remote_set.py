@@ -78,8 +78,7 @@ class RemoteShardSet(ShardSet):
         """Begin to fetch what is not here yet of these samples; returns at once."""
         absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
         with self._pending_lock:
-            absent = [sample for sample in absent.tolist() if sample not in self._pending]
-            for first, stop in self._stretches(absent):
+            for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
                 future = self._pool.submit(self._fetch, first, stop)
                 samples = range(first, stop)
                 self._pending.update(dict.fromkeys(samples, future))
@@ -264,5 +263,3 @@ def _decoded(text: bytes, bucket: Bucket) -> str:
         return text.decode()
     except UnicodeDecodeError as error:
         raise ValueError(f"{bucket.url_of(DATASET_FILE)}: not UTF-8 ({error}); upload the set again") from error
-
-
