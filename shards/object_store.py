@@ -159,7 +159,12 @@ class Bucket:
             return self._obstore.store.from_url(
                 self.url,
                 # The endpoint is the user's word: one without TLS is meant so.
-                client_options={"timeout": seconds, "connect_timeout": seconds, "allow_http": True},
+                client_options={
+                    "connect_timeout": seconds,
+                    "read_timeout": seconds,  # without any byte
+                    "timeout": 20 * seconds,  # of a whole request: a large piece over a slow line is no fault
+                    "allow_http": True,
+                },
                 retry_config={"max_retries": 0, "retry_timeout": seconds},
             )
         except (self._obstore.exceptions.BaseError, ValueError) as error:

@@ -24,7 +24,7 @@ FAULTS = (
     "garbage",
     "stall",
 )
-_STALL_SECONDS = 1.5
+_STALL_SECONDS = 0.8
 _HOP_BY_HOP = {"connection", "transfer-encoding", "keep-alive", "content-length"}
 
 

@@ -7,15 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
-
 BUCKET = "bucket"
-
-
-def require_store() -> None:
-    """Skip the module that calls this where the extras are missing."""
-    pytest.importorskip("obstore", reason="needs the extra 'store'")
-    pytest.importorskip("moto", reason="needs moto's S3 server (extra 'dev')")
 
 
 def environment(endpoint: str) -> dict[str, str]:
