@@ -23,7 +23,10 @@ logger = logging.getLogger(__name__)
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 
 _LISTED_AT_ONCE = 1000
+_CONNECT_WITHIN = timedelta(seconds=5)
 _PIECE_BYTES = 32 * 2**20
+# Where no credentials are given, a cloud's own address for them is asked, which nobody answers elsewhere.
+_NO_CREDENTIALS = "169.254.169.254"
 # A client's mistakes, which no repetition mends. S3 also answers 400 when it was too slow to take a request in.
 _FINAL_STATUS = re.compile(r"status code: 4(?!00|08|25|29)\d\d")
 
@@ -160,7 +163,7 @@ class Bucket:
                 self.url,
                 # The endpoint is the user's word: one without TLS is meant so.
                 client_options={
-                    "connect_timeout": seconds,
+                    "connect_timeout": min(seconds, _CONNECT_WITHIN),
                     "read_timeout": seconds,  # without any byte
                     "timeout": 20 * seconds,  # of a whole request: a large piece over a slow line is no fault
                     "allow_http": True,
@@ -192,7 +195,8 @@ class Bucket:
     def _is_final(self, error: Exception) -> bool:
         kinds = self._obstore.exceptions
         refused = (kinds.PermissionDeniedError, kinds.UnauthenticatedError, kinds.NotSupportedError)
-        return isinstance(error, refused) or _FINAL_STATUS.search(str(error)) is not None
+        text = str(error)
+        return isinstance(error, refused) or _NO_CREDENTIALS in text or _FINAL_STATUS.search(text) is not None
 
 
 def _import_obstore(url: str) -> Any:
