@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from shards.store_upload import staging_folder
 logger = logging.getLogger(__name__)
 
 _DEATHS = 10  # of nodes or workers that one task survives; a task that kills its worker each time ends the build
-_HANDED_OUT = 2  # tasks per free slot, so that no slot waits for this process
+_HANDED_OUT = 2  # tasks per CPU, so that none waits for this process
 _STOP_SECONDS = 30
 
 _opened: tuple[bytes, Fetcher] | None = None  # in a worker of the cluster: the source that it last read
@@ -67,8 +68,9 @@ def _run_all(
     running: list[Any] = []
     try:
         while True:
-            slots = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))  # nodes come and go
-            for task in _taken(upcoming, slots * (1 if workers else _HANDED_OUT) - len(running)):
+            # Asked each time: nodes come and go.
+            wanted = workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _HANDED_OUT
+            for task in islice(upcoming, max(0, wanted - len(running))):
                 running.append(
                     remote.remote(_Job(shared.binary(), settings, Path.cwd(), library_versions()), shared, task)
                 )
@@ -81,10 +83,6 @@ def _run_all(
             ray.cancel(task, force=False)
         if running:
             ray.wait(running, num_returns=len(running), timeout=_STOP_SECONDS)
-
-
-def _taken(upcoming: Any, number: int) -> list[ShardTask]:
-    return [task for task, _ in zip(upcoming, range(max(0, number)), strict=False)]
 
 
 def _result(ray: Any, done: Any) -> tuple[int, int]:
