@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from train.methods.vanilla import Vanilla
 
 from tests.train.runs import options
 from train.datasets import open_datasets
 from train.launch import make_accelerator
-from train.methods.vanilla import Vanilla
 from train.run import Run
 from train.run_folder import RunFolder
 

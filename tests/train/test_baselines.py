@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from train.methods.remix import remix_label_share
 
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
@@ -23,7 +24,6 @@ from tests.train.steps import CPU, context, loss_of, micro_step, random_images
 from train.checkpoints.files import save
 from train.methods import method_class
 from train.methods.base import Method, MicroStep
-from train.methods.remix import remix_label_share
 from train.models.build import ModelOptions
 from train.models.heads import ScaledLinear
 

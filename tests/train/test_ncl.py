@@ -11,6 +11,15 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import nn
+from train.methods.ncl import (
+    NCL,
+    NCLOptions,
+    hard_mask,
+    individual_loss,
+    ncl_loss,
+    ncl_plus_loss,
+    nested_distillation,
+)
 
 from pipeline.mix_rule import MixPlan
 from pipeline.views.presets import PRESETS, SIM_32
@@ -21,15 +30,6 @@ from tests.train.steps import context, loss_of, micro_step, random_images
 from tests.train.vectors import wave
 from train.checkpoints.files import load
 from train.evaluation.scores import Predictions, score
-from train.methods.ncl import (
-    NCL,
-    NCLOptions,
-    hard_mask,
-    individual_loss,
-    ncl_loss,
-    ncl_plus_loss,
-    nested_distillation,
-)
 from train.models.build import ModelOptions
 from train.models.heads import BiasedCosineClassifier, CosineClassifier
 from train.models.ncl import ContrastiveExperts, KeyQueue, build_experts, unit

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
 
 from pipeline.mix_rule import MixPlan
 from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
-from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
 
