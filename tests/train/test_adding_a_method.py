@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import train.methods
-from tests.train.runs import ROOT
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context, loss_of, micro_step, random_images
+from tests.helpers.runs import ROOT
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context, loss_of, micro_step, random_images
 from train.methods import method_class, method_names
 from train.options import parse
 

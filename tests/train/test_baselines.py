@@ -16,10 +16,10 @@ from pipeline.mix_rule import MixPlan
 from pipeline.plan import Plan
 from pipeline.transfer import values_to_device
 from pipeline.views.operations import Kind
-from tests.pipeline.shard_sets import UnreadableSet, small_images
-from tests.train.runs import options
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU, context, loss_of, micro_step, random_images
+from tests.helpers.runs import options
+from tests.helpers.shard_sets import UnreadableSet, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import CPU, context, loss_of, micro_step, random_images
 from train.checkpoints.files import save
 from train.methods import method_class
 from train.methods.base import Method, MicroStep

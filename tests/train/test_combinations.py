@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import ROOT, arguments
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context
+from tests.helpers.runs import ROOT, arguments
+from tests.helpers.shard_sets import small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context
 from train.methods import method_class
 from train.options import parse
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import options
-from tests.train.short_runs import make_run
+from tests.helpers.runs import options
+from tests.helpers.shard_sets import small_images
+from tests.helpers.short_runs import make_run
 from train.checkpoints.files import save
 from train.methods import method_class, method_names
 from train.run import Run

@@ -15,10 +15,10 @@ from torch import nn
 from pipeline.mix_rule import MixPlan
 from pipeline.views.presets import PRESETS, SIM_32
 from shards.class_counts import NCL_RULE
-from tests.train.runs import options as run_options
-from tests.train.runs import records, same_weights
-from tests.train.steps import context, loss_of, micro_step, random_images
-from tests.train.vectors import wave
+from tests.helpers.runs import options as run_options
+from tests.helpers.runs import records, same_weights
+from tests.helpers.steps import context, loss_of, micro_step, random_images
+from tests.helpers.vectors import wave
 from train.checkpoints.files import load
 from train.evaluation.scores import Predictions, score
 from train.methods.ncl import (

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.train.runs import ROOT, arguments
+from tests.helpers.runs import ROOT, arguments
 from train.options import parse
 
 DATA = Path("somewhere")

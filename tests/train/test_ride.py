@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
-from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
+from tests.helpers.steps import PlannedStep, context, loss_of, micro_step, random_images
 from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride

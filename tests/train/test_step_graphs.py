@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from tests.train.runs import options
-from tests.train.short_runs import make_run
-from tests.train.steps import context, micro_step, random_images
+from tests.helpers.runs import options
+from tests.helpers.short_runs import make_run
+from tests.helpers.steps import context, micro_step, random_images
 from tests.train.test_host_sync import CASES, run_of
 from train.loop.step_graphs import WARM_UP_STEPS, StepGraphs, make_capture
 from train.methods import method_class

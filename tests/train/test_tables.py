@@ -15,9 +15,9 @@ from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
 from pipeline.views.view import OneOf, ResizeCenterCrop, View
 from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
-from tests.pipeline.shard_sets import UnreadableSet, small_images
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU
+from tests.helpers.shard_sets import UnreadableSet, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
 from tools.sweep import first_stage
 from train.checkpoints.files import save

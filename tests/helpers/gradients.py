@@ -1,6 +1,6 @@
 """Gradients of a run's first steps, written to a file: started alone and under `accelerate launch` by a test.
 
-    python -m tests.train.gradients PROCESSES OUT DATA_DIR RUN_DIR
+    python -m tests.helpers.gradients PROCESSES OUT DATA_DIR RUN_DIR
 
 Everything is the trainer's own; only the network is put into float64 with batch norm in evaluation mode (its statistics
 depend on the size of a micro-batch), and the optimizer step is replaced by writing the gradients down.
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.train.runs import options
+from tests.helpers.runs import options
 from train.datasets import open_datasets
 from train.launch import make_accelerator
 from train.methods.vanilla import Vanilla
