@@ -10,7 +10,7 @@ from pipeline.plan import PLAN_VERSION, Plan, Stream, part_indices
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views.operations import ColorJitter, PlannedOperation
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, View
-from tests.pipeline.shard_sets import UnreadableSet
+from tests.helpers.shard_sets import UnreadableSet
 
 VIEW = View(RandomResizedCrop(64), flip_probability=0.5)
 ALWAYS_MIX = MixRule(probability=1.0, plain_first=0, plain_last=0)

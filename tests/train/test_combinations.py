@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import ROOT, arguments
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context
-from train.methods import method_class
+from tests.helpers.runs import ROOT, arguments
+from tests.helpers.shard_sets import small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context
+from train.methods import find_method
 from train.options import parse
 
 PAGE = (ROOT / "docs" / "combinations.md").read_text()
@@ -43,7 +43,7 @@ def meta(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_possible_combinations_take_two_steps(options: str, data: Path, meta: Path, tmp_path: Path) -> None:
     """With CMO's coin, one that mixes and one that does not."""
     row = changes(options)
-    known = {field.name for field in fields(method_class(str(row["method.name"])).Options)}
+    known = {field.name for field in fields(find_method(str(row["method.name"])).Options)}
     row |= {f"method.{name}": value for name, value in ALWAYS.items() if name in known}
     if row["method.name"] == "metasaug":
         row |= {"data.meta": meta, "method.meta_from_epoch": 0}
@@ -84,7 +84,7 @@ def test_glmc_under_cmo_mixes_the_samples_that_cmo_does_when_cmo_does() -> None:
     rules, streams = [], []
     for recipe in ("cifar100-lt-ce-cmo", "cifar100-lt-glmc-cmo"):
         options = parse([f"--recipe={ROOT / 'recipes' / recipe}.yaml"])
-        method = method_class(options.method_name)(options.method, context((9, 4, 2)))
+        method = find_method(options.method_name, vars(options.method)).make(options.method, context((9, 4, 2)))
         rules.append(method.mix_rule())
         streams.append([(stream.name, stream.sampling, stream.when) for stream in method.streams()])
     assert rules[0] == rules[1]

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.train.runs import ROOT, arguments
+from tests.helpers.runs import ROOT, arguments
 from train.options import parse
 
 DATA = Path("somewhere")
@@ -14,7 +14,7 @@ DATA = Path("somewhere")
 def test_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        yaml.safe_dump({"method": {"name": "cmo", "loss": "bs"}, "epochs": 7, "data": {"recipe": "cifar"}})
+        yaml.safe_dump({"method": {"name": "cmo", "loss": "bs"}, "epochs": 7, "data": {"preset": "cifar"}})
     )
     options = parse(
         [
