@@ -213,7 +213,7 @@ def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
     share = remix_label_share(mix.lam, first, second, 3.0, 0.5)
     values = ride.term_inputs(step.plan, "original", share) | ride.term_inputs(step.plan, "foreground", 1 - share)
     shared = MicroStep(step.batches, values_to_device(values, CPU), 8)
-    expected = ride.term(shared, "original", output) + ride.term(shared, "weighted", output)
+    expected = ride.term(shared, "original", output) + ride.term(shared, "foreground", output)
     torch.testing.assert_close(loss_of(method, experts, step).loss, expected)
 
 

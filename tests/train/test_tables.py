@@ -335,7 +335,7 @@ def variant(row: Row) -> str:
     options = method_options(row)
     parts = [f"{name}-{options[name]}" for name in NETWORK_OPTIONS if name in options]
     parts += ["ldam"] if options.get("loss") == "ldam" else []  # a cosine classifier
-    parts += ["mixing"] if options.get("mixup_prob") else []
+    parts += [options["mixing"]] if "mixing" in options else []
     return "-".join((options["name"], *parts, backbone(row)))
 
 
@@ -374,7 +374,8 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
 
 def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
     """Take them, on steps that mix where the method mixes, and see that what learns has moved, and nothing else."""
-    method = method_options(row)["name"]
+    chosen = method_options(row)
+    method = chosen["name"]
     changes = width | {
         "model.pretrained": False,
         "data.train": data / "train",
@@ -382,7 +383,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         "data.executor": "reference",
     }
     changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
-    known = {field.name for field in fields(find_method(method).Options)}
+    known = {field.name for field in fields(find_method(method, chosen).Options)}
     always = {"plain_first": 0, "plain_last": 0}
     changes |= {f"method.{name}": value for name, value in always.items() if name in known}
     if getattr(options_of(tuple(row.arguments())).method, "mixup_prob", 0):

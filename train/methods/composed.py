@@ -77,7 +77,9 @@ class Composed(Method):
         self.stage.set_mode(model)
         objective = self.objective
         output = objective.forward(model, self.mixing.images(step, objective.copies), step)
-        first, *others = (objective.term(step, stream, output) for stream in step.batches)
+        # The same order however a step was put together: sums of gradients round by it.
+        streams = sorted(step.batches, key=lambda stream: (stream != "original", stream))
+        first, *others = (objective.term(step, stream, output) for stream in streams)
         loss = sum(others, start=first)
         extra = objective.extra(step, output)
         rows = len(step.batches["original"].labels)  # the first copies

@@ -27,7 +27,7 @@ class PasteOptions:
     Args:
         weighted_alpha: a foreground sample of class k is drawn with weight n_k^(-alpha), so the class with probability
             proportional to n_k^(1 - alpha): 1 is class-uniform (the paper's q(1, k)), 0.5 and 2 its q(1/2, k), q(2, k).
-        mixup_prob: probability that a step pastes; 0 leaves the foreground stream out.
+        mixup_prob: probability that a step pastes.
         beta: the box's share of the background, lam, is drawn from Beta(beta, beta).
         plain_first: epochs at the start that are plain: 4 in the code, which mixes when `3 < epoch` (from 0).
         plain_last: epochs at the end that are plain.
@@ -50,7 +50,11 @@ class PasteOptions:
         return MixRule("cutmix", self.mixup_prob, self.beta, self.plain_first, self.plain_last)
 
     def __post_init__(self) -> None:
-        self.mix_rule()
+        if not self.mix_rule().probability:
+            raise ValueError(
+                "method.mixup_prob is 0, so no step would paste; choose --method.mixing none, or oversample for a "
+                "weighted background"
+            )
 
 
 class Paste(TwoStreams):
