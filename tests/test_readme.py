@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.archives import class_folders, tar_bytes, write_imagenet, write_inat, zip_bytes
+from tests.helpers.archives import class_folders, tar_bytes, write_imagenet, write_inat, zip_bytes
 
 ROOT = Path(__file__).parents[1]
 TWO_STEPS = "--epochs 1 --max_steps 2 --batch_size 4 --trackers []"

@@ -14,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
 from shards.local_copy import CacheOptions, default_cache_folder
-from train.methods import method_class, method_names
+from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
 
@@ -181,10 +181,13 @@ def parse(arguments: Sequence[str]) -> Options:
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """
-    method_name = _method_name(arguments)
-    if method_name not in method_names():
-        sys.exit(f"python -m train: error: no method {method_name!r}; expected one of {', '.join(method_names())}")
-    method = method_class(method_name)
+    chosen = _chosen_method(arguments)
+    method_name = chosen.pop("name", "cmo")
+    try:
+        method = find_method(method_name, chosen)
+    except ValueError as error:
+        print(f"python -m train: error: {error}", file=sys.stderr)
+        sys.exit(2)
     method_options = method.Options
     parser = _parser(method_options, method.without)
     namespace = parser.parse_args(list(arguments))
@@ -236,16 +239,17 @@ def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
-def _method_name(arguments: Sequence[str]) -> str:
-    """The method decides which options exist, so its name comes first: from the command line, else the recipe."""
+def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
+    """The method decides which options exist, so its name and parts come first: from command line, else recipe."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--method.name", dest="name")
+    for name in ("name", *KINDS):
+        finder.add_argument(f"--method.{name}", dest=name)
     finder.add_argument("--recipe", action="append", default=[])
-    known, _ = finder.parse_known_args([a for a in arguments if a != "--help"])
-    if known.name:
-        return known.name
-    for path in reversed(known.recipe):
-        content = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
-        if isinstance(content, dict) and isinstance(content.get("method"), dict) and "name" in content["method"]:
-            return str(content["method"]["name"])
-    return "cmo"
+    given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
+    chosen: dict[str, str] = {}
+    for path in given.pop("recipe"):
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
+        method = content.get("method") if isinstance(content, dict) else None
+        if isinstance(method, dict):
+            chosen |= {name: str(method[name]) for name in given if name in method}
+    return chosen | {name: value for name, value in given.items() if value is not None}

@@ -29,7 +29,7 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.methods import method_class
+from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.options import Options
 from train.run_folder import RunFolder
@@ -120,7 +120,7 @@ class Run:
         counts = self.datasets["train"].samples_per_class
         views = (self.preset.train, self.preset.evaluation)
         context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
-        method = method_class(self.options.method_name)(self.options.method, context)
+        method = find_method(self.options.method_name, vars(self.options.method)).make(self.options.method, context)
         if self.options.run.accumulation > 1 and not method.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "

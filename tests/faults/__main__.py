@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.builds import Builds
-from tests.faults.rounds import Kind, run_rounds
-from tests.faults.trainings import Trainings
+from tests.helpers.builds import Builds
+from tests.helpers.rounds import Kind, run_rounds
+from tests.helpers.trainings import Trainings
 
 
 def own_kinds(folder: Path, steps: int, training: list[str]) -> list[Kind]:

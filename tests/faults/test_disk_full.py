@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.runs import last_weights, options, records, same_weights
+from tests.helpers.runs import last_weights, options, records, same_weights
 from train.checkpoints.files import CheckpointFolder, Position, save
 from train.run import FINISHED, train
 from train.run_folder import MetricsFile

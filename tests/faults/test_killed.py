@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.__main__ import all_kinds, own_kinds
-from tests.faults.rounds import run_rounds
+from tests.helpers.rounds import run_rounds
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4], ids=["build worker", "build parent", "training", "two ranks"])

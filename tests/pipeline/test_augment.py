@@ -17,7 +17,7 @@ from pipeline.views.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale
 from pipeline.views.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
 from pipeline.views.presets import PRESETS
 from pipeline.views.view import plan_view
-from tests.pipeline.pictures import photo
+from tests.helpers.pictures import photo
 
 SAMPLES = Path(__file__).parents[3] / "shared/data/imagenet-samples"
 COUNT = 6

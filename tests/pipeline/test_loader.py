@@ -15,8 +15,8 @@ from pipeline.plan import Plan, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views.operations import ColorJitter
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
-from tests.holding import open_files, thread_count
-from tests.pipeline.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
+from tests.helpers.holding import open_files, thread_count
+from tests.helpers.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
 
 CPU = torch.device("cpu")
 TRAIN_VIEW = View(PaddedCrop(32, 4), 0.5)

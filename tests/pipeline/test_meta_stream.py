@@ -11,7 +11,7 @@ from pipeline.plan import Plan, Stream
 from pipeline.sampling import Redrawn, Shuffled
 from pipeline.views.view import PaddedCrop, View
 from shards.class_counts import cmo_subset
-from tests.pipeline.shard_sets import UnreadableSet, small_images
+from tests.helpers.shard_sets import UnreadableSet, small_images
 
 VIEW = View(PaddedCrop(32, padding=4), 0.5)
 

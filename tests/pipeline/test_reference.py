@@ -15,7 +15,7 @@ from pipeline.views.operations import ColorJitter, Interpolation, Kind, PlannedO
 from pipeline.views.policies import RandAugment
 from pipeline.views.presets import CENTER_224, SIM_32
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, View, Whole, plan_view
-from tests.pipeline.pictures import photo
+from tests.helpers.pictures import photo
 
 
 def draw(purpose: str) -> np.random.Generator:

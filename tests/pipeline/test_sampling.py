@@ -10,7 +10,7 @@ from pipeline.sampling import (
     Shuffled,
 )
 from shards.class_counts import effective_number_weights
-from tests.pipeline.shard_sets import UnreadableSet
+from tests.helpers.shard_sets import UnreadableSet
 
 COUNTS = (500, 100, 20, 5)
 

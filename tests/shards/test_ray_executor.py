@@ -13,7 +13,7 @@ import pytest
 
 from shards.build import BuildOptions, build_shard_set
 from shards.ray_executor import run_tasks_on_ray
-from tests.shards.making import FolderFetcher, FolderSource, folder_bytes, folder_source, pictures
+from tests.helpers.making import FolderFetcher, FolderSource, folder_bytes, folder_source, pictures
 
 ray = pytest.importorskip("ray", reason="needs the extra 'ray'")
 cluster_utils = pytest.importorskip("ray.cluster_utils", reason="needs the extra 'ray'")
@@ -54,6 +54,7 @@ class SlowSource(FolderSource):
         return SlowFetcher(self.root)
 
 
+@pytest.mark.slow
 def test_a_killed_node_loses_its_tasks_only(cluster: Any, tmp_path: Path) -> None:
     made = folder_source(tmp_path / "original", pictures(64))
     source = SlowSource(made.root, made.samples, made.class_names)
@@ -85,6 +86,16 @@ class Recorder:
         self.done.append((samples, data_bytes))
 
 
+def test_the_bytes_are_those_of_a_local_build(cluster: Any, tmp_path: Path) -> None:
+    node = add_node(cluster)
+    source = folder_source(tmp_path / "original", pictures(20))
+    build_shard_set(source, tmp_path / "local", SMALL)
+    build_shard_set(source, tmp_path / "ray", SMALL, 0, run=run_tasks_on_ray)
+    assert folder_bytes(tmp_path / "ray") == folder_bytes(tmp_path / "local")
+    cluster.remove_node(node)
+
+
+@pytest.mark.slow
 def test_a_bad_image_stops_the_build_by_name_and_leaves_nothing_half_written(cluster: Any, tmp_path: Path) -> None:
     node = add_node(cluster)
     files = pictures(40)

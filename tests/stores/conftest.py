@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.stores import s3
-from tests.stores.proxy import Behaviour, proxy
+from tests.helpers import s3
+from tests.helpers.fault_proxy import Behaviour, proxy
 
 
 @dataclass

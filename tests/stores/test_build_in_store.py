@@ -12,7 +12,7 @@ from shards.reader import ShardSet
 from shards.source import SampleRef
 from shards.store_upload import StoreUpload, staging_folder
 from shards.verify import verify_shards
-from tests.shards.making import FolderFetcher, FolderSource, folder_bytes, folder_source, pictures
+from tests.helpers.making import FolderFetcher, FolderSource, folder_bytes, folder_source, pictures
 from tests.stores.conftest import Store
 
 SMALL = BuildOptions(samples_per_shard=8)

@@ -17,9 +17,9 @@ from shards.local_copy import CacheOptions, cache_bytes
 from shards.object_store import Bucket, StoreError
 from shards.reader import CorruptSampleError, ShardSet
 from shards.remote_set import RemoteShardSet
-from tests.pipeline.shard_sets import flip_a_byte, photos, write_shard_set
+from tests.helpers.s3 import upload
+from tests.helpers.shard_sets import flip_a_byte, photos, write_shard_set
 from tests.stores.conftest import Store
-from tests.stores.s3 import upload
 from tests.stores.test_object_store import QUICK
 
 COUNTS = (30, 12, 5)

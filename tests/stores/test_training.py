@@ -7,11 +7,11 @@ import pytest
 
 from shards.local_copy import CacheOptions
 from shards.reader import ShardSet
-from tests.faults.processes import sample_ids, start, wait_for_steps
-from tests.faults.trainings import different, outcome
+from tests.helpers.processes import sample_ids, start, wait_for_steps
+from tests.helpers.runs import arguments, make_data
+from tests.helpers.s3 import upload
+from tests.helpers.trainings import different, outcome
 from tests.stores.conftest import Store
-from tests.stores.s3 import upload
-from tests.train.runs import arguments, make_data
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +51,7 @@ def test_a_killed_and_resumed_run_from_a_bucket_equals_one_from_disk(
     assert steps == {(epoch, step): ids for epoch, step, ids in sample_ids(from_disk / "ids")}
 
 
+@pytest.mark.slow
 def test_a_store_that_fails_ends_the_run_with_its_name_and_the_same_command_continues(
     from_disk: Path, store: Store, tmp_path: Path
 ) -> None:

@@ -13,21 +13,21 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from train.methods.ncl import NCL, NCLOptions
 
 from pipeline.loader import evaluation_batches
 from pipeline.views.presets import PRESETS
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
-from tests.pipeline.shard_sets import photo, small_images
-from tests.train.runs import COUNTS, make_data, options
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context
+from tests.helpers.runs import COUNTS, make_data, options
+from tests.helpers.shard_sets import photo, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context
 from tools import evaluate, predict
 from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
 from train.inputs.input_builder import InputBuilder
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
-from train.methods.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
 from train.models.ncl import ContrastiveExperts, build_experts
 

@@ -1,11 +1,12 @@
 """Options: typed, checked before anything is loaded, and every recipe of the repository parses."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
-from tests.train.runs import ROOT, arguments
+from tests.helpers.runs import ROOT, arguments
 from train.options import parse
 
 DATA = Path("somewhere")
@@ -14,7 +15,7 @@ DATA = Path("somewhere")
 def test_command_line_wins_over_the_recipe(tmp_path: Path) -> None:
     recipe = tmp_path / "mine.yaml"
     recipe.write_text(
-        yaml.safe_dump({"method": {"name": "cmo", "loss": "bs"}, "epochs": 7, "data": {"recipe": "cifar"}})
+        yaml.safe_dump({"method": {"name": "cmo", "loss": "bs"}, "epochs": 7, "data": {"preset": "cifar"}})
     )
     options = parse(
         [
@@ -65,8 +66,10 @@ def test_mistakes_end_the_program_with_a_message(
 
 
 def test_an_unknown_method_is_named_with_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit, match=r"no method 'cmoo'; expected one of .*cmo.*vanilla"):
+    with pytest.raises(SystemExit) as ended:
         parse(["--method.name", "cmoo"])
+    assert ended.value.code == 2
+    assert re.search(r"method.name 'cmoo' is unknown; expected one of .*cmo.*vanilla", capsys.readouterr().err)
 
 
 def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.train.steps import context
+from tests.helpers.steps import context
 from train.checkpoints.files import load_weights
 from train.checkpoints.trained import load_trained
 from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions

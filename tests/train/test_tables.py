@@ -15,14 +15,14 @@ from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
 from pipeline.views.view import OneOf, ResizeCenterCrop, View
 from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
-from tests.pipeline.shard_sets import UnreadableSet, small_images
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU
+from tests.helpers.shard_sets import UnreadableSet, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
 from tools.sweep import first_stage
 from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
-from train.methods import method_class
+from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.options import Options, parse
 from train.schedules import Schedule
@@ -141,7 +141,7 @@ def make_method(options: Options, counts: np.ndarray) -> Method:
     schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
     input_builder = InputBuilder.create(recipe.normalization, CPU)
     context = MethodContext(counts, recipe.train, recipe.evaluation, schedule, input_builder, CPU, recipe.second)
-    return method_class(options.method_name)(options.method, context)
+    return find_method(options.method_name, vars(options.method)).make(options.method, context)
 
 
 def test_every_published_row_can_be_run_or_is_said_to_be_missing() -> None:
@@ -335,7 +335,7 @@ def variant(row: Row) -> str:
     options = method_options(row)
     parts = [f"{name}-{options[name]}" for name in NETWORK_OPTIONS if name in options]
     parts += ["ldam"] if options.get("loss") == "ldam" else []  # a cosine classifier
-    parts += ["mixing"] if options.get("mixup_prob") else []
+    parts += [options["mixing"]] if "mixing" in options else []
     return "-".join((options["name"], *parts, backbone(row)))
 
 
@@ -374,7 +374,8 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
 
 def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
     """Take them, on steps that mix where the method mixes, and see that what learns has moved, and nothing else."""
-    method = method_options(row)["name"]
+    chosen = method_options(row)
+    method = chosen["name"]
     changes = width | {
         "model.pretrained": False,
         "data.train": data / "train",
@@ -382,7 +383,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         "data.executor": "reference",
     }
     changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
-    known = {field.name for field in fields(method_class(method).Options)}
+    known = {field.name for field in fields(find_method(method, chosen).Options)}
     always = {"plain_first": 0, "plain_last": 0}
     changes |= {f"method.{name}": value for name, value in always.items() if name in known}
     if getattr(options_of(tuple(row.arguments())).method, "mixup_prob", 0):

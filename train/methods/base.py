@@ -1,5 +1,7 @@
 """What a training method is: the streams it reads, its model, its loss, and the state it keeps.
 
+Most methods are put together from three parts (parts.py, composed.py); some are whole (glmc.py, metasaug.py).
+
 A method never draws a random number and, unless an equation asks for sums over the batch (MetaSAug), never talks to
 other ranks: the plan holds every decision. What a loss has to know of it, `values` computes on the host; `loss` sees
 tensors only, so that a whole step can be captured once and replayed with the next step's values (step_graphs.py). It
@@ -48,7 +50,12 @@ class MethodContext:
 
 
 StepInputs = dict[str, np.ndarray]
-"""By name: what a loss has to know of a step, beside its images and labels."""
+"""By name: what a loss has to know of a step besides its images and labels."""
+
+
+def key(stream: str, name: str) -> str:
+    """The name of an input that belongs to one stream, the same where it is made and where it is read."""
+    return f"{stream}_{name}"
 
 
 @dataclass(frozen=True)
@@ -80,7 +87,7 @@ class MicroStep:
 
     Args:
         batches: the images, by stream; a stream that this step does not need is absent.
-        values: what `Method.values` said of it; floating point is float32.
+        values: what `Method.values` returned for it; floating point is float32.
         global_batch_size: samples of the step, all ranks and micro-batches.
     """
 
@@ -101,12 +108,12 @@ class Method(ABC):
     """A training method. Subclasses set `Options`, a frozen dataclass that recipe and command line fill."""
 
     Options: ClassVar[type]
-    drop_last: ClassVar[bool] = False
-    accumulates: ClassVar[bool] = True  # False: a step's micro-batches cannot be run one after the other
+    drop_last: bool = False
+    accumulates: bool = True  # False: a step's micro-batches cannot be run one after the other
     # Why a step of the method cannot be captured once and replayed, or None: then the kind of step is decided by
     # which batches and values there are, and neither `loss` nor `before_optimizer` keeps anything on the host.
-    not_captured_because: ClassVar[str | None] = None
-    # Options of other methods that one may expect here, and why they do not exist; told to who gives them.
+    not_captured_because: str | None = None
+    # Options of other methods that one may expect here, and why they do not exist; shown to users who pass them.
     without: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, context: MethodContext):

@@ -21,7 +21,7 @@ from shards.format import (
 )
 from shards.reader import ShardSet
 from shards.writer import ShardWriter
-from tests.pipeline import pictures
+from tests.helpers import pictures
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:

@@ -1,4 +1,4 @@
-"""RIDE, routing diverse experts (Wang et al., ICLR 2021), without its routing stage; plain or under CMO.
+"""RIDE, routing diverse experts (Wang et al., ICLR 2021), without its routing stage.
 
 Every expert has the LDAM-DRW loss of its own logits z_i, and is pushed away from the mean of all:
 
@@ -8,14 +8,14 @@ with delta < 0 and p̄ detached. From `reweight_from_epoch` on, w are the effect
 then 1, is smaller for small classes. With delta = 0 the official code trains the mean of the logits; here experts stay
 single.
 
-Under CMO (`mixup_prob` above 0) the loss is lam · L(·, background) + (1 − lam) · L(·, foreground). The diversity term
-has no label, so it counts once. The paper of CMO gives no more than "RIDE (3 experts) + CMO"; whether those numbers
-used distillation from a larger ensemble, as RIDE's own for ResNet-50 did, is unknown. Distillation and routing, which
-saves computation and no error, are not here.
+Where two images are mixed the loss is lam · L(·, background) + (1 − lam) · L(·, foreground). The diversity term has no
+label, so it counts once. The paper of CMO gives no more than "RIDE (3 experts) + CMO"; whether those numbers used
+distillation from a larger ensemble, as RIDE's own for ResNet-50 did, is unknown. Distillation and routing, which saves
+computation and no error, are not here. How "RIDE + Remix" of that paper was put together is not published either.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ from torch import Tensor, nn
 
 from train.losses.criterion import Criterion
 from train.losses.functions import at_least_float32
-from train.methods.base import MicroPlan, MicroStep, StepInputs
-from train.methods.cmo import CMO, PastingOptions
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
+from train.methods.parts import Objective
+from train.methods.weighted_terms import WeightedTerms
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
 
@@ -47,7 +48,7 @@ def diversity(logits: Tensor, temperatures: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class ExpertOptions:
+class RIDEOptions:
     """The experts and their loss.
 
     Args:
@@ -72,32 +73,44 @@ class ExpertOptions:
             raise ValueError(f"method.temperature is {self.temperature}, expected 0 <= temperature < 1")
 
 
-@dataclass(frozen=True)
-class RIDEOptions(ExpertOptions, PastingOptions):
-    """The experts, their loss, and how CMO pastes under it; the pasting fields are CMO's.
-
-    Args:
-        mixup_prob: probability that a step pastes as in CMO (there 0.5); 0 is plain RIDE.
-    """
-
-    mixup_prob: float = 0.0
-
-
-class RIDE(CMO):
+class RIDE(Objective):
     """Several experts on one trunk; the mean of their logits is the prediction."""
 
     Options: ClassVar[type] = RIDEOptions
 
-    def make_criterion(self) -> Criterion:
-        context = self.context
-        counts, strength = context.samples_per_class, self.options.temperature
-        self.late_temperatures = class_temperatures(counts, strength)
-        switch = context.schedule.rescaled(self.options.reweight_from_epoch)
-        return Criterion("ldam", "drw", counts, switch, context.device)
+    def __init__(self, options: RIDEOptions, context: MethodContext):
+        super().__init__(options, context)
+        counts = context.samples_per_class
+        self.late_temperatures = class_temperatures(counts, options.temperature)
+        switch = context.schedule.rescaled(options.reweight_from_epoch)
+        self.criterion = Criterion("ldam", "drw", counts, switch, context.device)
+        self.terms = WeightedTerms(self.criterion)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         o = self.options
         return build_ride(options, len(self.context.samples_per_class), o.experts, o.reduced, seed)
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        return tuple(f"backbone.linears.{expert}" for expert in range(self.options.experts))
+
+    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
+        late = plan.step.epoch >= self.criterion.drw_epoch
+        return {
+            **self.terms.inputs(plan, stream, share),
+            key(stream, "shares"): np.broadcast_to(share, len(plan.positions)) / len(plan.global_labels(stream)),
+            "temperatures": self.late_temperatures if late else np.ones_like(self.late_temperatures),
+        }
+
+    def term(self, step: MicroStep, stream: str, output: Tensor) -> Tensor:
+        """output: scaled logits (experts, rows, classes)."""
+        batch = step.batches[stream]
+        classification = output.new_zeros((), dtype=torch.float32)
+        for expert in output:
+            rows = self.criterion.per_sample(expert / SCALE, batch.labels)
+            classification = classification + self.terms.share(step, stream, rows)
+        weights = step.values[key(stream, "shares")] * batch.weights
+        divergence = diversity(output, step.values["temperatures"])
+        return classification + self.options.diversity * (weights * divergence).sum()
 
     def prediction(self, output: Tensor) -> Tensor:
         return output.mean(dim=0)
@@ -105,19 +118,5 @@ class RIDE(CMO):
     def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
 
-    def term_values(self, plan: MicroPlan, stream: str, share: np.ndarray | float = 1.0) -> StepInputs:
-        late = plan.step.epoch >= self.criterion.drw_epoch
-        return {
-            **super().term_values(plan, stream, share),
-            f"{stream} shares": np.broadcast_to(share, len(plan.positions)) / len(plan.global_labels(stream)),
-            "temperatures": self.late_temperatures if late else np.ones_like(self.late_temperatures),
-        }
-
-    def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
-        """logits: (experts, rows, classes), scaled."""
-        classification = logits.new_zeros((), dtype=torch.float32)
-        for expert in logits:
-            classification = classification + super().term(step, stream, expert / SCALE)
-        weights = step.values[f"{stream} shares"] * step.batches[stream].weights
-        divergence = diversity(logits, step.values["temperatures"])
-        return classification + self.options.diversity * (weights * divergence).sum()
+    def derived_options(self) -> dict[str, Any]:
+        return {"reweight_from_epoch": self.criterion.drw_epoch}

@@ -5,14 +5,12 @@ samples of the other and the smaller one is not too faint, the whole label goes 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
 from pipeline.mix_rule import MixPlan
 from train.methods.base import MicroPlan
-from train.methods.mixup import BlendingOptions, Mixup
-from train.methods.vanilla import VanillaOptions
+from train.methods.mixings.mixup import Mixup, MixupOptions
 
 
 def remix_label_share(
@@ -28,33 +26,33 @@ def remix_label_share(
 
 
 @dataclass(frozen=True)
-class RelabellingOptions(BlendingOptions):
-    """When the smaller class takes the whole label, under whatever loss.
+class RemixOptions(MixupOptions):
+    """When the smaller class takes the whole label.
 
     Args:
-        kappa: how many times larger the other class has to be.
-        tau: the larger class's share of the image has to be below this.
+        beta: lam is drawn from Beta(beta, beta).
+        remix_kappa: how many times larger the other class has to be.
+        remix_tau: the larger class's share of the image has to be below this.
     """
 
-    kappa: float = 3.0
-    tau: float = 0.5
+    remix_kappa: float = 3.0
+    remix_tau: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.kappa < 1 or not 0 <= self.tau <= 1:
-            raise ValueError(f"method: kappa is {self.kappa}, tau {self.tau}; expected kappa >= 1, tau in [0, 1]")
-
-
-@dataclass(frozen=True)
-class RemixOptions(RelabellingOptions, VanillaOptions):
-    """Loss, class weights, mixture and labels; the fields are documented with their parts."""
+        super().__post_init__()
+        if self.remix_kappa < 1 or not 0 <= self.remix_tau <= 1:
+            raise ValueError(
+                f"method: remix_kappa is {self.remix_kappa}, remix_tau {self.remix_tau}; expected remix_kappa >= 1, "
+                "remix_tau in [0, 1]"
+            )
 
 
 class Remix(Mixup):
-    """Mixup with its own label weights."""
+    """Mixup with label weights of its own."""
 
-    Options: ClassVar[type] = RemixOptions
+    Options = RemixOptions
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         counts = self.context.samples_per_class
         first, second = (counts[plan.labels(name)] for name in ("original", "foreground"))
-        return remix_label_share(mix.lam, first, second, self.options.kappa, self.options.tau)
+        return remix_label_share(mix.lam, first, second, self.options.remix_kappa, self.options.remix_tau)

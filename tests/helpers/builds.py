@@ -12,9 +12,9 @@ from typing import Literal
 import psutil
 
 from shards.reader import ShardSet
-from tests.faults.rounds import Round
-from tests.shards.build_in_process import build
-from tests.shards.making import folder_bytes, folder_source, picture
+from tests.helpers.build_in_process import build
+from tests.helpers.making import folder_bytes, folder_source, picture
+from tests.helpers.rounds import Round
 
 _NUM_IMAGES = 240
 _ENDS_WITHIN_SECONDS = 60
@@ -61,7 +61,7 @@ class Builds:
         self, originals: Path, folder: Path, rng: random.Random, shards_before_kill: int
     ) -> tuple[bool, list[str]]:
         """Kill a build some moments after so many shards are done. Whether it came to that, and what went wrong."""
-        command = [sys.executable, "-m", "tests.shards.build_in_process", str(originals), str(folder)]
+        command = [sys.executable, "-m", "tests.helpers.build_in_process", str(originals), str(folder)]
         process = subprocess.Popen(command, cwd=_REPOSITORY, stderr=subprocess.PIPE)
         while process.poll() is None and len(list(folder.glob("*.part.json"))) < shards_before_kill:
             time.sleep(0.002)

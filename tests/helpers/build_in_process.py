@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from shards.build import BuildOptions, build_shard_set
-from tests.shards.making import opened_folder
+from tests.helpers.making import opened_folder
 
 
 def build(root: Path, folder: Path, workers: int) -> None:

@@ -1,7 +1,7 @@
 """Other ways to make a minority sample than pasting it (Park et al., CVPR 2022, table 12).
 
 The streams, the paste coin and its window are CMO's; only what a mixing step trains on differs. The official code has
-none of these variants and the strengths are not published: blur and jitter are those of the "-long" recipes here.
+none of these variants and the strengths are not published: blur and jitter are those of the "-long" presets here.
 """
 
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.views.operations import ColorJitter, GaussianBlur, Operation
 from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep
-from train.methods.cmo import CMO, CMOOptions
+from train.methods.mixings.paste import Paste, PasteOptions
 
 _OPERATIONS: dict[str, Operation] = {
     "blur": GaussianBlur(probability=1.0),
@@ -23,7 +23,7 @@ _OPERATIONS: dict[str, Operation] = {
 
 
 @dataclass(frozen=True)
-class MinorityAugmentOptions(CMOOptions):
+class MinorityOptions(PasteOptions):
     """How a minority sample is made.
 
     Args:
@@ -34,13 +34,12 @@ class MinorityAugmentOptions(CMOOptions):
     operation: Literal["blur", "jitter", "mixup"] = "mixup"
 
 
-class MinorityAugment(CMO):
+class Minority(Paste):
     """CMO's streams without its paste."""
 
-    Options = MinorityAugmentOptions
+    Options = MinorityOptions
 
-    def foreground_view(self) -> View | OneOf:
-        view = self.context.view
+    def foreground_view(self, view: View | OneOf) -> View | OneOf:
         if self.options.operation == "mixup":
             return view
         operation = _OPERATIONS[self.options.operation]
@@ -52,11 +51,10 @@ class MinorityAugment(CMO):
     def mix_rule(self) -> MixRule:
         return replace(super().mix_rule(), kind="mixup")
 
-    def mixed(self, step: MicroStep) -> Tensor:
-        foreground = step.batches["foreground"].images[0]
+    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         if self.options.operation != "mixup":
             return self.context.input_builder.plain(foreground)
-        return self.context.input_builder.mixup(step.batches["original"].images[0], foreground, step.values["lam"])
+        return self.context.input_builder.mixup(background, foreground, step.values["lam"].repeat(copies))
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

@@ -12,9 +12,9 @@ from typing import Any, Self
 
 import torch
 
-from tests.faults.processes import RANKS_END_WITHIN_SECONDS, Training, start
-from tests.faults.rounds import Round
-from tests.train.runs import arguments, make_data, records
+from tests.helpers.processes import RANKS_END_WITHIN_SECONDS, Training, start
+from tests.helpers.rounds import Round
+from tests.helpers.runs import arguments, make_data, records
 from train.checkpoints.files import AVERAGED, load
 
 _POLL_SECONDS = 0.001
@@ -40,7 +40,7 @@ class Trainings:
 
     @classmethod
     def small(cls, name: str, folder: Path, ranks: int, **changes: Any) -> Self:
-        """Of 3 epochs x 4 steps with CMO. changes: options that differ from `tests.train.runs.arguments`."""
+        """Of 3 epochs x 4 steps with CMO. changes: options that differ from `tests.helpers.runs.arguments`."""
         options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", **changes}
         return cls(name, folder, ranks, 12, lambda run_dir: arguments(folder / "data", run_dir, **options), make_data)
 

@@ -11,12 +11,12 @@ comes from the first expert alone, without the prior. Losses are summed over exp
 
 The formulas are those of the released code, NCL++'s too, which is a variant in it.
 
-Under CMO (`mixup_prob` above 0) L is lam · L(·, background) + (1 − lam) · L(·, foreground), each with its own mask.
+Where two images are mixed L is lam · L(·, background) + (1 − lam) · L(·, foreground), each with its own mask.
 """
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, ClassVar, Literal
 
@@ -26,11 +26,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.plan import Stream
+from pipeline.views.view import OneOf, View
 from train.losses.criterion import Criterion
 from train.losses.functions import at_least_float32, cross_entropy
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
-from train.methods.cmo import CMO, PastingOptions
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.parts import Mixing, Objective
+from train.methods.weighted_terms import WeightedTerms
 from train.models.build import ModelOptions, with_synchronised_batch_norm
 from train.models.heads import BiasedCosineClassifier
 from train.models.ncl import ContrastiveExperts, KeyQueue, build_contrastive_experts, build_experts
@@ -117,18 +118,17 @@ def ncl_plus_loss(
 
 
 @dataclass(frozen=True)
-class NCLOptions(PastingOptions):
-    """The experts and their loss, and how CMO pastes under it; the pasting fields are CMO's.
+class NCLOptions:
+    """The experts and their loss.
 
     Args:
-        mixup_prob: probability that a step pastes as in CMO (there 0.5); 0 is plain NCL.
         experts: K; 1 leaves distillation between experts out.
         copies: pictures of each image that a step shows; more than 1 is NCL++, published with 4 and two experts.
         hard_classes: N_h, hard classes with the label's own; by default 0.3 of all, as published on most data sets.
         distillation: factor of the distillation terms.
         head: linear, or cosine (scaled, with a bias) as published at 224 pixels.
         cosine_scale: factor on the cosines.
-        contrastive: add the contrastive branch, whose keys come from the data recipe's second view.
+        contrastive: add the contrastive branch, whose keys come from the second view of the data preset.
         contrast_dim: size of queries and keys.
         queue: keys of earlier images that an expert keeps as negatives.
         temperature: of the contrastive softmax.
@@ -139,7 +139,6 @@ class NCLOptions(PastingOptions):
             the published numbers were made so.
     """
 
-    mixup_prob: float = 0.0
     experts: int = 3
     copies: int = 1
     hard_classes: int | None = None
@@ -159,10 +158,6 @@ class NCLOptions(PastingOptions):
             raise ValueError(f"method: experts is {self.experts}, copies {self.copies}; expected at least 1 of each")
         if self.contrastive and self.copies > 1:
             raise ValueError("method: contrastive pairs one picture of each image with one key; set copies to 1")
-        if self.contrastive and self.mixup_prob:
-            raise ValueError(
-                "method: a pasted image is no view of its key's image; set contrastive to false or mixup_prob to 0"
-            )
         if not self.temperature > 0 or not 0 <= self.momentum <= 1:
             raise ValueError(
                 f"method: temperature is {self.temperature}, momentum {self.momentum}; expected above 0, and 0 to 1"
@@ -177,8 +172,11 @@ class NCLOptions(PastingOptions):
             )
 
 
-class NCL(CMO):
-    """Experts that learn together; the mean of their raw logits is the prediction."""
+class NCL(Objective):
+    """Experts that learn together; the mean of their raw logits is the prediction.
+
+    With the contrastive branch the network's output is (logits, contrastive logits, keys), else logits alone.
+    """
 
     Options = NCLOptions
     drop_last = True
@@ -193,23 +191,28 @@ class NCL(CMO):
         if not 1 <= self.hard_classes <= len(counts):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
         self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
+        self.terms = WeightedTerms(Criterion("bs", "none", counts, 0, context.device))
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
+
+    @property
+    def copies(self) -> int:
+        return self.options.copies
+
+    def views(self) -> tuple[View | OneOf, ...]:
+        if not self.options.contrastive:
+            return super().views()
+        return self.context.view, self.context.second_view or self.context.view
+
+    def refuses(self, mixing: Mixing) -> str | None:
+        if self.options.contrastive and mixing.mixes:
+            return "a mixed image is no view of its key's image; set contrastive to false or do not mix"
+        return None
 
     def check_batch_size(self, batch_size: int) -> None:
         if self.options.contrastive and batch_size > self.options.queue:
             raise ValueError(
                 f"method.queue is {self.options.queue}, smaller than a batch of {batch_size} keys; make it larger"
             )
-
-    def make_criterion(self) -> Criterion:
-        return Criterion("bs", "none", self.context.samples_per_class, 0, self.context.device)
-
-    def streams(self) -> tuple[Stream, ...]:
-        if self.options.contrastive:
-            (original,) = super().streams()
-            view = self.context.view
-            return (replace(original, views=(view, self.context.second_view or view)),)
-        return tuple(replace(stream, views=stream.views * self.options.copies) for stream in super().streams())
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         o, classes = self.options, len(self.context.samples_per_class)
@@ -234,49 +237,49 @@ class NCL(CMO):
             network = build_experts(options, o.experts, make_head, seed)
         return with_synchronised_batch_norm(network, self.context.device)
 
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        folder = "classifier_ce" if self.options.contrastive else "classifier"
+        return tuple(f"{folder}.{expert}" for expert in range(self.options.experts))
+
     def trainable(self, parameter_name: str) -> bool:
         return not parameter_name.startswith(("backbone_MA.", "classifier_MA."))
 
     # ------------------------------------------------------------------ a step
 
-    def values(self, plan: MicroPlan) -> StepInputs:
-        values = super().values(plan)
-        return {**values, "positions": plan.positions} if self.options.contrastive else values
+    def step_inputs(self, plan: MicroPlan) -> StepInputs:
+        return {"positions": plan.positions} if self.options.contrastive else {}
 
-    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
+        return self.terms.inputs(plan, stream, share)
+
+    def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> Any:
         if not self.options.contrastive:
-            output = super().loss(model, step)
-            rows = len(step.batches["original"].labels)
-            return replace(output, logits=output.logits[:rows])  # the first copies
-        images, key_images = (self.context.input_builder.plain(view) for view in step.batches["original"].images)
-        logits, contrast, keys = model(images, key_images)
-        self._remember(step, keys)
-        own_key = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        recognition = torch.stack([cross_entropy(expert, own_key) for expert in contrast]).sum(dim=0)
-        loss = self.term(step, "original", logits) + self._share(step, "original", recognition)
-        return StepOutput(loss, self.prediction(logits))
+            return model(images)
+        output = model(images, self.context.input_builder.plain(step.batches["original"].images[1]))
+        self._remember(step, output[2])
+        return output
 
-    def plain(self, step: MicroStep) -> Tensor:
-        return self.context.input_builder.plain(torch.cat(step.batches["original"].images))
-
-    def mixed(self, step: MicroStep) -> Tensor:
-        background, foreground = (torch.cat(step.batches[name].images) for name in ("original", "foreground"))
-        boxes = step.values["boxes"].repeat(self.options.copies, 1)
-        return self.context.input_builder.paste(background, foreground, boxes)
-
-    def term(self, step: MicroStep, stream: str, logits: Tensor) -> Tensor:
-        """logits: (experts, copies · rows, classes)."""
-        o, labels = self.options, step.batches[stream].labels
-        arguments = (logits, labels, self.log_counts, self.hard_classes, o.distillation)
+    def term(self, step: MicroStep, stream: str, output: Any) -> Tensor:
+        o, logits = self.options, self._logits(output)
+        arguments = (logits, step.batches[stream].labels, self.log_counts, self.hard_classes, o.distillation)
         rows = ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
-        return self._share(step, stream, rows)
+        return self.terms.share(step, stream, rows)
 
-    def _share(self, step: MicroStep, stream: str, rows: Tensor) -> Tensor:
-        """This micro-batch's part of sum_i share_i L_i / B, B the global batch; the criterion has no class weights."""
-        return (step.values[f"{stream} coefficients"] * step.batches[stream].weights * rows).sum()
+    def extra(self, step: MicroStep, output: Any) -> Tensor | None:
+        """How well each query finds its own key among the queue's, as a share like that of a labelled term."""
+        if not self.options.contrastive:
+            return None
+        _, contrast, _ = output
+        own_key = torch.zeros(contrast.shape[1], dtype=torch.int64, device=contrast.device)
+        recognition = torch.stack([cross_entropy(expert, own_key) for expert in contrast]).sum(dim=0)
+        return self.terms.share(step, "original", recognition)
 
-    def prediction(self, output: Tensor) -> Tensor:
-        return output.mean(dim=0)
+    def prediction(self, output: Any) -> Tensor:
+        return self._logits(output).mean(dim=0)
+
+    def _logits(self, output: Any) -> Tensor:
+        """(experts, copies · rows, classes)."""
+        return output[0] if self.options.contrastive else output
 
     def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
         return model(images)
@@ -304,4 +307,4 @@ class NCL(CMO):
         model.follow(self.options.momentum, self.options.ema_head)
 
     def derived_options(self) -> dict[str, Any]:
-        return {**super().derived_options(), "hard_classes": self.hard_classes}
+        return {"hard_classes": self.hard_classes}

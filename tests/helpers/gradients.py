@@ -1,6 +1,6 @@
 """Gradients of a run's first steps, written to a file: started alone and under `accelerate launch` by a test.
 
-    python -m tests.train.gradients PROCESSES OUT DATA_DIR RUN_DIR
+    python -m tests.helpers.gradients PROCESSES OUT DATA_DIR RUN_DIR
 
 Everything is the trainer's own; only the network is put into float64 with batch norm in evaluation mode (its statistics
 depend on the size of a micro-batch), and the optimizer step is replaced by writing the gradients down.
@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.train.runs import options
+from tests.helpers.runs import options
 from train.datasets import open_datasets
 from train.launch import make_accelerator
-from train.methods.vanilla import Vanilla
+from train.methods.objectives.classifier import Classifier
 from train.run import Run
 from train.run_folder import RunFolder
 
@@ -40,8 +40,10 @@ class DoubleInEvaluationMode(nn.Module):
 
 def main() -> None:
     processes, out, data, run_dir = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    build = Vanilla.build_model
-    Vanilla.build_model = lambda *a, **k: DoubleInEvaluationMode(build(*a, **k))  # type: ignore[method-assign]
+    build = Classifier.build_model
+    names = Classifier.head_names
+    Classifier.head_names = lambda self, model: names(self, model.network)  # type: ignore[method-assign]
+    Classifier.build_model = lambda *a, **k: DoubleInEvaluationMode(build(*a, **k))  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     accelerator = None
     for name, (loss, rule) in CRITERIA.items():

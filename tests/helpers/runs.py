@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tests.pipeline.shard_sets import small_images
+from tests.helpers.shard_sets import small_images
 from train.options import Options, parse
 
 ROOT = Path(__file__).parents[2]

@@ -21,9 +21,9 @@ from shards.format import BY_CLASS_FILE, DATASET_FILE, INDEX_FILE
 from shards.reader import ShardSet
 from shards.source import SampleRef
 from shards.verify import verify_shards
-from tests.archives import class_folders, tar_bytes, zip_bytes
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import arguments
+from tests.helpers.archives import class_folders, tar_bytes, zip_bytes
+from tests.helpers.runs import arguments
+from tests.helpers.shard_sets import small_images
 from tools.sources.archives import Container, Tar, Zip
 from tools.sources.cifar import LAYOUTS, read_cifar
 from tools.sources.lists import read_listing

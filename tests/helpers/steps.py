@@ -14,6 +14,7 @@ from pipeline.transfer import values_to_device
 from pipeline.views.presets import CIFAR_STATISTICS, WHOLE_32
 from pipeline.views.view import PaddedCrop, View
 from train.inputs.input_builder import InputBuilder
+from train.methods import find_method
 from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepOutput
 from train.schedules import Schedule, ScheduleOptions
 
@@ -48,6 +49,12 @@ def context(counts: Sequence[int], epochs: int = 200, lr: float = 0.1, **schedul
         InputBuilder.create(CIFAR_STATISTICS, CPU),
         CPU,
     )
+
+
+def make_method(name: str, context: MethodContext, **values: object) -> Method:
+    """A method by name, with some of its options."""
+    spec = find_method(name, values)
+    return spec.make(spec.Options(**values), context)
 
 
 def random_images(batch: int, views: int = 1, size: int = 32, seed: int = 0) -> tuple[torch.Tensor, ...]:
