@@ -177,7 +177,7 @@ class GLMC(Method):
         assert plan.mix is not None, "GLMC has a mix rule"
         weighted = plan.labels("foreground" if plan.mix.paste else "original")
         targets, rebalanced = self.targets(plan.mix, plan.labels("original"), weighted)
-        numbers = {"targets": targets, "rebalanced targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
+        numbers = {"targets": targets, "rebalanced_targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
         return {"lam": plan.mix.lam, "boxes": plan.mix.boxes, **numbers}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
@@ -191,7 +191,7 @@ class GLMC(Method):
             input_builder.paste(original.images[1], weighted.images[1], values["boxes"]),
         )
         labels = torch.stack([original.labels, weighted.labels], dim=1)
-        targets = (values["targets"], values["rebalanced targets"])
+        targets = (values["targets"], values["rebalanced_targets"])
         rows = self.per_sample(values["alpha"], global_heads, local_heads, labels, *targets)
         return StepOutput((rows * original.weights).sum() / step.global_batch_size, global_heads.rebalanced)
 
