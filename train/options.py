@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
+from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
@@ -118,7 +119,7 @@ class RunOptions:
     accumulation: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     compile: bool = False
     cuda_graphs: bool = False
     ema_decay: float | None = None

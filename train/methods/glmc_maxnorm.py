@@ -18,8 +18,8 @@ from shards.class_counts import effective_number_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import is_target
 from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
-from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions
+from train.models.glmc import GLMCNetwork, build_network
 
 
 @dataclass(frozen=True)
