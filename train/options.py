@@ -244,8 +244,16 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
     given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
     chosen: dict[str, str] = {}
     for path in given.pop("recipe"):
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
-        method = content.get("method") if isinstance(content, dict) else None
-        if isinstance(method, dict):
-            chosen |= {name: str(method[name]) for name in given if name in method}
+        method = _method_section(Path(path))
+        chosen |= {name: str(method[name]) for name in given if name in method}
     return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def _method_section(recipe: Path) -> dict[str, Any]:
+    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    method = content.get("method") if isinstance(content, dict) else None
+    return method if isinstance(method, dict) else {}

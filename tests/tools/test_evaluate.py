@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from train.methods.ncl import NCL, NCLOptions
+from train.methods.objectives.ncl import NCL, NCLOptions
 
 from pipeline.loader import evaluation_batches
 from pipeline.views.presets import PRESETS
