@@ -101,6 +101,7 @@ def _decode_all(dataset: ShardSet, threads: int) -> _Decoded:
         except DECODE_ERRORS as error:
             faults[sample] = f"sample {sample} ({dataset.source_of(sample)}) cannot be decoded: {error}"
 
+    dataset.will_read_all()
     tenth = max(len(dataset) // 10, 10_000)
     with ThreadPoolExecutor(threads) as pool:
         for done, _ in enumerate(pool.map(decode, range(len(dataset))), start=1):
