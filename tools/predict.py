@@ -53,7 +53,7 @@ def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
         raise ValueError(f"{path}: not an image that can be decoded: {error}") from error
 
 
-def _draws_nothing(purpose: str) -> np.random.Generator:
+def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
     raise AssertionError(f"an evaluation view draws {purpose!r}")
 
 

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
 from shards.local_copy import CacheOptions, default_cache_folder
+from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
@@ -130,7 +131,7 @@ class RunOptions:
     accumulation: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     compile: bool = False
     cuda_graphs: bool = False
     ema_decay: float | None = None
@@ -200,14 +201,21 @@ def parse(arguments: Sequence[str]) -> Options:
         sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
         run = RunOptions(**values)
         if run.run_dir is None:
-            stem = Path(str(recipes[-1])).stem if recipes else method_name
-            run = replace(run, run_dir=Path("runs") / f"{stem}-seed{run.seed}")
+            run = replace(run, run_dir=Path("runs") / f"{_run_name(recipes, method_name)}-seed{run.seed}")
         return Options(
             **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
         )
     except ValueError as error:
         parser.error(str(error))
         raise AssertionError("parser.error does not return") from error
+
+
+def _run_name(recipes: Sequence[Any], method_name: str) -> str:
+    """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
+    if not recipes:
+        return method_name
+    path = Path(str(recipes[-1]))
+    return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
@@ -248,8 +256,16 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
     given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
     chosen: dict[str, str] = {}
     for path in given.pop("recipe"):
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) if Path(path).is_file() else None
-        method = content.get("method") if isinstance(content, dict) else None
-        if isinstance(method, dict):
-            chosen |= {name: str(method[name]) for name in given if name in method}
+        method = _method_section(Path(path))
+        chosen |= {name: str(method[name]) for name in given if name in method}
     return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def _method_section(recipe: Path) -> dict[str, Any]:
+    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    method = content.get("method") if isinstance(content, dict) else None
+    return method if isinstance(method, dict) else {}

@@ -108,10 +108,10 @@ def _record_sample_ids(path: Path, stop_after: int | None = None) -> None:
         nonlocal steps
         train_step(self, loaded)
         streams: dict[str, list[int]] = {}
-        for batches in loaded.micro_batches:
-            for name, batch in batches.items():
+        for micro in loaded.micro_batches:
+            for name, batch in micro.batches.items():
                 streams.setdefault(name, []).extend(batch.sample_ids[batch.weights.numpy() > 0].tolist())
-        record = [loaded.plan.epoch, loaded.plan.step, self.parts.accelerator.process_index, streams]
+        record = [loaded.whole.epoch, loaded.whole.step, self.parts.accelerator.process_index, streams]
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         steps += 1
