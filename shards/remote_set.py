@@ -49,7 +49,7 @@ class RemoteShardSet(ShardSet):
         self._reads = 0
         self._read_at = np.zeros(len(self), np.int64)  # the number of a sample's last read; 0 before the first
         self._pending: dict[int, Future[None]] = {}
-        self._pending_lock = threading.Lock()
+        self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
 
     def __reduce__(self) -> tuple[type[ShardSet], tuple]:

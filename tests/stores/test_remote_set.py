@@ -6,7 +6,8 @@ import pickle
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -238,6 +239,7 @@ def test_sets_that_nobody_has_open_go_first(store: Store, built: ShardSet, tmp_p
     cache = tmp_path / "cache"
     script = f"""
 import sys
+import threading
 from pathlib import Path
 from shards.local_copy import CacheOptions
 from shards.reader import ShardSet
@@ -266,6 +268,7 @@ def test_a_full_disk_only_costs_requests(remote: RemoteShardSet, built: ShardSet
 def test_several_processes_fetch_a_set_once(remote: RemoteShardSet, built: ShardSet, store: Store) -> None:
     script = f"""
 import sys
+import threading
 from pathlib import Path
 import numpy as np
 from shards.local_copy import CacheOptions
@@ -286,3 +289,20 @@ for epoch in range(3):
     whole = sum(shard.bytes for shard in built.info.shards)
     # both may ask for the same block at the same moment: it is not forbidden, only rare in sets larger than this one
     assert store.line.body_bytes - before < 2.2 * (whole + 3 * index)
+
+
+def test_a_read_that_is_done_at_once_blocks_nobody(remote: RemoteShardSet, built: ShardSet) -> None:
+    class Inline:
+        def submit(self, function, *arguments):
+            future: Future[None] = Future()
+            function(*arguments)
+            future.set_result(None)
+            return future
+
+    remote._pool = Inline()  # type: ignore[assignment]
+    reader = threading.Thread(target=remote.will_read, args=(np.arange(len(built)),), daemon=True)
+    reader.start()
+    reader.join(20)
+    assert not reader.is_alive()
+    assert not remote._pending
+    assert_same_images(remote, built)
