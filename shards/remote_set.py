@@ -46,8 +46,10 @@ class RemoteShardSet(ShardSet):
         self._fetch_index(text)
         self._map_index()
         self.copy = LocalCopy(self.folder, self.info, self.index, self._cache.limit_bytes)
+        # Whether the copy may have to be cut down: else nothing is noted, and the zeros take no memory.
+        self._notes_reads = sum(shard.bytes for shard in self.info.shards) > self.copy.limit_bytes // 2
         self._reads = 0
-        self._read_at = np.zeros(len(self), np.int64)  # the number of a sample's last read; 0 before the first
+        self._read_at = np.zeros(len(self), np.uint32)  # the number of a sample's last read; 0 before the first
         self._pending: dict[int, Future[None]] = {}
         self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
@@ -61,8 +63,9 @@ class RemoteShardSet(ShardSet):
         Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
         object lastingly holds other bytes than the build wrote.
         """
-        self._reads += 1  # two threads may take the same number: it only orders
-        self._read_at[sample] = self._reads
+        if self._notes_reads:
+            self._reads += 1  # two threads may take the same number: it only orders
+            self._read_at[sample] = self._reads
         data = self.copy.read(sample)
         if data is None and (pending := self._pending.get(sample)) is not None:
             pending.result()  # raises what went wrong
@@ -75,7 +78,8 @@ class RemoteShardSet(ShardSet):
 
     def will_read(self, sample_ids: np.ndarray) -> None:
         """Begin to fetch what is not here yet of these samples; returns at once."""
-        self._read_at[sample_ids] = 0  # whatever else is evicted, not these
+        if self._notes_reads:
+            self._read_at[sample_ids] = 0  # whatever else is evicted, not these
         absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
         with self._pending_lock:
             for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
@@ -195,24 +199,35 @@ class RemoteShardSet(ShardSet):
         An epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what was
         read longest ago, or not at all, comes back first. What was read just now is still on its way to the decoder.
         """
-        on_its_way = self._reads - self._read_at < self.samples_ahead
-        return np.where(on_its_way, 0, self._read_at)
+        read_at = self._read_at.astype(np.int64)
+        return np.where(self._reads - read_at < self.samples_ahead, 0, read_at)
 
     # ------------------------------------------------------------------- opening
 
     def _check_listing(self) -> None:
-        """Compare sizes before anything expensive begins, where the store can list."""
+        """Compare sizes before anything expensive begins, where the store can list.
+
+        Nothing vouches for a listing: only one that says the same again counts.
+        """
         if not self.bucket.lists:
             return
+        faults: list[Exception] = []
+        while len(faults) < _SAME_FAULT:
+            fault = self._listed_fault()
+            if fault is None:
+                return
+            faults.append(fault)
+        raise faults[-1]
+
+    def _listed_fault(self) -> Exception | None:
         found = self.bucket.listing()
         for file in (*self.info.shards, *self.info.files):
             where = self.bucket.url_of(file.file)
             if file.file not in found:
-                raise FileNotFoundError(f"{where}: not in the store, but dataset.json lists it; upload it again")
-            if found[file.file].bytes != file.bytes:
-                raise ValueError(
-                    f"{where}: {found[file.file].bytes} bytes in the store, {file.bytes} written; upload it again"
-                )
+                return FileNotFoundError(f"{where}: not in the store, but dataset.json lists it; upload it again")
+            if (size := found[file.file].bytes) != file.bytes:
+                return ValueError(f"{where}: {size} bytes in the store, {file.bytes} written; upload it again")
+        return None
 
     def _fetch_index(self, dataset_json: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
