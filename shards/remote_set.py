@@ -63,14 +63,18 @@ class RemoteShardSet(ShardSet):
         Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
         object lastingly holds other bytes than the build wrote.
         """
+        data = self.copy.read(sample)
+        if data is None and not self.copy.full:
+            self.will_read(np.array([sample]))  # its neighbours too
+            if (pending := self._pending.get(sample)) is not None:
+                pending.result()  # raises what went wrong
+            data = self.copy.read(sample)
+        if data is None:
+            data = self._fetch_one(sample)
         if self._notes_reads:
             self._reads += 1  # two threads may take the same number: it only orders
             self._read_at[sample] = self._reads
-        data = self.copy.read(sample)
-        if data is None and (pending := self._pending.get(sample)) is not None:
-            pending.result()  # raises what went wrong
-            data = self.copy.read(sample)
-        return np.frombuffer(data if data is not None else self._fetch_one(sample), np.uint8)
+        return np.frombuffer(data, np.uint8)
 
     def check_sample(self, sample: int) -> None:
         """Fetch the sample if it is not here, and compare its checksum. Raises as `encoded` does."""
@@ -80,8 +84,8 @@ class RemoteShardSet(ShardSet):
         """Begin to fetch what is not here yet of these samples; returns at once."""
         if self._notes_reads:
             self._read_at[sample_ids] = 0  # whatever else is evicted, not these
-        absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
-        with self._pending_lock:
+        with self._pending_lock:  # what is no longer pending is present, or was damaged
+            absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
             for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
                 future = self._pool.submit(self._fetch, first, stop)
                 samples = range(first, stop)
@@ -139,23 +143,33 @@ class RemoteShardSet(ShardSet):
         return int(self.index["offset"][first]), int(last["offset"]) + int(last["size"])
 
     def _fetch(self, first: int, stop: int) -> None:
-        """Fetch neighbours and keep them. Those with a wrong checksum stay absent: `_fetch_one` deals with them."""
+        """Fetch neighbours and keep them. One that comes wrong again and again stays absent: see `_fetch_one`."""
         start, end = self._extent(first, stop)
         if self._failure is not None:
             raise self._failure  # the run ends: not a minute of patience for each of thousands
         if not threading.main_thread().is_alive():
             return  # the interpreter waits for this thread to end
-        try:
-            data = self.bucket.read(self._shard_of(first), start, end)
-        except StoreError as error:
-            self._failure = error
-            raise
+        for _ in range(_SAME_FAULT):
+            try:
+                data = self.bucket.read(self._shard_of(first), start, end)
+            except StoreError as error:
+                self._failure = error
+                raise
+            good = self._good(first, stop, data)
+            if good.all():
+                self._keep(first, stop, data)
+                return
+            for sample in (first + np.flatnonzero(good)).tolist():  # wrong bytes must not cover right ones
+                at, end_of = self._extent(sample, sample + 1)
+                self._keep(sample, sample + 1, data[at - start : end_of - start])
+
+    def _good(self, first: int, stop: int, data: bytes) -> np.ndarray:
+        """bool (samples,): whose checksums are right in the bytes from the first of these neighbours to the last."""
         records = self.index[first:stop]
-        view = memoryview(data)
-        positions = (records["offset"].astype(np.int64) - start).tolist()
+        positions = (records["offset"] - records["offset"][0]).tolist()
         pieces = zip(positions, records["size"].tolist(), records["crc32"].tolist(), strict=True)
-        good = np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
-        self._keep(first, data, good)
+        view = memoryview(data)
+        return np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
 
     def _fetch_one(self, sample: int) -> bytes:
         """One sample, straight from the store, as often as it takes; also kept."""
@@ -165,7 +179,7 @@ class RemoteShardSet(ShardSet):
         for pause in (*self.bucket.patience.pauses(), 0.0):
             data = self.bucket.read(name, start, end)
             if (found := zlib.crc32(data)) == expected:
-                self._keep(sample, data, np.ones(1, bool))
+                self._keep(sample, sample + 1, data)
                 return data
             faults.append(found)
             if self.bucket.changed(name):
@@ -178,10 +192,8 @@ class RemoteShardSet(ShardSet):
             raise StoreError(f"{where}: the object was replaced while it was in use; restore it, then resume")
         raise StoreError(f"{where}: {len(faults)} answers with wrong checksums, each another; the connection is faulty")
 
-    def _keep(self, first: int, data: bytes, good: np.ndarray) -> None:
-        if not good.any():
-            return
-        self.copy.write(first, data, good)
+    def _keep(self, first: int, stop: int, data: bytes) -> None:
+        self.copy.write(first, stop, data)
         if self.copy.over_limit():
             self.copy.make_room(self._next_use)
 
@@ -246,17 +258,22 @@ class RemoteShardSet(ShardSet):
     def _download(self, file: FileInfo) -> None:
         """A file of the set into the local copy, its sha256 compared."""
         path = self.folder / file.file
-        for _ in range(_SAME_FAULT):
-            with atomic_file(path) as out:
-                for some in range(0, file.bytes, _PIECE * _PIECES):  # not all at once: they are held in memory
-                    starts = range(some, min(some + _PIECE * _PIECES, file.bytes), _PIECE)
-                    for piece in self._pool.map(partial(self._piece, file), starts):
-                        out.write(piece)
+        faults: list[str] = []
+        while len(faults) < self.bucket.patience.attempts and (not faults or faults.count(faults[-1]) < _SAME_FAULT):
+            self._download_once(file)
             if (found := hash_file(path)) == file.sha256:
                 return
             path.unlink()
+            faults.append(found)
         url = self.bucket.url_of(file.file)
-        raise StoreError(f"{url}: sha256 {found} found, {file.sha256} written; upload the set again")
+        raise StoreError(f"{url}: sha256 {faults[-1]} found, {file.sha256} written; upload the set again")
+
+    def _download_once(self, file: FileInfo) -> None:
+        with atomic_file(self.folder / file.file) as out:
+            for some in range(0, file.bytes, _PIECE * _PIECES):  # not all at once: they are held in memory
+                starts = range(some, min(some + _PIECE * _PIECES, file.bytes), _PIECE)
+                for piece in self._pool.map(partial(self._piece, file), starts):
+                    out.write(piece)
 
     def _piece(self, file: FileInfo, start: int) -> bytes:
         return self.bucket.read(file.file, start, min(start + _PIECE, file.bytes))
