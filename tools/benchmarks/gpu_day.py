@@ -125,9 +125,7 @@ def run_piece(piece: Piece, settings: Settings) -> dict[str, Any]:
             print(f"$ {' '.join(command)}", file=log, flush=True)
             left = piece.seconds - (time.monotonic() - started)
             try:
-                status = subprocess.run(
-                    command, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, left)
-                ).returncode
+                ended = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=max(1.0, left))
             except subprocess.TimeoutExpired:
                 outcome = f"stopped after {piece.seconds} s"
                 break
