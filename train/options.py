@@ -124,6 +124,8 @@ class RunOptions:
         log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
         max_steps: end the run after this many steps, to try something out.
         trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …
+        meet_within_seconds: how long processes wait for each other at the start. Later a process waits ten minutes for
+            an answer; one that dies closes its connections, which the others notice at once on the CPU.
     """
 
     epochs: int = 200
@@ -145,6 +147,7 @@ class RunOptions:
     log_every_steps: int = 50
     max_steps: int | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
+    meet_within_seconds: float = 45.0
 
     def __post_init__(self) -> None:
         _at_least(
@@ -156,6 +159,7 @@ class RunOptions:
             evaluate_every=self.evaluate_every,
             log_every_steps=self.log_every_steps,
             max_steps=self.max_steps,
+            meet_within_seconds=self.meet_within_seconds,
         )
         _at_least(2, batch_size=self.batch_size)  # batch normalisation needs two samples
         _at_least(0, seed=self.seed)
