@@ -16,8 +16,8 @@ from tests.helpers.runs import ROOT, arguments, last_weights, same_weights, star
 from train.run import FINISHED, PREEMPTED
 
 SCRIPT = ROOT / "scripts" / "train.slurm"
-# As `man srun` and `man scontrol` say: a process per task with its numbers, the highest exit code of all of them; a line
-# per host.
+# After their manuals: one process per task with its numbers and the highest of their exit codes; one line per
+# host.
 SRUN = """#!/bin/bash
 for ((task = 0; task < SLURM_NTASKS; task++)); do
     SLURM_PROCID=$task SLURM_LOCALID=$task "$@" & tasks[task]=$!
@@ -54,7 +54,7 @@ def test_a_job_is_pre_empted_requeued_and_finished(data: Path, tmp_path: Path) -
     job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]"}
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2", "OMP_NUM_THREADS": "1", "PYTHON": sys.executable}
     environment = {**os.environ, **job, **tasks, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
-    command = ["bash", str(SCRIPT), *arguments(data, tmp_path / "run", epochs=60, resume="auto")]
+    command = ["bash", str(SCRIPT), *arguments(data, tmp_path / "run", epochs=12, resume="auto")]
     first = subprocess.Popen(command, cwd=ROOT, env=environment)
     wait_for_steps(tmp_path / "run", 2, seconds=300)
     for child in psutil.Process(first.pid).children(recursive=True):
@@ -64,6 +64,6 @@ def test_a_job_is_pre_empted_requeued_and_finished(data: Path, tmp_path: Path) -
     assert (tmp_path / "bin" / "calls").read_text() == f"requeue {os.getpid()}\n"
     assert subprocess.run(command, cwd=ROOT, env=environment, timeout=300, check=False).returncode == FINISHED
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "finished"
-    straight = start(arguments(data, tmp_path / "straight", epochs=60), 2)
+    straight = start(arguments(data, tmp_path / "straight", epochs=12), 2)
     assert straight.wait(timeout=300) == 0
     assert same_weights(last_weights(tmp_path / "run"), last_weights(tmp_path / "straight"))
