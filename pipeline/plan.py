@@ -167,8 +167,8 @@ class Plan:
         sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
 
         def labels(name: str) -> npt.NDArray[np.int64]:
-            records = self._records(name, self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name]))))
-            return records["label"].astype(np.int64)
+            ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
+            return self._index(name)["label"][ids].astype(np.int64)
 
         return GlobalBatch(epoch, step, sizes, cache(labels))
 
@@ -196,7 +196,7 @@ class Plan:
         rows, weights = part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
         draws = RowDraws(self.seed, epoch, step, rows)
         ids = self._ids(stream_name, draws)
-        records = self._records(stream_name, ids)
+        records = self._index(stream_name)[ids]
         views = tuple(
             plan_view(
                 view,
@@ -262,8 +262,8 @@ class Plan:
         start = self._slots(draws.epoch, draws.step).start
         return self._samplers[stream_name].ids(draws, f"{stream_name}/samples", start)
 
-    def _records(self, stream_name: str, ids: npt.NDArray[np.int64]) -> np.ndarray:
-        return self.datasets[self.streams[stream_name].dataset].index[ids]
+    def _index(self, stream_name: str) -> np.ndarray:
+        return self.datasets[self.streams[stream_name].dataset].index
 
     def _slots(self, epoch: int, step: int, stream_name: str | None = None) -> range:
         """Places in the epoch that the step shows, by default those of the first stream."""

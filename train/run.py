@@ -52,9 +52,10 @@ def train(options: Options) -> int:
     check_device(options.run.device)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
-    datasets = open_datasets(options.data)
+    # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
+        datasets = open_datasets(options.data)
         with folder.lock() if accelerator.is_main_process else nullcontext():
             return Run(options, folder, datasets, accelerator).execute()
     finally:
