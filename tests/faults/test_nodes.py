@@ -6,14 +6,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipeline.plan import Position
 from tests.helpers.hosts import SUBNET, interface, on_host, two_hosts
 from tests.helpers.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start, wait_for_steps
-from tests.helpers.runs import ROOT, arguments, last_weights, same_weights
+from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights
+from tests.helpers.short_runs import make_run
 from train.run import FINISHED
 
 pytestmark = pytest.mark.slow  # each starts four to eight interpreters that load torch, 5 s of a core each
@@ -59,7 +62,7 @@ def test_two_hosts_train_what_one_host_trains(data: Path, tmp_path: Path) -> Non
 
 def test_a_lost_host_ends_the_other_and_the_run_goes_on_with_one(data: Path, tmp_path: Path) -> None:
     changes = {"checkpoint_every_steps": 1, "resume": "auto", "keep_checkpoints": 3}
-    command = arguments(data, tmp_path / "run", epochs=15, **changes)
+    command = arguments(data, tmp_path / "run", epochs=8, **changes)
     with two_hosts() as hosts:
         logs = [tmp_path / f"log {host}" for host in hosts]
         launched = [launch_on(host, n, command, tmp_path / "ids", logs[n]) for n, host in enumerate(hosts)]
@@ -73,18 +76,19 @@ def test_a_lost_host_ends_the_other_and_the_run_goes_on_with_one(data: Path, tmp
     assert "onnection" in status["error"]
     rest = start(command, tmp_path / "log", ranks=2, ids=tmp_path / "rest")
     assert rest.wait() == [FINISHED] * 2, rest.output()
-    straight = start(arguments(data, tmp_path / "straight", epochs=15), tmp_path / "log", ids=tmp_path / "straight ids")
-    assert straight.wait() == [FINISHED], straight.output()
-    steps = [(epoch, step) for epoch, step, _ in sample_ids(tmp_path / "rest")]
-    first = steps[0]
-    assert (0, 0) < first < (15, 0)
-    expected = [each for each in sample_ids(tmp_path / "straight ids") if each[:2] >= first]
-    assert sample_ids(tmp_path / "rest") == expected
+    taken = sample_ids(tmp_path / "rest")
+    first = Position(*taken[0][:2])
+    assert Position(0, 0) < first < Position(8, 0)
+    plan = make_run(options(data, tmp_path / "planned", epochs=8)).plan
+    assert taken == [
+        (at.epoch, at.step, {name: each.sample_ids.tolist() for name, each in plan.step(*astuple(at)).streams.items()})
+        for at in plan.positions(first, Position(8, 0))
+    ]
 
 
 def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_continues(data: Path, tmp_path: Path) -> None:
     changes = {"checkpoint_every_steps": 1, "resume": "auto"}
-    command = arguments(data, tmp_path / "run", epochs=15, **changes)
+    command = arguments(data, tmp_path / "run", epochs=8, **changes)
     elastic = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "2", "-m", RECORDED, str(tmp_path / "ids")]
     with (tmp_path / "log").open("wb") as output:
         launcher = subprocess.Popen(
@@ -99,8 +103,8 @@ def test_torchrun_restarts_a_run_that_lost_a_rank_and_it_continues(data: Path, t
     os.kill(pid, signal.SIGKILL)
     assert launcher.wait(timeout=300) == 0, (tmp_path / "log").read_text()[-3000:]
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "finished"
-    straight = start(arguments(data, tmp_path / "straight", epochs=15), tmp_path / "log 2", ranks=2)
+    straight = start(arguments(data, tmp_path / "straight", epochs=8), tmp_path / "log 2", ranks=2)
     assert straight.wait() == [FINISHED] * 2, straight.output()
     assert same_weights(last_weights(tmp_path / "run"), last_weights(tmp_path / "straight"))
     taken = [json.loads(line)[:2] for line in (tmp_path / "ids").read_text().splitlines()]
-    assert {tuple(at) for at in taken} == {(epoch, step) for epoch in range(15) for step in range(4)}
+    assert {tuple(at) for at in taken} == {(epoch, step) for epoch in range(8) for step in range(4)}
