@@ -1,4 +1,4 @@
-"""What planning and feeding cost: as a share of loading, by the number of ranks, by the size of the set (to 10^8)."""
+"""What planning and feeding cost: as a share of loading, by the number of ranks, and by the size of the set."""
 
 import itertools
 import mmap
