@@ -24,7 +24,7 @@ FLOORS = {
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules"},
+        {"losses", "inputs", "schedules", "provenance", "resources"},
         {"models"},
         {"methods"},
         {"checkpoints"},

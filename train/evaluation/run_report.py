@@ -2,11 +2,9 @@
 
 import csv
 import resource
-import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,9 +19,8 @@ from train.evaluation import pictures
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
+from train.provenance import commit, hardware, versions
 from train.run_folder import RunFolder, write_json
-
-_VERSIONED = ("torch", "accelerate", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "timm", "pillow")
 
 
 @dataclass(frozen=True)
@@ -130,34 +127,6 @@ def describe_data(dataset: ShardSet) -> dict[str, Any]:
         "imbalance_ratio": round(imbalance_ratio(present), 3),
         "checksum": dataset.checksum,
     }
-
-
-def versions() -> dict[str, str]:
-    """Python and the packages that numbers can depend on."""
-    found = {"python": sys.version.split()[0]}
-    for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> str:
-    """The device that trained, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def commit() -> str | None:
-    """Commit of the code, with "+changes" where files differ from it; None outside of a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
 
 
 def write_per_class(path: Path, train_set: ShardSet, test_set: ShardSet, last: Scores, best: Scores) -> None:
