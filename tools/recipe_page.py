@@ -46,7 +46,7 @@ def tables() -> str:
 def _row(path: Path, published: dict[str, str]) -> tuple[str, ...]:
     name = f"{path.parent.name}/{path.stem}"
     text = path.read_text(encoding="utf-8")
-    what = " ".join(text.partition("python -m train")[0].replace("#", " ").split()).rstrip(".")
+    what = " ".join(text.partition("python -m")[0].replace("#", " ").split()).rstrip(".")
     measured = _measured(name, yaml.safe_load(text).get("epochs"))
     return path.stem, what, published.get(name, "–"), measured, f"`longtail train --recipe {name}`"
 
