@@ -23,9 +23,9 @@ SHORTENED = {
     "tools.build_shards imagenet-lt": "--allow-partial",
     "tools.build_shards inat18": "--allow-partial",
     "--archive cifar-100-python.tar.gz --split test": "--allow-partial",
-    "recipes/imagenet-lt-bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/inat18-bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/cifar100-lt-bs-cmo.yaml": TWO_STEPS,
+    "recipes/imagenet-lt/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "recipes/inat18/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "recipes/cifar100-lt/bs-cmo.yaml": TWO_STEPS,
     "--run_dir runs/mine": f"{TWO_STEPS} --model.name resnet18",
 }
 

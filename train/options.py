@@ -13,6 +13,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
+from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
@@ -118,7 +119,7 @@ class RunOptions:
     accumulation: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     compile: bool = False
     cuda_graphs: bool = False
     ema_decay: float | None = None
@@ -188,14 +189,21 @@ def parse(arguments: Sequence[str]) -> Options:
         sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
         run = RunOptions(**values)
         if run.run_dir is None:
-            stem = Path(str(recipes[-1])).stem if recipes else method_name
-            run = replace(run, run_dir=Path("runs") / f"{stem}-seed{run.seed}")
+            run = replace(run, run_dir=Path("runs") / f"{_run_name(recipes, method_name)}-seed{run.seed}")
         return Options(
             **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
         )
     except ValueError as error:
         parser.error(str(error))
         raise AssertionError("parser.error does not return") from error
+
+
+def _run_name(recipes: Sequence[Any], method_name: str) -> str:
+    """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
+    if not recipes:
+        return method_name
+    path = Path(str(recipes[-1]))
+    return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}

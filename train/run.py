@@ -29,6 +29,7 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
+from train.losses.precision import autocast
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.options import Options
@@ -108,7 +109,8 @@ class Run:
         )
         self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
         evaluated = self.model if self.averaged is None else self.averaged.module
-        self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator)
+        self.autocast = autocast(accelerator.device, options.run.mixed_precision)
+        self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator, self.autocast)
         self.stop_request = StopRequest()
         self.progress = Progress(options.run.epochs, accelerator.is_main_process)
         self.trainer = self._make_trainer()
@@ -159,7 +161,7 @@ class Run:
             folder=self.folder,
             stop_request=self.stop_request,
             progress=self.progress,
-            autocast=self.evaluator.autocast,
+            autocast=self.autocast,
             evaluate=self.evaluator.selection_scores,
             averaged=self.averaged,
             capture=self.capture,

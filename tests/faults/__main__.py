@@ -1,6 +1,6 @@
 """`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected.
 
-For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt-ncl.yaml`.
+For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
 """
 
 import argparse

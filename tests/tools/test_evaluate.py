@@ -27,8 +27,9 @@ from tools import evaluate, predict
 from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
 from train.inputs.input_builder import InputBuilder
-from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
+from train.methods.glmc import GLMC, GLMCOptions
 from train.models.build import ModelOptions, build_model
+from train.models.glmc import GLMCNetwork
 from train.models.ncl import ContrastiveExperts, build_experts
 
 CPU = torch.device("cpu")

@@ -150,7 +150,7 @@ def test_a_recipe_with_an_option_that_a_method_is_without_is_refused_with_the_re
 
 def test_glmc_under_cmo_mixes_the_samples_that_cmo_does_when_cmo_does() -> None:
     rules, streams = [], []
-    for recipe in ("cifar100-lt-ce-cmo", "cifar100-lt-glmc-cmo"):
+    for recipe in ("cifar100-lt/ce-cmo", "cifar100-lt/glmc-cmo"):
         options = parse([f"--recipe={ROOT / 'recipes' / recipe}.yaml"])
         method = find_method(options.method_name, vars(options.method)).make(options.method, context((9, 4, 2)))
         rules.append(method.mix_rule())

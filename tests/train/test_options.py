@@ -80,8 +80,10 @@ def test_a_recipe_with_an_unknown_key_is_refused(tmp_path: Path, capsys: pytest.
     assert "warmup" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("recipe", sorted((ROOT / "recipes").glob("*-*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((ROOT / "recipes").glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}/{path.stem}"
+)
 def test_every_recipe_parses_and_opens_with_its_command(recipe: Path) -> None:
     assert parse(["--recipe", str(recipe)]).run.epochs > 0
     head = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-    assert any(f"--recipe recipes/{recipe.name}" in line for line in head)
+    assert any(f"--recipe recipes/{recipe.parent.name}/{recipe.name}" in line for line in head)

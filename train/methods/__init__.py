@@ -14,10 +14,10 @@ from typing import Any
 from train.methods import mixings, objectives, registry, stages
 from train.methods.base import Method, MethodContext
 from train.methods.composed import Composed, PartTypes, composed_options
-from train.methods.parts import Mixing, Objective, Part, Stage
+from train.methods.parts import Mixing, Objective, Stage
 from train.methods.presets import METHOD_PRESETS
 
-KINDS: Mapping[str, tuple[ModuleType, type[Part]]] = {
+KINDS: Mapping[str, tuple[ModuleType, type[Any]]] = {
     "mixing": (mixings, Mixing),
     "objective": (objectives, Objective),
     "stage": (stages, Stage),

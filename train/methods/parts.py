@@ -3,6 +3,9 @@
 A *mixing* says which streams are read and how their images and label shares are made. An *objective* says what the
 network computes and what one labelled term costs. A *stage* says what is inherited and what is trained. Each is one
 file of `mixings/`, `objectives/` or `stages/`, named like its file; `composed.py` puts three of them together.
+
+Every part has `Options`, a frozen dataclass, and may name in `without` options that one would expect and why they do
+not exist, which is shown to users who pass them.
 """
 
 from abc import ABC, abstractmethod
@@ -23,24 +26,18 @@ Shares = dict[str, np.ndarray | float]
 """By stream: the weight of its labels in the loss, one number or float64 (rows,)."""
 
 
-class Part:
-    """What the three kinds share: options of their own, and what follows from them."""
+class Mixing(ABC):
+    """Which streams are read, when they mix, and what becomes of their images and labels."""
 
     Options: ClassVar[type]
-    # Options that one may expect here, and why they do not exist; shown to users who pass them.
     without: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, context: MethodContext):
-        self.options = options
-        self.context = context
+        self.options, self.context = options, context
 
     def derived_options(self) -> dict[str, Any]:
         """What follows from the options and the length of the run, to be printed and saved with it."""
         return {}
-
-
-class Mixing(Part, ABC):
-    """Which streams are read, when they mix, and what becomes of their images and labels."""
 
     @abstractmethod
     def streams(self, views: tuple[View | OneOf, ...]) -> tuple[Stream, ...]:
@@ -75,7 +72,7 @@ def pictures(step: MicroStep, stream: str, copies: int) -> Tensor:
     return images[0] if copies == 1 else torch.cat(images[:copies])
 
 
-class Objective(Part, ABC):
+class Objective(ABC):
     """The heads of a network, what one labelled term costs, and how its output is read.
 
     Attributes:
@@ -84,9 +81,18 @@ class Objective(Part, ABC):
         not_captured_because: why a step cannot be captured as a CUDA graph, or None.
     """
 
+    Options: ClassVar[type]
+    without: ClassVar[Mapping[str, str]] = {}
     drop_last: ClassVar[bool] = False
     accumulates: ClassVar[bool] = True
     not_captured_because: ClassVar[str | None] = None
+
+    def __init__(self, options: Any, context: MethodContext):
+        self.options, self.context = options, context
+
+    def derived_options(self) -> dict[str, Any]:
+        """What follows from the options and the length of the run, to be printed and saved with it."""
+        return {}
 
     @property
     def copies(self) -> int:
@@ -162,8 +168,18 @@ class Objective(Part, ABC):
         """Take `state_dict` back."""
 
 
-class Stage(Part):
+class Stage:
     """What a run inherits from another, what it trains and how its epochs end; by default nothing, all, and at once."""
+
+    Options: ClassVar[type]
+    without: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(self, options: Any, context: MethodContext):
+        self.options, self.context = options, context
+
+    def derived_options(self) -> dict[str, Any]:
+        """What follows from the options and the length of the run, to be printed and saved with it."""
+        return {}
 
     def check(self, options: ModelOptions) -> None:
         """Refuse, with a ValueError, model options that the stage cannot start from; before a network is built."""
@@ -203,3 +219,6 @@ class Stage(Part):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Take `state_dict` back."""
+
+
+Part = Mixing | Objective | Stage

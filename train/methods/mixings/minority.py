@@ -5,16 +5,18 @@ none of these variants and the strengths are not published: blur and jitter are 
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from torch import Tensor
 
 from pipeline.mix_rule import MixPlan, MixRule
+from pipeline.sampling import Sampling
 from pipeline.views.operations import ColorJitter, GaussianBlur, Operation
 from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep
-from train.methods.mixings.paste import Paste, PasteOptions
+from train.methods.mixings.paste import PasteOptions
+from train.methods.mixings.two_streams import TwoStreams
 
 _OPERATIONS: dict[str, Operation] = {
     "blur": GaussianBlur(probability=1.0),
@@ -34,10 +36,16 @@ class MinorityOptions(PasteOptions):
     operation: Literal["blur", "jitter", "mixup"] = "mixup"
 
 
-class Minority(Paste):
+class Minority(TwoStreams):
     """CMO's streams without its paste."""
 
-    Options = MinorityOptions
+    Options: ClassVar[type] = MinorityOptions
+
+    def background(self) -> Sampling:
+        return self.options.background_sampling(self.context.schedule.epochs)
+
+    def foreground(self) -> Sampling:
+        return self.options.foreground_sampling()
 
     def foreground_view(self, view: View | OneOf) -> View | OneOf:
         if self.options.operation == "mixup":
@@ -49,12 +57,12 @@ class Minority(Paste):
         return replace(view, operations=(*view.operations, operation))
 
     def mix_rule(self) -> MixRule:
-        return replace(super().mix_rule(), kind="mixup")
+        return replace(self.options.mix_rule(), kind="mixup")
 
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         if self.options.operation != "mixup":
             return self.context.input_builder.plain(foreground)
-        return self.context.input_builder.mixup(background, foreground, step.values["lam"].repeat(copies))
+        return self.blended(step, background, foreground, copies)
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

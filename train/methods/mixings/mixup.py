@@ -41,4 +41,4 @@ class Mixup(TwoStreams):
         return self.options.mix_rule()
 
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        return self.context.input_builder.mixup(background, foreground, step.values["lam"].repeat(copies))
+        return self.blended(step, background, foreground, copies)

@@ -49,6 +49,18 @@ class PasteOptions:
         """When steps paste, and which box."""
         return MixRule("cutmix", self.mixup_prob, self.beta, self.plain_first, self.plain_last)
 
+    def background_sampling(self, epochs: int) -> Sampling:
+        """Which samples are pasted on, in a run of this many epochs."""
+        if self.background == "progressive":
+            return ProgressivelyBalanced(epochs)
+        return ClassWeighted(self.weighted_alpha) if self.background == "weighted" else Shuffled()
+
+    def foreground_sampling(self) -> Sampling:
+        """Which samples are pasted."""
+        if self.foreground == "effective":
+            return ClassWeightedEffectiveNumber()
+        return ClassWeighted(self.weighted_alpha) if self.foreground == "weighted" else Shuffled()
+
     def __post_init__(self) -> None:
         if not self.mix_rule().probability:
             raise ValueError(
@@ -63,14 +75,10 @@ class Paste(TwoStreams):
     Options: ClassVar[type] = PasteOptions
 
     def background(self) -> Sampling:
-        if self.options.background == "progressive":
-            return ProgressivelyBalanced(self.context.schedule.epochs)
-        return ClassWeighted(self.options.weighted_alpha) if self.options.background == "weighted" else Shuffled()
+        return self.options.background_sampling(self.context.schedule.epochs)
 
     def foreground(self) -> Sampling:
-        if self.options.foreground == "effective":
-            return ClassWeightedEffectiveNumber()
-        return ClassWeighted(self.options.weighted_alpha) if self.options.foreground == "weighted" else Shuffled()
+        return self.options.foreground_sampling()
 
     def mix_rule(self) -> MixRule:
         return self.options.mix_rule()

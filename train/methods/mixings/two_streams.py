@@ -56,6 +56,10 @@ class TwoStreams(Mixing):
             return super().images(step, copies)
         return self.mixed(step, pictures(step, "original", copies), pictures(step, "foreground", copies), copies)
 
+    def blended(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
+        """lam · background + (1 − lam) · foreground, normalised."""
+        return self.context.input_builder.mixup(background, foreground, step.values["lam"].repeat(copies))
+
     @abstractmethod
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         """The network's input on a step that mixes; images uint8 (copies · rows, height, width, 3)."""
