@@ -24,7 +24,7 @@ FLOORS = {
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules"},
+        {"losses", "inputs", "schedules", "option_forms"},
         {"models"},
         {"methods"},
         {"checkpoints"},
