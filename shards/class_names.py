@@ -56,6 +56,6 @@ def _ids(names: Sequence[str], where: str) -> dict[str, int]:
         other = ids.setdefault(one_form(name), position)
         if other != position:
             raise ValueError(
-                f"{where}: classes {other} and {position} are both named {name!r}, apart from the Unicode form; rename one"
+                f"{where}: classes {other} and {position} are both named {name!r} but for the Unicode form; rename one"
             )
     return ids

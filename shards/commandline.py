@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from shards.files import OutsideError
+
 FAILED = 1
 USAGE = 2  # the command line itself is wrong; nothing was read
 INTERRUPTED = 130  # as a shell reports SIGINT
@@ -72,16 +74,17 @@ def say_error(name: str, message: str) -> None:
     print(f"{name}: error: {message}", file=sys.stderr)
 
 
-def run_command(name: str, body: Callable[[], int], expected: tuple[type[BaseException], ...] = ()) -> int:
+def run_command(name: str, body: Callable[[], int], expected: tuple[type[Exception], ...] = ()) -> int:
     """Exit status of `body`. What a user can cause becomes a sentence and a status instead of a traceback.
 
     Args:
         name: of the command, for messages.
-        expected: errors beside ValueError and OSError whose message says what to do.
+        expected: errors beside ValueError, OSError and OutsideError whose message says what to do.
     """
     for stream in (sys.stdout, sys.stderr):  # a file name need not be text, and a terminal need not know all letters
         with suppress(AttributeError, ValueError):  # the stand-ins of a test or of a notebook
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    told: tuple[type[Exception], ...] = (ValueError, OSError, OutsideError, *expected)
     try:
         status = body()
         sys.stdout.flush()
@@ -95,7 +98,7 @@ def run_command(name: str, body: Callable[[], int], expected: tuple[type[BaseExc
     except UsageError as error:
         say_error(name, str(error))
         return USAGE
-    except (ValueError, OSError, *expected) as error:
+    except told as error:
         say_error(name, described(error))
         return FAILED
 

@@ -8,12 +8,18 @@ import fcntl
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 logger = logging.getLogger(__name__)
+
+
+class OutsideError(RuntimeError):
+    """The machine or the data, not this program, is at fault; the message says what to do."""
+
 
 TEMPORARY_SUFFIX = ".tmp"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `flock`, some network file systems
@@ -25,10 +31,10 @@ _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 def temporary_name(path: Path) -> Path:
     """Where this process writes `path` until it is complete: beside it, so that the rename is atomic.
 
-    The name carries the process id: a worker that outlives its killed parent for a moment must not write into the
-    files of the build that continues.
+    The name is another each time: a worker that outlives its killed parent for a moment, or one on another machine
+    that shares the folder, must not write into the files of the build that continues.
     """
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -63,14 +69,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 def only_user_of(folder: Path, refusal: str) -> Iterator[None]:
     """Keep other processes that ask for the same out of `folder`. The lock ends with this process, however it ends.
 
-    Raises RuntimeError(refusal) when another one has it.
+    Raises OutsideError(refusal) when another one has it.
     """
     descriptor = os.open(folder, os.O_RDONLY)  # not inherited by the processes that this one starts
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(refusal) from error
+            raise OutsideError(refusal) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -10,16 +10,18 @@ import errno
 import hashlib
 import itertools
 import mmap
+import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from shards.class_names import class_ids, one_form
-from shards.files import hash_file
+from shards.files import OutsideError, hash_file
 from shards.format import (
     BY_CLASS_FILE,
     INDEX_DTYPE,
@@ -33,13 +35,17 @@ from shards.format import (
     read_dataset_info,
     shard_file,
 )
+from shards.object_store import is_url
+
+if TYPE_CHECKING:
+    from shards.local_copy import CacheOptions
 
 # Opening hashes index.npy and by_class.npy together up to this size (0.3 s; ~14 million samples). Above, only
 # `tools.verify_shards` does: at 10^8 samples reading 3 GB first would cost more than everything else at the start.
 HASHED_INDEX_BYTES = 512 * 2**20
 
 
-class CorruptSampleError(RuntimeError):
+class CorruptSampleError(OutsideError):
     """The bytes of a sample are not those that the build wrote.
 
     shard: file name of its tar; sample: sample id; source: where the image came from originally.
@@ -59,7 +65,9 @@ class CorruptSampleError(RuntimeError):
 class ShardSet:
     """An opened shard set. Picklable: another process opens the same folder.
 
-    path: its folder.
+    path: where it is, for messages: its folder, or a URL.
+    folder: the local files: the same folder, or the local copy of what lies in a store.
+    samples_ahead: of how many samples `will_read` is best told before they are read.
     info: dataset.json.
     index: INDEX_DTYPE (N,), mapped read-only.
     class_starts: int64 (C + 1,); sample_ids_by_class: uint32 (N,), mapped. The samples of class c are
@@ -67,32 +75,46 @@ class ShardSet:
     checksum: hex, equal for sets whose training data are equal.
     """
 
+    _given_classes: tuple[str, ...] | None = None  # of `with_classes`
+    samples_ahead = 0  # the kernel's own advice works on a few batches, however small
+
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.info: DatasetInfo = read_dataset_info(self.path)
-        self.checksum = content_checksum(self.info)
-        _check_sizes(self.path, self.info)
+        self.path: Path | str = Path(path)
+        self.folder = Path(path)
+        self.info: DatasetInfo = read_dataset_info(self.folder)
+        _check_sizes(self.folder, (*self.info.shards, *self.info.files))
         if sum(file.bytes for file in self.info.files[:2]) <= HASHED_INDEX_BYTES:
             for file in self.info.files[:2]:
-                check_hash(self.path, file)
-        self.index = map_index(self.path, self.info)
-        by_class, num_classes = map_by_class(self.path, self.info), len(self.info.class_names)
+                check_hash(self.folder, file)
+        self._map_index()
+        self._tars = [_map_tar(self.folder / shard.file) for shard in self.info.shards]
+
+    @classmethod
+    def open(cls, path: Path | str, cache: CacheOptions | None = None) -> ShardSet:
+        """Open the set in folder `path`, or at a URL such as s3://bucket/imagenet-lt/train.
+
+        cache: where the local copy of a set in a store is kept, and how large it may become; not used for a folder.
+
+        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
+        those of the build; for a URL also StoreError. Contents are not read: `check_sample` and `tools.verify_shards`
+        compare checksums.
+        """
+        if not is_url(path):
+            return ShardSet(path)
+        from shards.remote_set import RemoteShardSet  # it builds on this module
+
+        return RemoteShardSet(str(path), cache)
+
+    def _map_index(self) -> None:
+        """Map the arrays of `folder`, whose sizes are known to be right, and compare them with `info`."""
+        self.checksum = content_checksum(self.info)
+        self.index = map_index(self.folder, self.info)
+        by_class, num_classes = map_by_class(self.folder, self.info), len(self.info.class_names)
         self.class_starts = by_class[: num_classes + 1].astype(np.int64)
         self.sample_ids_by_class = by_class[num_classes + 1 :]
         self.samples_per_class = np.array(self.info.samples_per_class, np.int64)
         if self.class_starts[0] != 0 or not np.array_equal(np.diff(self.class_starts), self.samples_per_class):
             raise ValueError(f"{self.path}: {BY_CLASS_FILE} and dataset.json disagree on the class sizes; {_REBUILD}")
-        self._tars = [_map_tar(self.path / shard.file) for shard in self.info.shards]
-        self._given_classes: tuple[str, ...] | None = None
-
-    @classmethod
-    def open(cls, path: Path | str) -> ShardSet:
-        """Open the set in folder `path`.
-
-        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
-        those of the build. Contents are not read: `check_sample` and `tools.verify_shards` compare checksums.
-        """
-        return cls(path)
 
     def with_classes(self, names: Sequence[str], whose: str) -> ShardSet:
         """This set under the class ids of `names`: labels, counts and names are those of `whose` set or network.
@@ -136,7 +158,11 @@ class ShardSet:
         return hashlib.sha256(repr(present).encode("utf-8", "surrogatepass")).hexdigest()
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
-        return _reopened, (self.path, self._given_classes)
+        return _reopened, (*self._opening(), self._given_classes)
+
+    def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
+        """What another process opens this set with."""
+        return ShardSet, (self.path,)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -171,25 +197,43 @@ class ShardSet:
         if found != expected:
             raise self._corrupt(sample, f"crc32 {found:08x} found, {expected:08x} written")
 
+    def will_read(self, sample_ids: np.ndarray) -> None:
+        """These samples are read soon: the kernel fetches their bytes together, in its own order.
+
+        sample_ids: int64 (n,).
+        """
+        records = self.index[sample_ids]
+        for shard in np.unique(records["shard"]):
+            # Opened each time: a descriptor kept for every shard and stream would exceed the usual limit of 1024.
+            descriptor = os.open(self.folder / self.info.shards[shard].file, os.O_RDONLY)
+            try:
+                for record in records[records["shard"] == shard]:
+                    os.posix_fadvise(descriptor, int(record["offset"]), int(record["size"]), os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+    def will_read_all(self) -> None:
+        """All samples are read soon, in the order of the ids; the kernel notices that by itself."""
+
     def source_of(self, sample: int) -> str:
         """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""
-        return source_line(self.path, sample)
+        return source_line(self.folder, sample)
 
     def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
-        shard = str(self.path / shard_file(int(self.index["shard"][sample])))
+        shard = f"{self.path}/{shard_file(int(self.index['shard'][sample]))}"
         return CorruptSampleError(shard, int(sample), self.source_of(sample), fault)
 
 
-def _reopened(path: Path, names: tuple[str, ...] | None) -> ShardSet:
-    opened = ShardSet(path)
+def _reopened(kind: type[ShardSet], where: tuple[object, ...], names: tuple[str, ...] | None) -> ShardSet:
+    opened = kind(*where)  # type: ignore[arg-type]
     return opened if names is None else opened.with_classes(names, "the training set")
 
 
 _REBUILD = "the set was changed after it was built: restore the file, or delete the folder and build it again"
 
 
-def _check_sizes(folder: Path, info: DatasetInfo) -> None:
-    for file in (*info.shards, *info.files):
+def _check_sizes(folder: Path, files: Iterable[FileInfo]) -> None:
+    for file in files:
         path = folder / file.file
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found, but dataset.json lists it; {_REBUILD}")
@@ -241,6 +285,6 @@ def _map_tar(path: Path) -> np.ndarray:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        raise RuntimeError(
+        raise OutsideError(
             f"{path}: too many open files; raise the limit (ulimit -n) above the shards in use"
         ) from error

@@ -16,6 +16,7 @@ import torch
 
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
+from shards.object_store import StoreError, is_url, set_location
 from shards.reader import ShardSet
 from tools.markdown import markdown, mean_and_spread
 from train.checkpoints.trained import Trained, load_trained
@@ -28,15 +29,15 @@ SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calib
 TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")
 
 
-def read_train_counts(path: Path) -> np.ndarray:
+def read_train_counts(path: Path | str) -> np.ndarray:
     """Training samples of each class, int64 (classes,): of a shard set, or from JSON.
 
     The JSON is a list of counts, or an object with such a list under "samples_per_class" (as in a dataset.json).
     """
-    if path.is_dir():
+    if is_url(path) or Path(path).is_dir():
         return ShardSet.open(path).samples_per_class
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected the folder of a training shard set, or JSON of counts") from None
     except ValueError as error:
@@ -117,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{path}: {trained.description}, preset {trained.preset.name}", flush=True)
             scores[name] = evaluate(trained, dataset, counts, options)
             write(options.out / name, trained, dataset, counts, scores[name], rule)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, StoreError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1
     text = f"Accuracy in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n{table(scores)}"
@@ -130,8 +131,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="of a run, or as released")
-    add("--data", type=Path, required=True, metavar="DIR", help="shard set to evaluate on")
-    add("--train-counts", type=Path, required=True, metavar="DIR|JSON", help="training shard set, or its class counts")
+    add("--data", type=set_location, required=True, metavar="DIR|URL", help="shard set to evaluate on")
+    counts_help = "training shard set, or its class counts"
+    add("--train-counts", type=set_location, required=True, metavar="DIR|URL|JSON", help=counts_help)
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
     add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 
 from shards.class_names import shown
+from shards.object_store import set_location
 from shards.reader import ShardSet
 from train.options import DataOptions
 
@@ -20,7 +21,8 @@ def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
         ValueError: a set has other classes than the training set, or a class has no training or no meta sample.
     """
     paths = {"train": options.train, "test": options.test, "validation": options.validation, "meta": options.meta}
-    opened = {role: ShardSet.open(path) for role, path in paths.items() if path is not None}
+    cache = options.cache_options()
+    opened = {role: ShardSet.open(set_location(path), cache) for role, path in paths.items() if path is not None}
     train_set = opened["train"]
     datasets = {role: _matched(role, dataset, train_set) for role, dataset in opened.items()}
     for role in {"train", "meta"} & datasets.keys():

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
 from shards.commandline import USAGE, say_error
+from shards.local_copy import CacheOptions, default_cache_folder
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
@@ -32,11 +33,15 @@ class DataOptions:
     """Shard sets and how their images are read.
 
     Args:
-        train: folder of the training shard set (made by `python -m tools.build_shards`).
-        test: folder of the shard set that the final numbers come from; without one they come from the validation set.
-        validation: folder of a shard set to select the best epoch on; without one, the best epoch on the test set is
-            reported too, as the papers do, and labelled so.
-        meta: folder of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
+        train: folder of the training shard set (made by `python -m tools.build_shards`), or its URL in an object
+            store: s3://bucket/imagenet-lt/train, gs://…, az://…, https://…
+        test: folder or URL of the shard set that the final numbers come from; without one they come from the
+            validation set.
+        validation: folder or URL of a shard set to select the best epoch on; without one, the best epoch on the test
+            set is reported too, as the papers do, and labelled so.
+        meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
+        cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
+        cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
         preset: augmentation, evaluation crop and normalisation, by name.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
@@ -45,10 +50,12 @@ class DataOptions:
         bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
     """
 
-    train: Path
-    test: Path | None = None
-    validation: Path | None = None
-    meta: Path | None = None
+    train: str
+    test: str | None = None
+    validation: str | None = None
+    meta: str | None = None
+    cache: Path | None = None
+    cache_gigabytes: float | None = None
     preset: str = "imagenet"
     executor: Literal["auto", "dali", "resident", "reference"] = "auto"
     decode_threads: int | None = None
@@ -66,7 +73,13 @@ class DataOptions:
             )
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
+        _at_least(0.001, cache_gigabytes=self.cache_gigabytes)
         self.group_rule()
+
+    def cache_options(self) -> CacheOptions:
+        """Where copies of sets in object stores go."""
+        limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
+        return CacheOptions(self.cache or default_cache_folder(), limit)
 
     def group_rule(self) -> GroupRule:
         """Which classes are many, medium and few."""
@@ -234,10 +247,11 @@ def _data_and_method(data: Any, method_name: str, method: Mapping[str, Any]) -> 
 def _expand_home(namespace: Any, parser: ArgumentParser) -> None:
     """`~` is the home folder in every path, from the command line and from a recipe."""
     for name, value in list(namespace.items()):
-        is_path = isinstance(value, Path) or (name == "resume" and isinstance(value, str))
-        if is_path and str(value).startswith("~"):
+        is_text_for_path = isinstance(value, str) and (name == "resume" or name.startswith("data."))
+        if (is_text_for_path or isinstance(value, Path)) and str(value).startswith("~"):
             try:
-                namespace[name] = type(value)(Path(value).expanduser())
+                expanded = Path(value).expanduser()
+                namespace[name] = str(expanded) if isinstance(value, str) else expanded
             except RuntimeError as error:  # ~nobody
                 parser.error(f"{name}: {value}: {error}")
 
@@ -274,7 +288,9 @@ class _Parser(ArgumentParser):
 
 
 def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
-    parser = _Parser(prog="python -m train", allow_abbrev=False, description="Train a classifier on a long-tailed shard set.")
+    parser = _Parser(
+        prog="python -m train", allow_abbrev=False, description="Train a classifier on a long-tailed shard set."
+    )
     parser.reasons = without
     parser.add_argument("--recipe", action=ActionConfigFile, help="a YAML file with any of the options below")
     parser.add_argument("--method.name", default="cmo", help=f"one of {', '.join(method_names())}")
@@ -294,10 +310,16 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
     given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
     chosen: dict[str, str] = {}
     for path in given.pop("recipe"):
-        if not Path(path).is_file():
-            raise ValueError(f"--recipe {path}: no such file")
-        content = current_recipe(yaml.safe_load(Path(path).read_text(encoding="utf-8")), _LISTS)
-        method = content.get("method") if isinstance(content, dict) else None
-        if isinstance(method, dict):
-            chosen |= {name: str(method[name]) for name in given if name in method}
+        method = _method_section(Path(path))
+        chosen |= {name: str(method[name]) for name in given if name in method}
     return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def _method_section(recipe: Path) -> dict[str, Any]:
+    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
+    try:
+        content = current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), _LISTS)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    method = content.get("method") if isinstance(content, dict) else None
+    return method if isinstance(method, dict) else {}

@@ -8,7 +8,8 @@ import torch
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.dali import DaliExecutor
 from pipeline.executors.decode_settings import decode_settings
-from pipeline.executors.factory import Executor, make_executor
+from pipeline.executors.executor import Executor
+from pipeline.executors.factory import make_executor
 from pipeline.plan import StreamPlan
 from pipeline.rng import generator
 from pipeline.views.view import plan_view
@@ -24,11 +25,14 @@ def plan_batches(dataset, views, batches, seed=0):
                 view,
                 records["width"],
                 records["height"],
-                lambda purpose, number=number, step=step: generator(seed, f"{number}/{purpose}", 0, step),
+                lambda purpose, shape, number=number, step=step: generator(seed, f"{number}/{purpose}", 0, step).random(
+                    shape
+                ),
             )
             for number, view in enumerate(views)
         )
-        planned.append(StreamPlan(np.array(ids), records["label"].astype(np.int64), drawn))
+        labels, weights = records["label"].astype(np.int64), np.ones(len(ids), np.float32)
+        planned.append(StreamPlan(np.arange(len(ids)), weights, np.array(ids), labels, drawn))
     return planned
 
 
@@ -47,7 +51,7 @@ def execute(name, dataset, views, requests, threads=1):
         running = make_executor(name, dataset, views, cpu, threads, largest, bad_samples)
     results = running.run(iter(requests))
     try:
-        return [[image.numpy().copy() for image in images] for images in results]
+        return [[image.numpy().copy() for image in images] for _, images in results]
     finally:
         running.close()
 

@@ -11,7 +11,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -64,16 +64,25 @@ class Training:
         return self.log.read_text() if self.log.exists() else ""
 
 
-def start(arguments: Sequence[str], log: Path, ranks: int = 1, ids: Path | None = None, **hooks: Any) -> Training:
+def start(
+    arguments: Sequence[str],
+    log: Path,
+    ranks: int = 1,
+    ids: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    **hooks: Any,
+) -> Training:
     """Start a training with this command line on so many ranks.
 
     ids: a file that gets a line a step and rank with the sample ids. hooks: see `_record_sample_ids`.
+    variables: added to the environment, which is otherwise that of the first start.
     """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     started = []
     for rank in range(ranks):
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**shared, **{name: str(value) for name, value in numbers.items()}} if ranks > 1 else {}
+        environment |= variables or {}
         process = _context.Process(target=_train, args=(list(arguments), log, environment, ids, hooks))
         process.start()
         started.append(process)
@@ -99,10 +108,10 @@ def _record_sample_ids(path: Path, stop_after: int | None = None) -> None:
         nonlocal steps
         train_step(self, loaded)
         streams: dict[str, list[int]] = {}
-        for batches in loaded.micro_batches:
-            for name, batch in batches.items():
+        for micro in loaded.micro_batches:
+            for name, batch in micro.batches.items():
                 streams.setdefault(name, []).extend(batch.sample_ids[batch.weights.numpy() > 0].tolist())
-        record = [loaded.plan.epoch, loaded.plan.step, self.parts.accelerator.process_index, streams]
+        record = [loaded.whole.epoch, loaded.whole.step, self.parts.accelerator.process_index, streams]
         with path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         steps += 1

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.loader import Batch
+from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan
-from pipeline.plan import StepPlan, StreamPlan, part_indices
+from pipeline.plan import GlobalBatch, StreamPlan, part_indices
 from pipeline.transfer import values_to_device
 from pipeline.views.presets import CIFAR_STATISTICS, WHOLE_32
 from pipeline.views.view import PaddedCrop, View
@@ -31,7 +31,7 @@ class PlannedStep:
     def of(self, method: Method) -> MicroStep:
         """What the trainer hands to the loss of this method."""
         values = values_to_device(method.values(self.plan), CPU)
-        return MicroStep(self.batches, values, len(self.plan.global_labels("original")))
+        return MicroStep(self.batches, values, self.plan.global_size("original"))
 
 
 def loss_of(method: Method, model: nn.Module, step: PlannedStep) -> StepOutput:
@@ -72,16 +72,15 @@ def micro_step(
     parts: int = 1,
 ) -> PlannedStep:
     """Part ``part`` of ``parts`` of a step whose global batches are given by stream: (images by view, labels)."""
-    plans, batches = {}, {}
+    whole, batches = {}, {}
     for name, (images, labels) in streams.items():
-        array = np.array(labels)
-        indices, weights = part_indices(len(array), part, parts)
-        plans[name] = StreamPlan(np.arange(len(array)), array, ())
-        batches[name] = Batch(
-            tuple(view[indices] for view in images),
-            torch.from_numpy(array[indices]),
-            torch.from_numpy(weights),
-            indices,
-        )
-    positions, _ = part_indices(len(plans["original"]), part, parts)
-    return PlannedStep(MicroPlan(StepPlan(epoch, 0, plans, mix), positions, mix and mix.take(positions)), batches)
+        whole[name] = np.array(labels)
+        rows, weights = part_indices(len(labels), part, parts)
+        own = whole[name][rows]
+        served = StreamPlan(rows, weights, rows, own, ())
+        own_images = tuple(view[rows] for view in images)
+        batches[name] = Batch(own_images, torch.from_numpy(own), torch.from_numpy(weights), served)
+    positions = batches["original"].served.rows
+    step = GlobalBatch(epoch, 0, {name: len(labels) for name, labels in whole.items()}, whole.__getitem__)
+    micro = MicroBatch(batches, mix and mix.take(positions), positions)
+    return PlannedStep(MicroPlan.of(step, micro), batches)

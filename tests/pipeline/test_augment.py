@@ -52,8 +52,8 @@ CASES = [
 ]
 
 
-def draw(purpose: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(purpose.encode()))
+def draw(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(purpose.encode())).random(shape)
 
 
 def photos(count: int = COUNT, width: int = 97, height: int = 80) -> np.ndarray:

@@ -18,8 +18,8 @@ from pipeline.views.view import PaddedCrop, RandomResizedCrop, View, Whole, plan
 from tests.helpers.pictures import photo
 
 
-def draw(purpose: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(purpose.encode()))
+def draw(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(purpose.encode())).random(shape)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from train.methods.ncl import NCL, NCLOptions
 
 from pipeline.loader import evaluation_batches
 from pipeline.views.presets import PRESETS
@@ -28,6 +27,7 @@ from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
 from train.inputs.input_builder import InputBuilder
 from train.methods.glmc import GLMC, GLMCOptions
+from train.methods.objectives.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
 from train.models.glmc import GLMCNetwork
 from train.models.ncl import ContrastiveExperts, build_experts

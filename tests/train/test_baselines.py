@@ -13,7 +13,7 @@ from torch import nn
 
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
 from pipeline.views.operations import Kind
 from tests.helpers.runs import options
@@ -86,11 +86,12 @@ def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_p
     # 4000 pairs over 400 cells, rows fixed: chi-squared with 20 * 19 degrees of freedom.
     statistic = ((pairs - 10) ** 2 / 10).sum()
     assert abs(statistic - 380) < 5 * np.sqrt(2 * 380)
-    with Loader(plan, CPU, stop=(1, 0), executor="reference") as loader:
+    with Loader(plan, CPU, stop=Position(1, 0), executor="reference") as loader:
         for loaded in loader:
-            assert loaded.plan.mix is not None
-            assert loaded.plan.mix.paste
-            assert not np.array_equal(*(loaded.plan.streams[name].sample_ids for name in ("original", "foreground")))
+            [micro] = loaded.micro_batches
+            assert micro.mix is not None
+            assert micro.mix.paste
+            assert not np.array_equal(*(micro.batches[name].sample_ids for name in ("original", "foreground")))
 
 
 def class_shares(method: Method, stream: str) -> np.ndarray:

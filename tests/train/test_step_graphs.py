@@ -90,7 +90,7 @@ def trained(run: Run, steps: int) -> list[Tensor]:
         group |= {"lr": torch.tensor(float(group["lr"])), "fused": True, "foreach": False}
     with run.make_loader() as loader:
         for loaded in islice(loader, steps):
-            run.trainer._set_lr(loaded.plan.epoch)
+            run.trainer._set_lr(loaded.whole.epoch)
             run.trainer.train_step(loaded)
     return [tensor.clone() for tensor in state_of(run)]
 

@@ -17,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.loader import Batch
+from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.plan import StepPlan, Stream
+from pipeline.plan import GlobalBatch, Stream
 from pipeline.views.view import OneOf, View
 from train.inputs.input_builder import InputBuilder
 from train.models.build import ModelOptions
@@ -63,22 +63,35 @@ class MicroPlan:
     """What is planned for one rank's micro-batch of an optimizer step; all of it on the host.
 
     Args:
-        step: the plan of the whole step, all ranks and micro-batches.
+        step: sizes and labels of the whole step, all ranks and micro-batches.
         positions: int64 (rows,), the rows of the global batch that this micro-batch holds.
         mix: how these rows are mixed; None for a method without a mix rule.
+        own_labels: by stream, int64 (rows,), of this micro-batch.
     """
 
-    step: StepPlan
+    step: GlobalBatch
     positions: np.ndarray
     mix: MixPlan | None
+    own_labels: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, step: GlobalBatch, micro: MicroBatch) -> "MicroPlan":
+        """What is planned for a loaded micro-batch."""
+        own_labels = {name: batch.served.labels for name, batch in micro.batches.items()}
+        return cls(step, micro.positions, micro.mix, own_labels)
 
     def global_labels(self, stream: str) -> np.ndarray:
-        """int64 (global batch,), of all ranks and micro-batches: for denominators."""
-        return self.step.streams[stream].labels
+        """int64 (global batch,), of all ranks and micro-batches: for denominators. Drawing them is the dear part of a
+        plan where there are many ranks: ask only where labels weigh, and take `global_size` otherwise."""
+        return self.step.labels(stream)
+
+    def global_size(self, stream: str) -> int:
+        """Samples of all ranks and micro-batches."""
+        return self.step.sizes[stream]
 
     def labels(self, stream: str) -> np.ndarray:
         """int64 (rows,), of this micro-batch."""
-        return self.global_labels(stream)[self.positions]
+        return self.own_labels[stream]
 
 
 @dataclass(frozen=True)
