@@ -41,7 +41,17 @@ _HOMES = {
     "evaluate": "longtail.evaluating",
     "Evaluation": "longtail.evaluating",
 }
-__all__ = ["Classifier", "Evaluation", "FinishedRun", "Options", "ShardSet", "__version__", "build", "evaluate", "train"]
+__all__ = [
+    "Classifier",
+    "Evaluation",
+    "FinishedRun",
+    "Options",
+    "ShardSet",
+    "__version__",
+    "build",
+    "evaluate",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

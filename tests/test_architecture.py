@@ -11,6 +11,7 @@ FOLDERS = {
     "pipeline": {"shards", "pipeline"},
     "train": {"shards", "pipeline", "train"},
     "tools": {"shards", "pipeline", "train", "tools"},
+    "longtail": {"shards", "pipeline", "train", "tools", "longtail"},
 }
 FOREIGN = {"shards": {"torch", "nvidia"}}
 MAX_DEPTH = 2
@@ -24,12 +25,15 @@ FLOORS = {
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules", "provenance", "resources"},
+        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources"},
+        {"early"},
+        {"help_text"},
         {"models"},
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
-        {"loop", "launch", "datasets"},
+        {"launch", "datasets"},
+        {"loop"},
         {"evaluation"},
         {"run"},
     ],

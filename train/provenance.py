@@ -7,7 +7,16 @@ from pathlib import Path
 
 import torch
 
-_VERSIONED = ("longtail", "torch", "accelerate", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "timm", "pillow")
+_VERSIONED = (
+    "longtail",
+    "torch",
+    "accelerate",
+    "numpy",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "timm",
+    "pillow",
+)
 _CODE = Path(__file__).resolve().parents[1]
 
 

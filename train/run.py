@@ -17,14 +17,14 @@ from pipeline.executors.decode_settings import decode_settings
 from pipeline.executors.factory import decode_threads_per_rank
 from pipeline.loader import Loader
 from pipeline.plan import Plan
-from pipeline.views.presets import PRESETS, Preset
+from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.checkpoints.files import load, load_weights
 from train.datasets import open_datasets
 from train.evaluation import run_report
 from train.evaluation.evaluator import Evaluator
 from train.inputs.input_builder import InputBuilder
-from train.launch import check_device, make_accelerator
+from train.launch import bare, check_device, check_launcher, check_trackers, make_accelerator
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
@@ -50,6 +50,8 @@ def train(options: Options) -> int:
         RuntimeError: another process trains in the folder of this run.
     """
     check_device(options.run.device)
+    check_launcher(options.run)
+    check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
     datasets = open_datasets(options.data)
@@ -79,7 +81,7 @@ class Run:
 
     def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
         self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
-        self.preset: Preset = PRESETS[options.data.preset]
+        self.preset: Preset = options.data.make_preset()
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
         self.capture: Capture | None = None
@@ -107,7 +109,7 @@ class Run:
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
         )
-        self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
+        self.averaged = _moving_average(bare(accelerator, self.model), options.run.ema_decay)
         evaluated = self.model if self.averaged is None else self.averaged.module
         self.autocast = autocast(accelerator.device, options.run.mixed_precision)
         self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator, self.autocast)
@@ -175,7 +177,7 @@ class Run:
         sections = ("model", "method", "optimizer", "schedule")
         return {
             "classes": self.datasets["train"].num_classes,
-            "preset": self.options.data.preset,
+            "preset": self.preset.record,
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.views.presets import PRESETS, Preset
+from pipeline.views.own_presets import make_preset
+from pipeline.views.presets import Preset
 from train.checkpoints.files import counting_weights, read
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
@@ -65,7 +66,7 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    chosen = _preset(preset or fit["preset"])
+    chosen = make_preset(preset or fit["preset"])
     method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
     model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
@@ -78,7 +79,7 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     state = state_dict_of(content)
     weights = evaluated_weights(state)
     architecture = recognise(weights)
-    chosen = _preset(preset or usual_preset(state, architecture))
+    chosen = make_preset(preset or usual_preset(state, architecture))
     method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
     with torch.device("meta"):  # no initial weights: all of them are replaced
         model = method.build_model(architecture.model, seed=0)
@@ -97,12 +98,6 @@ def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset,
     context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)
     method = find_method(name, options)
     return method.make(method.Options(**options), context)
-
-
-def _preset(name: str) -> Preset:
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]
 
 
 def _section(fit: dict[str, Any], section: str) -> dict[str, Any]:

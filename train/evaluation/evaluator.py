@@ -7,6 +7,7 @@ from pipeline.loader import evaluation_batches
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.evaluation.scores import Scores, predict, score
+from train.launch import bare
 from train.losses.precision import Autocast
 from train.methods.base import Method
 from train.options import Options
@@ -54,7 +55,7 @@ class Evaluator:
             executor=self.options.data.executor,
             decode_threads=self.options.data.decode_threads,
         )
-        bare_model = self.accelerator.unwrap_model(self.model)
+        bare_model = bare(self.accelerator, self.model)
         predictions = predict(self.method, bare_model, batches, len(dataset), self.autocast)
         training_counts = self.datasets["train"].samples_per_class
         return score(predictions, training_counts, self.options.data.group_rule())

@@ -21,6 +21,7 @@ from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
 from train.checkpoints.files import AVERAGED, check_fit, save
+from train.launch import bare
 from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
@@ -361,7 +362,7 @@ class Trainer:
     @property
     def bare_model(self) -> nn.Module:
         """The network without its distributed wrapper."""
-        return self.parts.accelerator.unwrap_model(self.parts.model)
+        return bare(self.parts.accelerator, self.parts.model)
 
     @property
     def evaluated_model(self) -> nn.Module:
