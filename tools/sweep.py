@@ -17,6 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from tools.launching import environment, train_command
 from tools.markdown import markdown, mean_and_spread
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
 from train.checkpoints.files import CheckpointFolder
@@ -62,15 +63,11 @@ class Sweep:
 
     def command(self, row: Row, seed: int) -> list[str]:
         """The command of a row's run; its first stage has to be finished."""
-        launcher = [sys.executable, "-m", "train"]
-        if self.processes > 1:
-            accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
-            launcher = [*accelerate, "--num_processes", str(self.processes), "-m", "train"]
         options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
         if row.first_stage is not None:
             checkpoints = CheckpointFolder(self.run_dir(first_stage(row), seed) / "checkpoints", keep=1)
             options["model.init_from"] = checkpoints.positions()[-1][1]
-        return [*launcher, *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
+        return [*train_command(self.processes), *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
         """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
@@ -98,7 +95,7 @@ def _wait_for(command: Sequence[str]) -> int:
     handler yet and dies of the signal; a sweep that took this for a failed row would start the next.
     """
     # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
-    process = subprocess.Popen(command, process_group=0)
+    process = subprocess.Popen(command, process_group=0, env=environment())
     asked_to_stop = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:

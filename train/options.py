@@ -16,10 +16,10 @@ from pipeline.views.presets import Preset
 from shards.class_counts import GroupRule
 from shards.commandline import USAGE, say_error
 from shards.local_copy import CacheOptions, default_cache_folder
+from train.early import normalised
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
-from train.early import normalised
 from train.option_forms import current_arguments, current_recipe
 from train.resources import find_recipe
 from train.schedules import ScheduleOptions

@@ -1,4 +1,4 @@
-"""Files that come with this project, in a checkout and in an installed wheel: recipes and the launcher's configuration."""
+"""Files that come with this project, in a checkout and in a wheel: recipes, the launcher's configuration."""
 
 import difflib
 from pathlib import Path
