@@ -40,7 +40,9 @@ def build(images: str | Path | None, out: str | Path, source: str = "imagefolder
     for name in given:
         if name not in known:
             similar = difflib.get_close_matches(name, known, 1)
-            raise ValueError(f"build: {name} is no option of {source}" + f"; did you mean {similar[0]}?" * bool(similar))
+            raise ValueError(
+                f"build: {name} is no option of {source}" + f"; did you mean {similar[0]}?" * bool(similar)
+            )
     # Through the parser: it has the types, choices and defaults of the options.
     words: list[str] = []
     for name, value in given.items():

@@ -68,9 +68,7 @@ class Classifier:
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         return cls(load_trained(Path(run_or_file), torch.device(chosen), preset))
 
-    def predict(
-        self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64
-    ) -> list[Prediction]:
+    def predict(self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64) -> list[Prediction]:
         """The `top` best classes of each picture.
 
         Args:

@@ -10,13 +10,17 @@ import sys
 from collections.abc import Sequence
 
 from longtail.version import VERSION
-from shards.commandline import USAGE, say_error
+from shards.commandline import USAGE, run_command, say_error
 
 # name: module, function, what it does
 COMMANDS = {
     "build": ("tools.build_shards", "main", "build shards from photographs in folders, archives or known data sets"),
     "verify": ("tools.verify_shards", "main", "check every byte of shard sets"),
-    "inspect": ("tools.inspect_shards", "main", "what a shard set holds: counts, sizes, a sheet of samples, duplicates"),
+    "inspect": (
+        "tools.inspect_shards",
+        "main",
+        "what a shard set holds: counts, sizes, a sheet of samples, duplicates",
+    ),
     "train": ("train.__main__", "main", "train a classifier"),
     "evaluate": ("tools.evaluate", "main", "accuracy of checkpoints on a shard set, by class size"),
     "predict": ("tools.predict", "main", "classes of image files"),
@@ -50,21 +54,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name == "train":
         return _train(rest)
     module, function, _ = COMMANDS[name]
-    return getattr(importlib.import_module(module), function)(rest)
+    return run_command(name, lambda: getattr(importlib.import_module(module), function)(rest))
 
 
 def _train(arguments: Sequence[str]) -> int:
-    """`--processes N` starts N of them through Accelerate; all else is `python -m train`."""
+    """`--processes N` becomes Accelerate's launcher with N of them; all else is `python -m train`."""
     from tools.launching import environment, train_command
     from train.__main__ import main as train
 
     processes, rest = _processes(arguments)
     if processes is None:
         return USAGE
-    if processes == 1:
-        return train(rest, "longtail train")
-    command = [*train_command(processes), *rest]
-    os.execve(command[0], command, environment())
+    if processes > 1:
+        command = [*train_command(processes), *rest]
+        os.execve(command[0], command, environment())
+    return train(rest, "longtail train")
 
 
 def _processes(arguments: Sequence[str]) -> tuple[int | None, list[str]]:

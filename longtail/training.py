@@ -42,7 +42,8 @@ def train(options: Options) -> FinishedRun:
         options: of `Options.of`.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit, or the folder holds a run.
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit,
+            or the folder holds a run.
         FloatingPointError: the loss became infinite or NaN; status.json says where.
         KeyboardInterrupt: a stop signal came; the checkpoint is written.
     """

@@ -167,6 +167,14 @@ class ShardSet:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        counts = self.samples_per_class
+        sizes = f", {counts.max():,} … {counts.min():,} per class" if len(counts) else ""
+        return (
+            f"ShardSet({str(self.path)!r}: {self.info.name} {self.info.split}, {len(self):,} images of "
+            f"{self.num_classes:,} classes{sizes})"
+        )
+
     @property
     def num_classes(self) -> int:
         return len(self.info.class_names)

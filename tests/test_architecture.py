@@ -35,6 +35,7 @@ FLOORS = {
         {"launch", "datasets"},
         {"loop"},
         {"evaluation"},
+        {"rehearsal"},
         {"run"},
     ],
 }

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from pipeline.views.presets import PRESETS
+from pipeline.views.view import OneOf
 from shards.commandline import Parser
 from train import early
 from train.option_sources import part_names, whole_methods
@@ -29,7 +30,9 @@ def methods(arguments: Sequence[str] | None = None) -> int:
     for kind, folder in (("mixing", "mixings"), ("objective", "objectives"), ("stage", "stages")):
         print(f"\n--method.{kind}, in place of the method's own:")
         _print_lines({name: _first_line(_METHODS / folder / f"{name}.py") for name in part_names(kind)})
-    print("\nOne of your own: --method.name my_module:MyMethod. `longtail train --help --method.name NAME` has its options.")
+    print(
+        "\nOne of your own: --method.name my_module:MyMethod. `longtail train --help --method.name NAME`: its options."
+    )
     return 0
 
 
@@ -41,17 +44,19 @@ def presets(arguments: Sequence[str] | None = None) -> int:
         views = [preset.train] if preset.second is None else [preset.train, preset.second]
         print(f"  {name}: {preset.train.size} pixels, mean {_numbers(preset.normalization.mean)}")
         for view in views:
-            for branch in getattr(view, "views", (view,)):
+            for branch in view.views if isinstance(view, OneOf) else (view,):
                 steps = [type(branch.geometry).__name__, *(type(o).__name__ for o in branch.operations)]
                 print(f"      {'flip, ' if branch.flip_probability else ''}{', '.join(steps)}")
-    print("\nOthers: --data.image_size, --data.mean, --data.std, or a YAML file that starts from one of these (docs/api.md).")
+    print("\nOthers: --data.image_size, --data.mean, --data.std, or a YAML file that starts from one (docs/api.md).")
     return 0
 
 
 def recipes(arguments: Sequence[str] | None = None) -> int:
     """Print the recipes that come along, with their first line, or the text of one."""
     parser = Parser(prog="longtail recipes", description=recipes.__doc__)
-    parser.add_argument("name", nargs="?", metavar="DATASET/METHOD", help="print this recipe; `> mine.yaml` to change it")
+    parser.add_argument(
+        "name", nargs="?", metavar="DATASET/METHOD", help="print this recipe; `> mine.yaml` to change it"
+    )
     chosen = parser.parse_args(arguments).name
     if chosen is not None:
         if chosen.removesuffix(".yaml") not in recipe_names():

@@ -2,6 +2,7 @@
 
 import argparse
 import csv
+import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
@@ -45,12 +46,17 @@ def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
         ValueError: the file is no image that Pillow can decode.
     """
     try:
-        with Image.open(path) as image:
-            width, height = image.size
-        plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
-        return reference_view(path.read_bytes(), plan, 0)
+        return evaluation_picture_of(path.read_bytes(), trained)
     except OSError as error:
         raise ValueError(f"{path}: not an image that can be decoded: {error}") from error
+
+
+def evaluation_picture_of(encoded: bytes, trained: Trained) -> np.ndarray:
+    """The same of an encoded image, uint8 (height, width, 3). Raises OSError where Pillow cannot decode it."""
+    with Image.open(io.BytesIO(encoded)) as image:
+        width, height = image.size
+    plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
+    return reference_view(encoded, plan, 0)
 
 
 def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:

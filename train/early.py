@@ -46,15 +46,20 @@ class OptionError(ValueError):
 def normalised(arguments: Sequence[str]) -> list[str]:
     """The command line with "_" for "-" in option names, and recipes that come with the project as their files.
 
+    A switch without a value (`--dry-run`) is one that is on.
+
     Raises:
         FileNotFoundError: a recipe is neither a file nor one of those.
     """
     result: list[str] = []
-    for argument in arguments:
+    switches = {f"--{name}" for name, option in {**run_options(), **method_options()}.items() if option.type == "bool"}
+    for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name.startswith("--") and len(name) > 2:
             name = "--" + name[2:].replace("-", "_")
             argument = f"{name}{equals}{_recipe(value) if name == '--recipe' and equals else value}"
+            alone = not equals and "".join(arguments[number + 1 : number + 2])[:2] in ("", "--")
+            argument += "=true" * (alone and name in switches)
         elif result and result[-1] == "--recipe":
             argument = _recipe(argument)
         result.append(argument)

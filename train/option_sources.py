@@ -68,9 +68,10 @@ def _sources() -> _Sources:
 def _options_class(node: ast.ClassDef) -> Iterator[str]:
     """X of a line `Options = X` in the body of a method or part."""
     for line in node.body:
-        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
-        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value and ast.unparse(target) == "Options":
-            yield ast.unparse(line.value)
+        if isinstance(line, ast.Assign | ast.AnnAssign) and line.value:
+            target = line.targets[0] if isinstance(line, ast.Assign) else line.target
+            if ast.unparse(target) == "Options":
+                yield ast.unparse(line.value)
 
 
 def _options(class_name: str, prefix: str) -> dict[str, Option]:
@@ -102,8 +103,8 @@ def run_options() -> Mapping[str, Option]:
         value = getattr(node, "value", None)
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "_SECTIONS" and isinstance(value, ast.Dict):
             for section, name in zip(value.keys, value.values, strict=True):
-                assert isinstance(section, ast.Constant)
-                found |= _options(ast.unparse(name), f"{section.value}.")
+                assert section is not None
+                found |= _options(ast.unparse(name), f"{ast.literal_eval(section)}.")
     return found | _options("RunOptions", "")
 
 

@@ -150,6 +150,7 @@ class RunOptions:
         patience: end the run after this many evaluations without a new best epoch; null runs all epochs.
         log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
         max_steps: end the run after this many steps, to try something out.
+        dry_run: take a few steps, say how long the run would be and what it needs, and leave nothing behind.
         trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …; several after one another.
     """
 
@@ -173,6 +174,7 @@ class RunOptions:
     patience: int | None = None
     log_every_steps: int = 50
     max_steps: int | None = None
+    dry_run: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -19,6 +20,7 @@ from pipeline.loader import Loader
 from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
+from train import rehearsal
 from train.checkpoints.files import load, load_weights
 from train.datasets import open_datasets
 from train.evaluation import run_report
@@ -57,6 +59,8 @@ def train(options: Options) -> int:
     datasets = open_datasets(options.data)
     accelerator = make_accelerator(options.run)
     try:
+        if options.run.dry_run:
+            return _rehearse(options, datasets, accelerator)
         with folder.lock() if accelerator.is_main_process else nullcontext():
             return Run(options, folder, datasets, accelerator).execute()
     finally:
@@ -74,6 +78,20 @@ def _run_dir(options: Options) -> Path:
 def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
     return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+
+
+def _rehearse(options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator) -> int:
+    """Take a few steps and say what the whole run takes; weights and files are thrown away."""
+    with rehearsal.trial(options) as few:
+        run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator)
+        ends, started = [], time.perf_counter()
+        with run.make_loader() as loader:
+            for loaded in loader:
+                run.trainer.train_step(loaded)
+                ends.append(time.perf_counter() - started)
+    if accelerator.is_main_process:
+        print(rehearsal.summary(options, run.plan.steps_per_epoch, run.parameters, ends))
+    return FINISHED
 
 
 class Run:

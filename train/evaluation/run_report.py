@@ -108,12 +108,15 @@ def cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What training took: trained images a second over all ranks, the median of the epochs; and the most memory in GB
     that the first rank needed since it started, on its GPU or, without one, of the whole process."""
     rates = [record["images_per_second"] for record in records if record["kind"] == "epoch"]
+    return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process needed so far, in GB: on its GPU or, without one, of the whole process."""
     if torch.cuda.is_initialized():
-        peak_bytes = torch.cuda.max_memory_allocated()
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_bytes / 1e9, 2)}
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def describe_data(dataset: ShardSet) -> dict[str, Any]:
