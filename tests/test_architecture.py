@@ -29,7 +29,7 @@ FLOORS = {
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
-        {"launch", "datasets"},
+        {"launch", "datasets", "cautions"},
         {"loop"},
         {"evaluation"},
         {"run"},
