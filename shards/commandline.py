@@ -110,6 +110,14 @@ def described(error: BaseException) -> str:
     return str(error) or type(error).__name__
 
 
+def tell(text: str) -> None:
+    """Print for whoever still reads: work that goes on does not depend on it."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        stop_printing()
+
+
 def stop_printing() -> None:
     """Send standard output nowhere: its reader is gone, and Python would complain again at its end."""
     with suppress(OSError, ValueError, AttributeError):

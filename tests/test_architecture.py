@@ -32,7 +32,7 @@ FLOORS = {
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
-        {"launch", "datasets"},
+        {"launch", "datasets", "cautions"},
         {"loop"},
         {"evaluation"},
         {"rehearsal"},

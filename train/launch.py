@@ -1,5 +1,6 @@
 """Devices and processes: what the launcher started, and what this process may use."""
 
+import logging
 import os
 from datetime import timedelta
 
@@ -12,6 +13,8 @@ from torch import nn
 from shards.commandline import UsageError
 from shards.files import OutsideError
 from train.options import RunOptions
+
+logger = logging.getLogger(__name__)
 
 # After this long without an answer from another rank, collective operations fail instead of waiting on.
 RANK_TIMEOUT = timedelta(minutes=10)
@@ -115,6 +118,33 @@ def make_accelerator(options: RunOptions) -> Accelerator:
             "launch with --config_file accelerate_config.yaml"
         )
     return accelerator
+
+
+def start_trackers(accelerator: Accelerator, names: tuple[str, ...]) -> None:
+    """Begin to track.
+
+    Raises:
+        OutsideError: a tracker cannot start, for example because nobody is logged in.
+    """
+    try:
+        accelerator.init_trackers("longtail")
+    except Exception as error:  # any tracker's own kind
+        raise OutsideError(
+            f"trackers: {' '.join(names)} cannot start ({type(error).__name__}: {error}); mend that, or use "
+            "--trackers none"
+        ) from error
+
+
+def end(accelerator: Accelerator) -> None:
+    """Close trackers, free memory and leave the group of processes."""
+    accelerator.free_memory()
+    try:
+        for tracker in accelerator.trackers:
+            tracker.finish()
+    except Exception as error:  # any tracker's own kind
+        logger.warning("a tracker could not be closed: %s: %s", type(error).__name__, error)
+    accelerator.trackers = []
+    accelerator.end_training()  # destroys the group
 
 
 def bare(accelerator: Accelerator, model: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ def summary(options: Options, steps_per_epoch: int, parameters: int, ends: Seque
         ends: when each of the steps taken was done, in seconds after the start.
     """
     run = options.run
+    side = options.data.make_preset().train.size
     planned = run.epochs * steps_per_epoch
     steps = min(planned, run.max_steps or planned)
     timed = ends[_WARM_UP - 1 :] if len(ends) > _WARM_UP else [0.0, *ends]
@@ -36,7 +37,7 @@ def summary(options: Options, steps_per_epoch: int, parameters: int, ends: Seque
     return "\n".join(
         [
             "dry run: everything fits together; nothing was written",
-            f"  network   {options.model.name}, {parameters:,} parameters, {options.data.make_preset().train.size} pixels",
+            f"  network   {options.model.name}, {parameters:,} parameters, {side} pixels",
             f"  steps     {steps:,} of {run.batch_size} images: {run.epochs} epochs of {steps_per_epoch:,}",
             f"  time      about {duration(steps * seconds)} of training, by the first {len(ends)} steps "
             f"({run.batch_size / seconds:.0f} images/s); evaluations come on top",

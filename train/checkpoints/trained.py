@@ -1,7 +1,7 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.views.own_presets import make_preset
 from pipeline.views.presets import Preset
-from train.checkpoints.files import counting_weights, read
+from train.checkpoints.files import checkpoint_file, counting_weights, load, read
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
 from train.methods import find_method
@@ -30,6 +30,9 @@ class Trained:
         model: in evaluation mode, on its device.
         preset: how images are shown to it.
         description: the network in words.
+        class_names: of its outputs, in order; None for a released network, whose file has none.
+        samples_per_class: int64 (classes,), of its training set; None likewise.
+        settings: what decided the weights, but for the seed; a released file has none.
     """
 
     path: Path
@@ -38,6 +41,14 @@ class Trained:
     preset: Preset
     classes: int
     description: str
+    class_names: tuple[str, ...] | None = None
+    samples_per_class: np.ndarray | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def corrects_prior(self) -> bool:
+        """Whether training compensated for the class sizes in the logits already."""
+        return self.settings.get("method.loss") in ("bs", "la")
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
@@ -48,14 +59,19 @@ def load_trained(path: Path, device: torch.device, preset: str | None = None) ->
     """Read a checkpoint of either kind.
 
     Args:
+        path: its file, or the folder of a run, which stands for its best weights.
         preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
     """
+    path = checkpoint_file(path)
     content = read(path)
+    is_ours = isinstance(content, dict) and "format_version" in content
+    if is_ours:
+        content = load(path)
     try:
-        if isinstance(content, dict) and "fit" in content:
+        if is_ours:
             return _own(path, content, device, preset)
         return _released(path, content, device, preset)
     except ValueError as error:
@@ -71,8 +87,17 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
     # Never fetch weights that the checkpoint replaces.
     model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
     model.load_state_dict(counting_weights(content))
-    description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
-    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        fit["classes"],
+        f"{name} {sections['model']['name']}, {fit['classes']} classes",
+        tuple(content["classes"]["names"]),
+        np.array(content["classes"]["samples"], dtype=np.int64),
+        {name: value for name, value in fit.items() if name != "plan.seed"},
+    )
 
 
 def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:

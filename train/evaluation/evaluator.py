@@ -29,6 +29,7 @@ class Evaluator:
         self.options, self.datasets, self.preset = options, datasets, preset
         self.method, self.model, self.accelerator, self.autocast = method, model, accelerator, autocast
         self.selection = "validation" if "validation" in datasets else "test"
+        self.reported = "test" if "test" in datasets else "validation"
         self._latest: Scores | None = None
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
@@ -36,11 +37,11 @@ class Evaluator:
         self._latest = self.scores(self.selection)
         return {self.selection: self._latest.numbers}
 
-    def last_test_scores(self) -> Scores:
-        """Test scores of the final weights, which are still the model's; no second evaluation where there was one."""
-        if self.selection == "test" and self._latest is not None:
+    def last_scores(self) -> Scores:
+        """Final numbers of the final weights, which are still the model's; no second evaluation where there was one."""
+        if self.selection == self.reported and self._latest is not None:
             return self._latest
-        return self.scores("test")
+        return self.scores(self.reported)
 
     def scores(self, role: str) -> Scores:
         """Evaluate the current weights on one shard set."""
