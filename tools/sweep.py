@@ -8,6 +8,7 @@ run share it.
 import argparse
 import fnmatch
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,11 +63,12 @@ class Sweep:
         return (self.run_dir(row, seed) / "result.json").is_file()
 
     def command(self, row: Row, seed: int) -> list[str]:
-        """The command of a row's run; its first stage has to be finished."""
+        """The command of a row's run; to be run, its first stage has to be finished."""
         options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
         if row.first_stage is not None:
-            checkpoints = CheckpointFolder(self.run_dir(first_stage(row), seed) / "checkpoints", keep=1)
-            options["model.init_from"] = checkpoints.positions()[-1][1]
+            folder = self.run_dir(first_stage(row), seed) / "checkpoints"
+            found = CheckpointFolder(folder, keep=1).positions()
+            options["model.init_from"] = found[-1][1] if found else folder / "(the last of its first stage)"
         return [*train_command(self.processes), *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
@@ -162,10 +164,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         chosen = choose(tables, options.tables or list(tables), options.rows)
         sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
-        sweep.claim()
+        if not options.dry_run:
+            sweep.claim()
     except ValueError as error:
         print(f"sweep: error: {error}", file=sys.stderr)
         return 1
+    if options.dry_run:
+        print("\n".join(plan(sweep, [row for rows in chosen.values() for row in rows], options.seeds)))
+        return 0
     failed: list[str] = []
     if not options.print_only:
         for seed in options.seeds:
@@ -185,6 +191,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
+def plan(sweep: Sweep, rows: Sequence[Row], seeds: Sequence[int]) -> list[str]:
+    """The commands of all runs that are not finished, each once, first stages before what starts from them."""
+    commands: list[str] = []
+    for seed in seeds:
+        for row in rows:
+            for stage in (row,) if row.first_stage is None else (first_stage(row), row):
+                command = shlex.join(map(str, sweep.command(stage, seed)))
+                if not sweep.finished(stage, seed) and command not in commands:
+                    commands.append(command)
+    return commands
+
+
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -202,6 +220,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, default=Path("runs/sweep"), metavar="DIR", help="folder of the runs (default: %(default)s)")
     add("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
     add("--weights", choices=("last", "best"), default="last", help="numbers of the last or of the best epoch")
+    add("--dry-run", action="store_true", help="run nothing, print the commands of the runs that are not finished")
     add("--print-only", action="store_true", help="run nothing, print what is there")
     return parser
 
