@@ -1,6 +1,5 @@
 """`longtail.Classifier`: a trained network that says what is in pictures."""
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tools.predict import evaluation_picture, evaluation_picture_of, find_images
+from tools.predict import evaluation_picture, find_images, shown
 from train.checkpoints.trained import Trained, load_trained
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -105,11 +104,8 @@ class Classifier:
     def _pixels(self, picture: Path | Image.Image | np.ndarray) -> np.ndarray:
         if isinstance(picture, Path):
             return evaluation_picture(picture, self._trained)
-        if isinstance(picture, np.ndarray):
-            picture = Image.fromarray(picture)
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG")  # lossless: the same path as a file's
-        return evaluation_picture_of(buffer.getvalue(), self._trained)
+        pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
+        return shown(pixels, self._trained)
 
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (" …" if len(self.class_names) > 3 else "")

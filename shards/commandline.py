@@ -35,6 +35,15 @@ class Parser(argparse.ArgumentParser):
         sys.exit(USAGE)
 
 
+class OldPresetName(argparse.Action):
+    """`--recipe`, as `--preset` was called."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
+        """Take it, and say its name of today."""
+        print(f"{parser.prog}: --recipe has another name now: --preset", file=sys.stderr)
+        setattr(namespace, self.dest, value)
+
+
 def home_path(text: str) -> Path:
     """A path in which `~` means the home folder, also where no shell has replaced it (`--out=~/x`)."""
     try:

@@ -1,4 +1,4 @@
-"""The wheel, installed without the checkout: commands and Python from an empty folder that has a train.py of its own."""
+"""The wheel, without the checkout: its commands in an empty folder that has a train.py of its own."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
             continue
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         if (ROOT / name).is_symlink():
-            (source / name).symlink_to(os.readlink(ROOT / name))
+            (source / name).symlink_to((ROOT / name).readlink())
         else:
             (source / name).write_bytes((ROOT / name).read_bytes())
     command = [*pip, "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-w", str(folder), str(source)]

@@ -19,7 +19,16 @@ import torch
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
 from shards.class_names import class_ids, shown
-from shards.commandline import Parser, UsageError, finite_number, home_path, run_command, tell, whole_number
+from shards.commandline import (
+    OldPresetName,
+    Parser,
+    UsageError,
+    finite_number,
+    home_path,
+    run_command,
+    tell,
+    whole_number,
+)
 from shards.object_store import is_url, set_location
 from shards.reader import ShardSet
 from tools.markdown import markdown, mean_and_spread
@@ -54,14 +63,8 @@ def read_train_counts(path: Path | str, trained: Trained) -> np.ndarray:
         raise FileNotFoundError(f"{path}: expected the folder of a training shard set, or JSON of counts") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
-    counts, names = (
-        (content.get("samples_per_class"), content.get("class_names"))
-        if isinstance(content, dict)
-        else (
-            content,
-            None,
-        )
-    )
+    by_key = content if isinstance(content, dict) else {"samples_per_class": content}
+    counts, names = by_key.get("samples_per_class"), by_key.get("class_names")
     if not isinstance(counts, list) or not counts or not all(type(n) is int and n > 0 for n in counts):
         raise ValueError(f"{path}: expected a list of positive counts, alone or under 'samples_per_class'")
     if isinstance(names, list) and len(names) == len(counts):
@@ -130,7 +133,7 @@ def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[st
         found.append(f"{dataset.path}: no image of {len(lacking)} of {dataset.num_classes} classes: {shown(lacking)}")
     if trained.class_names is None:
         found.append(
-            f"{trained.path}: a released file has no class names; the classes of {dataset.path} are taken in their order"
+            f"{trained.path}: a released file names no classes; those of {dataset.path} are taken in their order"
         )
     return found
 
@@ -225,6 +228,7 @@ def _main(options: Namespace) -> int:
     rule = _group_rule(options)
     paths = [checkpoint_file(path) for path in options.checkpoint]
     names = _distinct_names(paths)
+    options.out = options.out or Path("runs/evaluation") / _default_name(paths, options.data)
     claim(options.out, paths, options)
     dataset = ShardSet.open(set_location(options.data))
     scores, settings, warnings = {}, {}, []
@@ -305,8 +309,16 @@ def _parser() -> Parser:
     default = "cuda" if torch.cuda.is_available() else "cpu"
     add("--device", default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
     add("--executor", default="auto", choices=("auto", "dali", "resident", "reference"), help="who decodes")
-    add("--out", type=home_path, default=Path("runs/evaluation"), metavar="DIR", help="where to write (%(default)s)")
+    add("--out", type=home_path, metavar="DIR", help="where to write (default: runs/evaluation/RUN-on-DATA)")
     return parser
+
+
+def _default_name(paths: Sequence[Path], data: str) -> str:
+    """Such as "birds-cmo-seed0-best-on-birds-test"."""
+    first = paths[0].absolute()
+    run = first.parents[1] if first.parent.name == "checkpoints" else first.parent
+    more = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
+    return f"{run.name}-{first.stem}{more}-on-{'-'.join(Path(data).parts[-2:]).strip('/-')}"
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
