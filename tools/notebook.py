@@ -15,7 +15,7 @@ def notebook(page: str) -> dict[str, object]:
         text = part.strip("\n")
         if not text:
             continue
-        shared = {"id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
+        shared: dict[str, object] = {"id": f"cell-{number}", "metadata": {}, "source": text.splitlines(keepends=True)}
         if number % 2:
             cells.append({"cell_type": "code", "execution_count": None, "outputs": [], **shared})
         else:
