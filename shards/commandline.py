@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import sys
@@ -24,15 +25,34 @@ class UsageError(ValueError):
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations, and says errors as all commands do."""
+    """Takes no abbreviations and "_" for "-", names similar options, and says errors as all commands do."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does, from a command line with either sign in the names of options."""
+        return super().parse_known_args([*map(_with_dashes, sys.argv[1:] if args is None else args)], namespace)
+
     def error(self, message: str) -> NoReturn:
         """End with exit status 2."""
+        if message.startswith("unrecognized arguments: --"):
+            given = message.split()[2].partition("=")[0]
+            options = [name for action in self._every_action() for name in action.option_strings]
+            if similar := difflib.get_close_matches(given, options, 2):
+                message += f"; did you mean {' or '.join(similar)}?"
         say_error(self.prog.removeprefix("python -m ").removeprefix("tools."), f"{message}; see {self.prog} --help")
         sys.exit(USAGE)
+
+    def _every_action(self) -> list[argparse.Action]:
+        """Its options, and those of its subcommands: argparse lets the outer parser say what is unknown."""
+        inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
+        return self._actions + [a for one in inner for parser in one.choices.values() for a in parser._actions]
+
+
+def _with_dashes(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f"{name.replace('_', '-')}{equals}{value}" if name.startswith("--") else word
 
 
 class OldPresetName(argparse.Action):

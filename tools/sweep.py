@@ -22,8 +22,6 @@ from shards.commandline import Parser, home_path, run_command, tell, whole_numbe
 from tools.launching import environment, train_command
 from tools.markdown import markdown, mean_and_spread
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
-from train.checkpoints.files import CheckpointFolder
-from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
 
@@ -48,6 +46,8 @@ class Sweep:
         Raises:
             ValueError: the folder holds runs with other options.
         """
+        from train.run_folder import write_json  # likewise
+
         self.out.mkdir(parents=True, exist_ok=True)
         settings = self.out / "settings.json"
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else self.extra
@@ -68,6 +68,8 @@ class Sweep:
         options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
         if row.first_stage is not None:
             folder = self.run_dir(first_stage(row), seed) / "checkpoints"
+            from train.checkpoints.files import CheckpointFolder  # imports torch, which --help need not wait for
+
             found = CheckpointFolder(folder, keep=1).positions()
             options["model.init_from"] = found[-1][1] if found else folder / "(the last of its first stage)"
         return [*train_command(self.processes), *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]

@@ -220,7 +220,8 @@ def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any])
         listed = "\n  ".join(differences)
         raise ValueError(
             f"{path} does not fit this run:\n  {listed}\n"
-            "Give the options it was made with, or start over in another --run_dir"
+            "Give the options it was made with, or start over in another --run_dir. A finished run is trained for "
+            "longer by a new one that starts from its weights: --model.init_from RUN_FOLDER --run_dir ANOTHER"
         )
 
 
