@@ -12,6 +12,7 @@ import pytest
 from longtail.cli import COMMANDS, main
 from tests.helpers.runs import ROOT
 from train import early, help_text
+from train.cautions import network_cautions
 from train.methods import find_method, method_names
 from train.option_sources import method_options, part_names, run_options, whole_methods
 from train.options import _SECTIONS, RunOptions
@@ -96,6 +97,31 @@ def test_presets_and_recipes_are_listed_and_a_recipe_is_printed(capsys: pytest.C
     assert "imagenet: 224 pixels" in capsys.readouterr().out
     assert main(["recipes", "digits-lt/ce"]) == 0
     assert capsys.readouterr().out == (ROOT / "recipes/digits-lt/ce.yaml").read_text()
+
+
+def test_several_processes_are_accelerates(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def execve(program: str, command: list[str], environment: dict[str, str]) -> None:
+        started.append((command, environment))
+        raise SystemExit(0)
+
+    monkeypatch.setattr("os.execve", execve)
+    with pytest.raises(SystemExit):
+        main(["train", "--recipe", "digits-lt/ce", "--processes", "8"])
+    ((command, environment),) = started
+    assert "--num_processes 8 -m train --recipe digits-lt/ce" in " ".join(command)
+    assert environment["PYTHONSAFEPATH"] == "1"
+    assert main(["train", "--processes", "none"]) == 2
+    assert "expected a whole number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "fits"),
+    [("resnet32", 32, True), ("resnet32", 224, False), ("resnet50", 224, True), ("resnet50", 32, False)],
+)
+def test_a_network_for_other_images_is_warned_of(name: str, size: int, fits: bool) -> None:
+    assert bool(network_cautions(name, size)) != fits
 
 
 def test_names_take_dashes_and_switches_no_value() -> None:

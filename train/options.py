@@ -291,11 +291,11 @@ def _finished(
 
 
 _AUTO = "auto"  # model.name where nobody chose one
-_LARGEST_SMALL_IMAGE = 64  # pixels a side, up to which the networks for 32 pixels make sense
+LARGEST_SMALL_IMAGE = 64  # pixels a side, up to which the networks for 32 pixels make sense
 
 
 def _network_for(image_size: int) -> str:
-    return "resnet32" if image_size <= _LARGEST_SMALL_IMAGE else "resnet50"
+    return "resnet32" if image_size <= LARGEST_SMALL_IMAGE else "resnet50"
 
 
 def _plain(value: Any) -> Any:

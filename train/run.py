@@ -21,7 +21,7 @@ from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
-from train.cautions import cautions
+from train.cautions import cautions, network_cautions
 from train.checkpoints.files import load, load_weights, newest_of
 from train.datasets import open_datasets
 from train.evaluation import run_report
@@ -277,7 +277,10 @@ class Run:
             "group_rule": o.data.group_rule().describe(),
             "selected_on": self.evaluator.selection,
             "reported_on": self.evaluator.reported,
-            "warnings": cautions(self.plan, self.schedule),
+            "warnings": [
+                *cautions(self.plan, self.schedule),
+                *network_cautions(o.model.name, self.preset.train.size),
+            ],
         }
 
     def _announce(self, derived: dict[str, Any]) -> None:
