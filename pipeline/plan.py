@@ -155,6 +155,13 @@ class Plan:
                 f"{global_batch_size}; choose a smaller batch"
             )
 
+    def __repr__(self) -> str:
+        mixing = "no mixing" if self.mix_rule is None else f"mixing by {self.mix_rule.kind}"
+        return (
+            f"Plan(seed {self.seed}: {self.epochs} epochs of {self.steps_per_epoch:,} steps of "
+            f"{self.global_batch_size} images, streams {', '.join(self.streams)}, {mixing})"
+        )
+
     def step(self, epoch: int, step: int) -> StepPlan:
         """The plan of one step, both counted from 0."""
         used = [name for name in self.streams if self.uses(name, epoch, step)]

@@ -7,6 +7,7 @@ from pipeline.loader import evaluation_batches
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.evaluation.scores import Scores, predict, score
+from train.launch import bare
 from train.losses.precision import Autocast
 from train.methods.base import Method
 from train.options import Options
@@ -28,6 +29,7 @@ class Evaluator:
         self.options, self.datasets, self.preset = options, datasets, preset
         self.method, self.model, self.accelerator, self.autocast = method, model, accelerator, autocast
         self.selection = "validation" if "validation" in datasets else "test"
+        self.reported = "test" if "test" in datasets else "validation"
         self._latest: Scores | None = None
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
@@ -35,11 +37,11 @@ class Evaluator:
         self._latest = self.scores(self.selection)
         return {self.selection: self._latest.numbers}
 
-    def last_test_scores(self) -> Scores:
-        """Test scores of the final weights, which are still the model's; no second evaluation where there was one."""
-        if self.selection == "test" and self._latest is not None:
+    def last_scores(self) -> Scores:
+        """Final numbers of the final weights, which are still the model's; no second evaluation where there was one."""
+        if self.selection == self.reported and self._latest is not None:
             return self._latest
-        return self.scores("test")
+        return self.scores(self.reported)
 
     def scores(self, role: str) -> Scores:
         """Evaluate the current weights on one shard set."""
@@ -54,7 +56,7 @@ class Evaluator:
             executor=self.options.data.executor,
             decode_threads=self.options.data.decode_threads,
         )
-        bare_model = self.accelerator.unwrap_model(self.model)
+        bare_model = bare(self.accelerator, self.model)
         predictions = predict(self.method, bare_model, batches, len(dataset), self.autocast)
         training_counts = self.datasets["train"].samples_per_class
         return score(predictions, training_counts, self.options.data.group_rule())

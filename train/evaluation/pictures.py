@@ -20,6 +20,11 @@ _GROUP_COLORS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red", "
 _LABELLED_CONFUSION_CLASSES = 30
 
 
+def as_text(name: str) -> str:
+    """A class name as matplotlib draws it letter by letter: two dollar signs would be a formula."""
+    return name.replace("$", r"\$")
+
+
 def _save(figure: Figure, path: Path) -> None:
     figure.savefig(path, dpi=110)
 
@@ -78,8 +83,9 @@ def confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
     axis = figure.subplots()
     image = axis.imshow(shares, vmin=0, vmax=100, cmap="Blues")
     if classes <= _LABELLED_CONFUSION_CLASSES:
-        axis.set_xticks(range(classes), class_names, rotation=90)
-        axis.set_yticks(range(classes), class_names)
+        names = [as_text(name) for name in class_names]
+        axis.set_xticks(range(classes), names, rotation=90)
+        axis.set_yticks(range(classes), names)
     if classes <= 12:
         for row, column in np.ndindex(classes, classes):
             color = "white" if shares[row, column] > 60 else "black"
@@ -97,7 +103,7 @@ def pasted_sheet(plan: Plan, path: Path, columns: int = 8) -> None:
     planned = _mixing_steps(plan, steps=columns)
     if not planned:
         return
-    names = plan.datasets["train"].class_names
+    names = [as_text(name) for name in plan.datasets["train"].class_names]
     figure = Figure(figsize=(1.7 * len(planned), 6.2), layout="constrained")
     axes = figure.subplots(3, len(planned), squeeze=False)
     for column, (epoch, step) in enumerate(planned):
