@@ -4,7 +4,6 @@ With several checkpoints, for example of several seeds, mean ± standard deviati
 """
 
 import argparse
-import csv
 import json
 import sys
 from collections.abc import Sequence
@@ -20,12 +19,29 @@ from shards.reader import ShardSet
 from tools.markdown import markdown, mean_and_spread
 from train.checkpoints.trained import Trained, load_trained
 from train.evaluation import pictures
+from train.evaluation.class_tables import write_per_class, write_predictions
+from train.evaluation.details import Details, with_details
+from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
-from train.evaluation.scores import Scores, predict, score
+from train.evaluation.scores import Predictions, Scores, predict, score
 from train.run_folder import write_json
 
-SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
-TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")
+SHOWN = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 
 
 def read_train_counts(path: Path) -> np.ndarray:
@@ -54,53 +70,93 @@ def check_fit(trained: Trained, dataset: ShardSet, counts: np.ndarray) -> None:
         raise ValueError(f"numbers of classes differ: {', '.join(f'{n} in {what}' for what, n in found.items())}")
 
 
-def evaluate(trained: Trained, dataset: ShardSet, counts: np.ndarray, options: argparse.Namespace) -> Scores:
-    """Scores of a network on every image of a shard set."""
+def evaluate(
+    trained: Trained, dataset: ShardSet, counts: np.ndarray, options: argparse.Namespace
+) -> tuple[Scores, Details | None]:
+    """Scores of a network on every image of a shard set; no details where their logits are too many to keep."""
     if options.tau_norm is not None:
         tau_normalise(trained.model, options.tau_norm)
     if options.logit_adjustment is not None:
+        if _corrects_prior(trained):
+            print(
+                f"evaluate: warning: {trained.path} was trained with a loss that corrects the prior already; "
+                "--logit-adjustment corrects it a second time",
+                file=sys.stderr,
+            )
         adjust_logits(trained.model, counts, options.logit_adjustment)
-    device = trained.method.context.device
-    batches = evaluation_batches(
-        dataset, trained.preset.evaluation, options.batch_size, device, executor=options.executor
-    )
-    predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
-    return score(predictions, counts, GroupRule(options.many_min, options.few_max))
+    validation = None
+    if options.validation is not None:
+        validation_set = ShardSet.open(options.validation)
+        check_fit(trained, validation_set, counts)
+        validation = _predictions(trained, validation_set, options)
+    rule, predictions = GroupRule(options.many_min, options.few_max), _predictions(trained, dataset, options)
+    scores = score(predictions, counts, rule)
+    return (scores, None) if predictions.logits is None else with_details(scores, counts, rule, validation)
+
+
+def _predictions(trained: Trained, dataset: ShardSet, options: argparse.Namespace) -> Predictions:
+    device, view = trained.method.context.device, trained.preset.evaluation
+    batches = evaluation_batches(dataset, view, options.batch_size, device, executor=options.executor)
+    return predict(trained.method, trained.model, batches, len(dataset), nullcontext, keep_logits=True)
+
+
+def _corrects_prior(trained: Trained) -> bool:
+    method = trained.method
+    criterion = getattr(method, "criterion", None)
+    return getattr(criterion, "loss", None) == "bs" or getattr(method.options, "rebalance", None) == "bs"
 
 
 def write(
-    folder: Path, trained: Trained, dataset: ShardSet, counts: np.ndarray, scores: Scores, rule: GroupRule
+    folder: Path,
+    trained: Trained,
+    dataset: ShardSet,
+    counts: np.ndarray,
+    found: tuple[Scores, Details | None],
+    rule: GroupRule,
 ) -> None:
-    """scores.json, per_class.csv, confusion.csv and the pictures of one checkpoint."""
+    """scores.json, per_class.csv, predictions.csv, confusion.csv and the pictures of one checkpoint."""
+    scores, details = found
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"checkpoint": str(trained.path), "network": trained.description, "preset": trained.preset.name}
-    write_json(folder / "scores.json", {**content, "group_rule": rule.describe(), "test": scores.numbers})
-    predicted = scores.confusion.sum(axis=0)
-    with (folder / "per_class.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall", "precision"])
-        for number, name in enumerate(dataset.class_names):
-            correct = scores.confusion[number, number]
-            shares = [_percent(correct, total) for total in (dataset.samples_per_class[number], predicted[number])]
-            writer.writerow([number, name, counts[number], dataset.samples_per_class[number], *shares])
+    write_json(
+        folder / "scores.json",
+        {
+            "checkpoint": str(trained.path),
+            "network": trained.description,
+            "preset": trained.preset.name,
+            "group_rule": rule.describe(),
+            "test": scores.numbers,
+            "reliability": None if details is None else details.reliability,
+            "meanings": {name: meaning for name, meaning in MEANINGS.items() if name in scores.numbers},
+        },
+    )
+    write_per_class(folder / "per_class.csv", dataset, counts, rule, scores, details)
+    write_predictions(folder / "predictions.csv", dataset, scores.predictions)
     np.savetxt(folder / "confusion.csv", scores.confusion, fmt="%d", delimiter=",")
-    groups = shot_groups(counts, rule)
-    pictures.accuracy_by_class_size(counts, scores.recall, groups, folder / "accuracy_by_class_size.png")
-    if dataset.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        pictures.confusion(scores.confusion, dataset.class_names, folder / "confusion.png")
+    groups, names = shot_groups(counts, rule), dataset.class_names
+    pictures.accuracy_by_class_size(counts, scores.recall, groups, names, folder / "accuracy_by_class_size.png")
+    pictures.confusion(scores.confusion, names, counts, groups, folder / "confusion.png")
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f}" if whole else ""
+def table(scores: dict[str, Scores], kinds: dict[str, str]) -> str:
+    """Markdown: one row per checkpoint, and mean ± standard deviation of those of one kind.
+
+    kinds: by name of the checkpoint, what it has to share with others to be averaged with them: method and network.
+    """
+    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in SHOWN.values())] for name, s in scores.items()]
+    for kind in dict.fromkeys(kinds.values()):
+        members = [scores[name] for name in scores if kinds[name] == kind]
+        if len(members) > 1:
+            columns = [[s.numbers.get(key) for s in members] for key in SHOWN.values()]
+            of = "" if len(set(kinds.values())) == 1 else f" x {kind}"
+            rows.append([f"mean of {len(members)}{of}", *map(mean_and_spread, columns)])
+    return markdown(("checkpoint", *SHOWN), rows)
 
 
-def table(scores: dict[str, Scores]) -> str:
-    """Markdown: a row a checkpoint, and mean ± standard deviation where there are several."""
-    rows = [[name, *(mean_and_spread([s.numbers[key]]) for key in SHOWN)] for name, s in scores.items()]
-    if len(scores) > 1:
-        columns = [[s.numbers[key] for s in scores.values()] for key in SHOWN]
-        rows.append([f"mean of {len(scores)}", *map(mean_and_spread, columns)])
-    return markdown(("checkpoint", *TITLES), rows)
+def _explanation(scores: dict[str, Scores]) -> str:
+    """What the columns mean, one line each."""
+    numbers = [s.numbers for s in scores.values()]
+    there = [(title, key) for title, key in SHOWN.items() if any(n.get(key) is not None for n in numbers)]
+    return "".join(f"- {title}: {MEANINGS[key]}\n" for title, key in there)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,17 +166,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         rule = GroupRule(options.many_min, options.few_max)
         counts, dataset = read_train_counts(options.train_counts), ShardSet.open(options.data)
-        scores = {}
+        scores: dict[str, Scores] = {}
+        kinds: dict[str, str] = {}
         for name, path in zip(names, options.checkpoint, strict=True):
             trained = load_trained(path, torch.device(options.device), options.preset)
             check_fit(trained, dataset, counts)
             print(f"{path}: {trained.description}, preset {trained.preset.name}", flush=True)
-            scores[name] = evaluate(trained, dataset, counts, options)
-            write(options.out / name, trained, dataset, counts, scores[name], rule)
+            found = evaluate(trained, dataset, counts, options)
+            write(options.out / name, trained, dataset, counts, found, rule)
+            scores[name], kinds[name] = found[0], f"{trained.description} ({trained.method.options})"
     except (ValueError, FileNotFoundError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1
-    text = f"Accuracy in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n{table(scores)}"
+    title = f"Results in percent on {options.data} ({len(dataset)} images); {rule.describe()}."
+    text = f"{title}\n\n{table(scores, kinds)}\n{_explanation(scores)}"
     (options.out / "table.md").write_text(text)
     print(f"\n{text}\nTables and pictures are in {options.out}")
     return 0
@@ -132,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="of a run, or as released")
     add("--data", type=Path, required=True, metavar="DIR", help="shard set to evaluate on")
     add("--train-counts", type=Path, required=True, metavar="DIR|JSON", help="training shard set, or its class counts")
+    add("--validation", type=Path, metavar="DIR", help="shard set to fit the temperature of ECE scaled on")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
     add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")

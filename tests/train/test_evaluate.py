@@ -9,7 +9,8 @@ import torch
 
 from pipeline.loader import Batch
 from shards.class_counts import CMO_RULE, SHIFTED_RULE, GroupRule
-from train.evaluation.scores import Predictions, expected_calibration_error, predict, score
+from train.evaluation.metrics import expected_calibration_error
+from train.evaluation.scores import Predictions, predict, score
 
 COUNTS = np.array([300, 101, 100, 20, 5])
 CONFUSION = np.array([[8, 1, 1, 0, 0], [2, 7, 1, 0, 0], [3, 1, 5, 1, 0], [4, 2, 1, 3, 0], [5, 2, 1, 1, 1]])

@@ -1,10 +1,10 @@
 """What a run leaves to read: the options it prints at the start, result.json, tables and pictures at the end."""
 
-import csv
+import logging
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,10 +18,15 @@ from pipeline.plan import Plan
 from shards.class_counts import imbalance_ratio, shot_groups
 from shards.reader import ShardSet
 from train.evaluation import pictures
+from train.evaluation.class_tables import write_per_class, write_predictions
+from train.evaluation.details import Details
+from train.evaluation.examples import write_thumbnails
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
 from train.run_folder import RunFolder, write_json
+
+logger = logging.getLogger(__name__)
 
 _VERSIONED = ("torch", "accelerate", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "timm", "pillow")
 
@@ -33,6 +38,7 @@ class RunSummary:
     Args:
         derived: options that follow from others, the machine and the data.
         last, best: test scores of the final weights and of those that were best on the selection set.
+        details: of the final weights; None where their logits were too many to keep.
         replaced_samples: data set → sample id → why another sample was trained on in its place.
     """
 
@@ -44,6 +50,7 @@ class RunSummary:
     history: History
     last: Scores
     best: Scores
+    details: Details | None
     replaced_samples: dict[str, dict[int, str]]
 
 
@@ -65,21 +72,40 @@ def print_options(resolved: Mapping[str, Any], derived: Mapping[str, Any]) -> No
 
 
 def write(summary: RunSummary) -> None:
-    """Write result.json, per_class.csv and the pictures into the run folder, and print the table."""
+    """Write result.json and the tables into the run folder and print the numbers; then what decorates them.
+
+    A picture that fails is a warning: the run is finished without it.
+    """
     m, folder = summary, summary.folder.path
-    train_set = m.datasets["train"]
+    train_set, test_set, rule = m.datasets["train"], m.datasets["test"], m.options.data.group_rule()
+    counts = train_set.samples_per_class
     write_json(m.folder.result, result(m))
-    write_per_class(folder / "per_class.csv", train_set, m.datasets["test"], m.last, m.best)
-    pictures.curves(m.folder.metrics.records(), folder / "curves.png")
-    groups = shot_groups(train_set.samples_per_class, m.options.data.group_rule())
-    pictures.accuracy_by_class_size(
-        train_set.samples_per_class, m.last.recall, groups, folder / "accuracy_by_class_size.png"
-    )
-    if train_set.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        pictures.confusion(m.last.confusion, train_set.class_names, folder / "confusion.png")
-    if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
-        pictures.pasted_sheet(m.plan, folder / "pasted.png")
+    per_class = folder / "per_class.csv"
+    write_per_class(per_class, test_set, counts, rule, m.last, m.details, {"recall_best": m.best.recall})
+    write_predictions(folder / "predictions.csv", test_set, m.last.predictions)
     print_table(m)
+    for name, draw in _decorations(m, shot_groups(counts, rule)).items():
+        try:
+            draw(folder / name)
+        except Exception as error:  # whatever a font, a full disk or a library may bring
+            logger.warning("%s was not written, the results are: %s: %s", folder / name, type(error).__name__, error)
+
+
+def _decorations(m: RunSummary, groups: dict[str, np.ndarray]) -> dict[str, Callable[[Path], None]]:
+    """How the pictures of a run are drawn, by file name."""
+    train_set, test_set = m.datasets["train"], m.datasets["test"]
+    counts, names = train_set.samples_per_class, train_set.class_names
+    drawn: dict[str, Callable[[Path], None]] = {
+        "curves.png": lambda path: pictures.curves(m.folder.metrics.records(), path),
+        "accuracy_by_class_size.png": lambda path: pictures.accuracy_by_class_size(
+            counts, m.last.recall, groups, names, path
+        ),
+        "confusion.png": lambda path: pictures.confusion(m.last.confusion, names, counts, groups, path),
+    }
+    if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
+        drawn["pasted.png"] = lambda path: pictures.pasted_sheet(m.plan, path)
+    drawn["thumbnails.json"] = lambda path: write_thumbnails(path, train_set, test_set, m.last)
+    return drawn
 
 
 def result(m: RunSummary) -> dict[str, Any]:
@@ -90,6 +116,7 @@ def result(m: RunSummary) -> dict[str, Any]:
             "last": {"epoch": last.get("epoch"), **_rounded(m.last.numbers)},
             "best": {"epoch": best.get("epoch"), "selected_on": m.derived["selected_on"], **_rounded(m.best.numbers)},
         },
+        "reliability": None if m.details is None else m.details.reliability,
         "group_rule": m.derived["group_rule"],
         "method": {"name": m.options.method_name, **m.options.resolved["method"]},
         "model": m.options.resolved["model"],
@@ -160,31 +187,26 @@ def commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_per_class(path: Path, train_set: ShardSet, test_set: ShardSet, last: Scores, best: Scores) -> None:
-    """One row a class: name, training and test samples, recall in percent of the last and of the best weights."""
-    columns = zip(
-        train_set.class_names,
-        train_set.samples_per_class,
-        test_set.samples_per_class,
-        100 * last.recall,
-        100 * best.recall,
-        strict=True,
-    )
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall_last", "recall_best"])
-        for number, (name, train_samples, test_samples, *recalls) in enumerate(columns):
-            shown = ["" if np.isnan(value) else f"{value:.2f}" for value in recalls]
-            writer.writerow([number, name, train_samples, test_samples, *shown])
+_PRINTED = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Top-5": "top5",
+    "Balanced": "balanced",
+    "F1 macro": "f1_macro",
+    "AUROC": "auroc",
+}
 
 
 def print_table(m: RunSummary) -> None:
     """The numbers a reader came for."""
-    print(f"\ntest accuracy in percent ({m.derived['group_rule']})")
-    print(f"{'':6}{'All':>8}{'Many':>8}{'Medium':>8}{'Few':>8}{'Top-5':>8}")
+    print(f"\ntest results in percent ({m.derived['group_rule']})")
+    print(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
     for name, scores in (("last", m.last), ("best", m.best)):
-        values = [scores.numbers[key] for key in ("all", "many", "medium", "few", "top5")]
-        print(f"{name:6}" + "".join(f"{'-':>8}" if v is None else f"{v:8.2f}" for v in values))
+        values = [scores.numbers.get(key) for key in _PRINTED.values()]
+        print(f"{name:6}" + "".join(f"{'-':>10}" if v is None else f"{v:10.2f}" for v in values))
+    print("All and Top-5 are averages over images, the others over classes.")
     print(f"best: epoch {(m.history.best or {}).get('epoch')}, selected on the {m.derived['selected_on']} set")
     print(f"written to {m.folder.path}")
     sys.stdout.flush()
