@@ -11,7 +11,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
+from train.evaluation.spread import mean_and_spread
 
 GROUPS = ("all", "many", "medium", "few")
 

@@ -16,7 +16,7 @@ import torch
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
 from shards.reader import ShardSet
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
 from train.checkpoints.trained import Trained, load_trained
 from train.evaluation import pictures
 from train.evaluation.class_tables import write_per_class, write_predictions
@@ -24,6 +24,7 @@ from train.evaluation.details import Details, with_details
 from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
+from train.evaluation.spread import mean_and_spread
 from train.run_folder import write_json
 
 SHOWN = {

@@ -17,9 +17,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
 from train.checkpoints.files import CheckpointFolder
+from train.evaluation.spread import mean_and_spread
 from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py

@@ -21,6 +21,7 @@ from train.evaluation import pictures
 from train.evaluation.class_tables import write_per_class, write_predictions
 from train.evaluation.details import Details
 from train.evaluation.examples import write_thumbnails
+from train.evaluation.page.render import PAGE, write_page
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
@@ -105,6 +106,7 @@ def _decorations(m: RunSummary, groups: dict[str, np.ndarray]) -> dict[str, Call
     if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
         drawn["pasted.png"] = lambda path: pictures.pasted_sheet(m.plan, path)
     drawn["thumbnails.json"] = lambda path: write_thumbnails(path, train_set, test_set, m.last)
+    drawn[PAGE] = lambda path: write_page([m.folder.path], path)  # made of all that is there by now
     return drawn
 
 
