@@ -19,7 +19,7 @@ setup: .venv/ready
 
 demo: setup
 	@for split in train test; do $(BIN)/python -m tools.build_shards digits-lt --split $$split --out data/digits-lt/$$split || exit 1; done
-	@for seed in $(SEEDS); do for recipe in digits-lt-ce digits-lt-bs-cmo; do \
+	@for seed in $(SEEDS); do for recipe in digits-lt/ce digits-lt/bs-cmo; do \
 		$(BIN)/accelerate launch --config_file accelerate_config.yaml -m train \
 			--recipe recipes/$$recipe.yaml --seed $$seed --resume auto || exit 1; done; done
 	@echo

@@ -5,8 +5,7 @@ what an uninterrupted run would have served from there.
 """
 
 import time
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
@@ -15,18 +14,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pipeline.augmentation.augment import augment
 from pipeline.executors.bad_samples import BadSamples
-from pipeline.executors.factory import Executor, ExecutorName, choose_executor, decode_threads_per_rank, make_executor
+from pipeline.executors.executor import Executor, FinishedBatch
+from pipeline.executors.factory import ExecutorName, choose_executor, decode_threads_per_rank, make_executor
 from pipeline.mix_rule import MixPlan
-from pipeline.plan import Plan, StepPlan, StreamPlan, part_indices
-from pipeline.rng import generator
+from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan
+from pipeline.rng import RowDraws
 from pipeline.transfer import to_device
 from pipeline.views.view import OneOf, View, plan_view
 from shards.reader import ShardSet
 
-Position = tuple[int, int]
-"""(epoch, step), both from 0."""
+_START = Position(0, 0)
 
 
 @dataclass(frozen=True)
@@ -34,16 +32,36 @@ class Batch:
     """A part of a stream's batch, on the device.
 
     Attributes:
-        images: one uint8 (B, height, width, 3) tensor a view; already augmented, not yet normalised.
+        images: one uint8 (B, height, width, 3) tensor per view; already augmented, not yet normalised.
         labels: int64 (B,).
         weights: float32 (B,), 1, or 0 for a padding sample, which must count in no loss and no metric.
-        sample_ids: int64 (B,), on the host, as planned; the log says which bad sample was replaced by which other.
+        served: the plan that these images show, on the host; a bad sample's place has the id of its replacement.
     """
 
     images: tuple[torch.Tensor, ...]
     labels: torch.Tensor
     weights: torch.Tensor
-    sample_ids: npt.NDArray[np.int64]
+    served: StreamPlan
+
+    @property
+    def sample_ids(self) -> npt.NDArray[np.int64]:
+        """int64 (B,), on the host."""
+        return self.served.sample_ids
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one rank computes at once.
+
+    Attributes:
+        batches: by stream; streams that the step does not use are absent.
+        mix: how the rows of the first stream are mixed; None without a mix rule.
+        positions: int64 (B,), the rows of the global batch of the first stream that this micro-batch holds.
+    """
+
+    batches: Mapping[str, Batch]
+    mix: MixPlan | None
+    positions: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -51,15 +69,13 @@ class LoadedStep:
     """One optimizer step of this rank.
 
     Attributes:
-        plan: the whole step, all ranks: for denominators that belong to the global batch.
-        micro_batches: for each micro-batch, a `Batch` by stream name; streams that the step does not use are absent.
-        micro_mixes: for each micro-batch, the mix of its samples; None without a mix rule.
+        whole: what belongs to the step as a whole, all ranks: for denominators.
+        micro_batches: this rank's, in their order.
         wait_seconds: how long the training loop stood still for this step's data.
     """
 
-    plan: StepPlan
-    micro_batches: list[dict[str, Batch]]
-    micro_mixes: list[MixPlan | None]
+    whole: GlobalBatch
+    micro_batches: list[MicroBatch]
     wait_seconds: float
 
 
@@ -80,7 +96,7 @@ class Loader:
         rank: int = 0,
         world_size: int = 1,
         accumulation: int = 1,
-        start: Position = (0, 0),
+        start: Position = _START,
         stop: Position | None = None,
         executor: ExecutorName = "auto",
         decode_threads: int | None = None,
@@ -102,9 +118,8 @@ class Loader:
             )
         self._plan = plan
         self._device = device
-        self._parts = parts
-        self._part_of_micro_batch = [micro * world_size + rank for micro in range(accumulation)]
-        self._start, self._stop = start, stop or (plan.epochs, 0)
+        self._parts = [(micro * world_size + rank, parts) for micro in range(accumulation)]
+        self._span = start, stop or Position(plan.epochs, 0)
         self.bad_samples = {
             name: BadSamples(plan.datasets[name], bad_sample_budget)
             for name in {stream.dataset for stream in plan.streams.values()}
@@ -115,7 +130,8 @@ class Loader:
         self._feeds: dict[str, _Feed] = {}
         try:
             for name in plan.streams:
-                self._feeds[name] = self._feed(name, decode_threads or decode_threads_per_rank(world_size))
+                threads = decode_threads or decode_threads_per_rank(world_size)
+                self._feeds[name] = self._feed(name, threads, -(-plan.global_batch_size // parts))
         except BaseException:
             self.close()  # the threads of the streams that did start
             raise
@@ -137,7 +153,7 @@ class Loader:
         for feed in self._feeds.values():
             feed.close()
 
-    def _feed(self, stream_name: str, threads: int) -> "_Feed":
+    def _feed(self, stream_name: str, threads: int, largest_batch: int) -> "_Feed":
         stream = self._plan.streams[stream_name]
         executor = make_executor(
             self.executor_names[stream_name],
@@ -145,85 +161,47 @@ class Loader:
             stream.views,
             self._device,
             threads,
-            -(-self._plan.global_batch_size // self._parts),
+            largest_batch,
             self.bad_samples[stream.dataset],
         )
         return _Feed(executor, self._requests(stream_name), self._device)
 
-    def _positions(self) -> Iterator[Position]:
-        epoch, step = self._start
-        while (epoch, step) < self._stop:
-            yield epoch, step
-            step += 1
-            if step == self._plan.steps_per_epoch:
-                epoch, step = epoch + 1, 0
-
-    def _requests(self, stream_name: str) -> Iterator["_Request"]:
+    def _requests(self, stream_name: str) -> Iterator[StreamPlan]:
         """The parts of this rank that one stream needs, in order. Runs ahead of training, in the executor's thread."""
-        for epoch, step in self._positions():
-            if self._plan.uses(stream_name, epoch, step):
-                whole = self._plan.stream_step(stream_name, epoch, step)
-                for index in self._part_of_micro_batch:
-                    part, weights = whole.part(index, self._parts)
-                    yield _Request(whole, part, weights)
+        for at in self._plan.positions(*self._span):
+            if self._plan.uses(stream_name, at.epoch, at.step):
+                for part in self._parts:
+                    yield self._plan.stream_step(stream_name, at.epoch, at.step, part)
 
     def _serve(self) -> Iterator[LoadedStep]:
-        for epoch, step in self._positions():
+        for at in self._plan.positions(*self._span):
             started = time.perf_counter()
-            used = [name for name in self._feeds if self._plan.uses(name, epoch, step)]
-            micro_batches: list[dict[str, Batch]] = []
-            for _ in self._part_of_micro_batch:
-                micro_batches.append({name: self._feeds[name].next_batch() for name in used})
-            mix = self._plan.mix(epoch, step)
-            whole = StepPlan(epoch, step, {name: self._feeds[name].whole for name in used}, mix)
-            micro_mixes = [mix and mix.take(self._indices(len(mix), index)) for index in self._part_of_micro_batch]
-            yield LoadedStep(whole, micro_batches, micro_mixes, time.perf_counter() - started)
+            whole = self._plan.global_batch(at.epoch, at.step)
+            micro_batches = [self._micro_batch(whole) for _ in self._parts]
+            yield LoadedStep(whole, micro_batches, time.perf_counter() - started)
 
-    def _indices(self, size: int, index: int) -> npt.NDArray[np.int64]:
-        return part_indices(size, index, self._parts)[0]
-
-
-@dataclass(frozen=True)
-class _Request:
-    whole: StreamPlan
-    part: StreamPlan
-    weights: npt.NDArray[np.float32]
+    def _micro_batch(self, whole: GlobalBatch) -> MicroBatch:
+        batches = {name: self._feeds[name].next_batch() for name in whole.sizes}
+        positions = next(iter(batches.values())).served.rows
+        return MicroBatch(batches, self._plan.mix(whole.epoch, whole.step, len(positions)), positions)
 
 
 class _Feed:
-    """One stream's executor, and what was asked of it but not yet delivered."""
+    """One stream's executor, and what it finishes, as batches on the device."""
 
-    def __init__(self, executor: Executor, requests: Iterator[_Request], device: torch.device) -> None:
-        self.whole: StreamPlan
+    def __init__(self, executor: Executor, requests: Iterator[StreamPlan], device: torch.device) -> None:
         self._executor = executor
         self._device = device
-        # Appended by the executor's read-ahead thread, popped by the training loop: a deque needs no lock for that.
-        self._asked: deque[_Request] = deque()
-        self._images = executor.run(self._ask(requests))
-
-    def _ask(self, requests: Iterator[_Request]) -> Iterator[StreamPlan]:
-        for request in requests:
-            self._asked.append(request)
-            yield request.part
+        self._finished: Generator[FinishedBatch] = executor.run(requests)
 
     def next_batch(self) -> Batch:
-        images = next(self._images)
-        request = self._asked.popleft()
-        self.whole = request.whole
-        plan = request.part
-        return Batch(
-            tuple(
-                augment(view, planned.operations, self._executor.augmenting_pool)
-                for view, planned in zip(images, plan.views, strict=True)
-            ),
-            to_device(torch.from_numpy(plan.labels), self._device),
-            to_device(torch.from_numpy(request.weights), self._device),
-            plan.sample_ids,
-        )
+        plan, images = next(self._finished)
+        labels, weights = (to_device(torch.from_numpy(each), self._device) for each in (plan.labels, plan.weights))
+        return Batch(images, labels, weights, plan)
 
     def close(self) -> None:
         self._executor.close()
-        self._images.close()
+        self._finished.close()
 
 
 def evaluation_batches(
@@ -244,19 +222,14 @@ def evaluation_batches(
     """
     start, stop = len(dataset) * rank // world_size, len(dataset) * (rank + 1) // world_size
 
-    def requests() -> Iterator[_Request]:
+    def requests() -> Iterator[StreamPlan]:
         for first in range(start, stop, batch_size):
             ids = np.arange(first, min(first + batch_size, stop))
             records = dataset.index[ids]
-            # Evaluation views draw nothing; if one does, it is a function of the position all the same.
-            planned = plan_view(
-                view,
-                records["width"],
-                records["height"],
-                lambda operation, first=first: generator(0, f"evaluation/{operation}", 0, first),  # type: ignore[misc]
-            )
-            part = StreamPlan(ids, records["label"].astype(np.int64), (planned,))
-            yield _Request(part, part, np.ones(len(part), dtype=np.float32))
+            # Evaluation views draw nothing; if one does, it is a function of the sample all the same.
+            planned = plan_view(view, records["width"], records["height"], RowDraws(0, 0, 0, ids).uniform)
+            weights = np.ones(len(ids), dtype=np.float32)
+            yield StreamPlan(ids, weights, ids, records["label"].astype(np.int64), (planned,))
 
     threads = decode_threads or decode_threads_per_rank(world_size)
     bad_samples = BadSamples(dataset, budget=0)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -11,6 +12,14 @@ from pipeline.rng import generator
 
 # Coins come in blocks: counting the mixing steps of a run at its start then takes milliseconds instead of seconds.
 _COINS = 1024
+
+
+# A step's coin is asked for by each of its streams and by the loader, in several threads.
+@lru_cache(maxsize=16)
+def _coins(seed: int, epoch: int, block: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1), float64 (_COINS,): a step mixes where its number is below the rule's probability."""
+    return generator(seed, "mix/coin", epoch, block).random(_COINS)
+
 
 Rounding = Literal["floor", "ceil"]
 Box = tuple[int, int, int, int]
@@ -108,20 +117,17 @@ class MixRule:
     def mixes(self, seed: int, epoch: int, step: int, epochs: int) -> bool:
         """The coin of one step. It is drawn alone and first: a step that does not mix needs no second stream."""
         block, position = divmod(step, _COINS)
-        return self.active(epoch, epochs) and bool(self._coins(seed, epoch, block)[position])
+        return self.active(epoch, epochs) and bool(_coins(seed, epoch, block)[position] < self.probability)
 
     def mixing_steps(self, seed: int, epoch: int, steps: int, epochs: int) -> npt.NDArray[np.int64]:
         """The steps of an epoch that mix, ascending; the same coins as those of ``mixes``."""
         if not self.active(epoch, epochs):
             return np.empty(0, dtype=np.int64)
-        blocks = [self._coins(seed, epoch, block) for block in range(-(-steps // _COINS))]
-        return np.flatnonzero(np.concatenate(blocks)[:steps])
-
-    def _coins(self, seed: int, epoch: int, block: int) -> npt.NDArray[np.bool_]:
-        return generator(seed, "mix/coin", epoch, block).random(_COINS) < self.probability
+        blocks = [_coins(seed, epoch, block) for block in range(-(-steps // _COINS))]
+        return np.flatnonzero(np.concatenate(blocks)[:steps] < self.probability)
 
     def draw(self, seed: int, epoch: int, step: int, epochs: int, size: int, image_size: tuple[int, int]) -> MixPlan:
-        """The mix of a global batch of ``size`` images of ``image_size`` (height, width)."""
+        """The mix of ``size`` rows of a global batch of images of ``image_size`` (height, width)."""
         if not self.mixes(seed, epoch, step, epochs):
             return MixPlan.none(size)
         lam = float(generator(seed, "mix/lam", epoch, step).beta(self.beta, self.beta))

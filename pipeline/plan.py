@@ -1,18 +1,20 @@
 """Everything random of a training step, decided before anything is read: samples, views, paste, λ and box.
 
-A plan is a pure function of (seed, epoch, step). A *step* is one optimizer step on one *global batch*; ranks and
-micro-batches are contiguous parts of it, so that the number of processes changes neither the samples nor the draws.
+A plan is a pure function of (seed, epoch, step, row). A *step* is one optimizer step on one *global batch*; ranks and
+micro-batches are contiguous parts of it, so that the number of processes changes neither the samples nor the draws. A
+rank draws its own rows only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.rng import generator
+from pipeline.rng import RowDraws
 from pipeline.sampling import Sampling, Shuffled
 from pipeline.views.view import OneOf, View, ViewPlan, plan_view
 from shards.reader import ShardSet
@@ -22,6 +24,14 @@ PLAN_VERSION = 2
 
 # Training-mode batch normalisation fails on a single value per channel.
 _SMALLEST_PART = 2
+
+
+@dataclass(frozen=True, order=True)
+class Position:
+    """A step of a run, usually the next one; both numbers count from 0."""
+
+    epoch: int
+    step: int
 
 
 @dataclass(frozen=True)
@@ -47,38 +57,36 @@ class Stream:
 
 
 def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Positions, int64, of part ``index`` of ``parts`` of a batch of ``size``, and their weights, float32, 1 or 0.
+    """Rows, int64, of part ``index`` of ``parts`` of a batch of ``size``, and their weights, float32, 1 or 0.
 
     Parts are contiguous and their sizes differ by at most one. A part with fewer than 2 samples is filled up with
     samples of weight 0 from the same batch, so that every rank can run the step and none counts twice.
     """
     start, stop = size * index // parts, size * (index + 1) // parts
     padded_stop = max(stop, start + _SMALLEST_PART)
-    positions = np.arange(start, padded_stop, dtype=np.int64)
-    return positions % size, (positions < stop).astype(np.float32)
+    rows = np.arange(start, padded_stop, dtype=np.int64)
+    return rows % size, (rows < stop).astype(np.float32)
 
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What one stream shows at one step: ``sample_ids`` int64 (B,), ``labels`` int64 (B,), and one plan a view."""
+    """What one stream shows at one step, all of its global batch or B rows of it.
 
+    Attributes:
+        rows: int64 (B,), counted in the global batch.
+        weights: float32 (B,), 1, or 0 for a sample that fills a part up.
+        sample_ids, labels: int64 (B,).
+        views: one plan per view of the stream.
+    """
+
+    rows: npt.NDArray[np.int64]
+    weights: npt.NDArray[np.float32]
     sample_ids: npt.NDArray[np.int64]
     labels: npt.NDArray[np.int64]
     views: tuple[ViewPlan, ...]
 
     def __len__(self) -> int:
         return len(self.sample_ids)
-
-    def take(self, indices: npt.NDArray[np.int64]) -> "StreamPlan":
-        """The plan of these positions of the batch, in this order."""
-        return StreamPlan(
-            self.sample_ids[indices], self.labels[indices], tuple(view.take(indices) for view in self.views)
-        )
-
-    def part(self, index: int, parts: int) -> tuple["StreamPlan", npt.NDArray[np.float32]]:
-        """Part ``index`` of ``parts`` and its weights, as ``part_indices`` cuts it."""
-        indices, weights = part_indices(len(self), index, parts)
-        return self.take(indices), weights
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,21 @@ class StepPlan:
     step: int
     streams: dict[str, StreamPlan]
     mix: MixPlan | None
+
+
+@dataclass(frozen=True)
+class GlobalBatch:
+    """What every rank may know of a whole step: how large its batches are, and their labels, for denominators.
+
+    Attributes:
+        sizes: by stream that the step uses, samples of all ranks and micro-batches.
+        labels: gives those of a stream, int64 (size,); they are drawn when first asked for.
+    """
+
+    epoch: int
+    step: int
+    sizes: Mapping[str, int]
+    labels: Callable[[str], npt.NDArray[np.int64]]
 
 
 class Plan:
@@ -139,6 +162,16 @@ class Plan:
             epoch, step, {name: self.stream_step(name, epoch, step) for name in used}, self.mix(epoch, step)
         )
 
+    def global_batch(self, epoch: int, step: int) -> GlobalBatch:
+        """A step's sizes, and its labels without the rest of its plan."""
+        sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
+
+        def labels(name: str) -> npt.NDArray[np.int64]:
+            records = self._records(name, self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name]))))
+            return records["label"].astype(np.int64)
+
+        return GlobalBatch(epoch, step, sizes, cache(labels))
+
     def pastes(self, epoch: int, step: int) -> bool:
         """Whether the step mixes: one coin, drawn without the rest of the plan."""
         return self.mix_rule is not None and self.mix_rule.mixes(self.seed, epoch, step, self.epochs)
@@ -154,33 +187,34 @@ class Plan:
         stream = self.streams[stream_name]
         return epoch >= stream.first_epoch and (stream.when == "always" or self.pastes(epoch, step))
 
-    def stream_step(self, stream_name: str, epoch: int, step: int) -> StreamPlan:
-        """One stream's part of a step, whether the step uses it or not."""
-        stream = self.streams[stream_name]
-        index = self.datasets[stream.dataset].index
-        slots = self._slots(epoch, step)
-        if stream.full_batches:
-            slots = range(slots.start, slots.start + self.global_batch_size)
-        ids = self._samplers[stream_name].ids(self.seed, f"{stream_name}/samples", epoch, step, slots)
-        records = index[ids]
+    def stream_step(self, stream_name: str, epoch: int, step: int, part: tuple[int, int] = (0, 1)) -> StreamPlan:
+        """One stream's part of a step, whether the step uses it or not.
+
+        part: (index, parts) as in `part_indices`; the rest of the batch is not drawn. By default the whole batch.
+        """
+        size = len(self._slots(epoch, step, stream_name))
+        rows, weights = part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
+        draws = RowDraws(self.seed, epoch, step, rows)
+        ids = self._ids(stream_name, draws)
+        records = self._records(stream_name, ids)
         views = tuple(
             plan_view(
                 view,
                 records["width"],
                 records["height"],
-                lambda operation, number=number: generator(  # type: ignore[misc]
-                    self.seed, f"{stream_name}/view{number}/{operation}", epoch, step
+                lambda operation, shape, number=number: draws.uniform(  # type: ignore[misc]
+                    f"{stream_name}/view{number}/{operation}", shape
                 ),
             )
-            for number, view in enumerate(stream.views)
+            for number, view in enumerate(self.streams[stream_name].views)
         )
-        return StreamPlan(ids, records["label"].astype(np.int64), views)
+        return StreamPlan(rows, weights, ids, records["label"].astype(np.int64), views)
 
-    def mix(self, epoch: int, step: int) -> MixPlan | None:
-        """How the step mixes; None when the plan has no mix rule."""
+    def mix(self, epoch: int, step: int, rows: int | None = None) -> MixPlan | None:
+        """How so many rows of the step, by default all, are mixed; None when the plan has no mix rule."""
         if self.mix_rule is None:
             return None
-        size = len(self._slots(epoch, step))
+        size = len(self._slots(epoch, step)) if rows is None else rows
         return self.mix_rule.draw(self.seed, epoch, step, self.epochs, size, self._image_size)
 
     def fingerprint(self) -> dict[str, Any]:
@@ -219,14 +253,28 @@ class Plan:
         ]
         return "\n".join(lines)
 
-    def _slots(self, epoch: int, step: int) -> range:
-        """Positions of the epoch that the step shows."""
+    def positions(self, start: Position, stop: Position) -> Iterator[Position]:
+        """The steps from ``start`` up to ``stop``, in order."""
+        for number in range(*(at.epoch * self.steps_per_epoch + at.step for at in (start, stop))):
+            yield Position(*divmod(number, self.steps_per_epoch))
+
+    def _ids(self, stream_name: str, draws: RowDraws) -> npt.NDArray[np.int64]:
+        start = self._slots(draws.epoch, draws.step).start
+        return self._samplers[stream_name].ids(draws, f"{stream_name}/samples", start)
+
+    def _records(self, stream_name: str, ids: npt.NDArray[np.int64]) -> np.ndarray:
+        return self.datasets[self.streams[stream_name].dataset].index[ids]
+
+    def _slots(self, epoch: int, step: int, stream_name: str | None = None) -> range:
+        """Places in the epoch that the step shows, by default those of the first stream."""
         if not (0 <= epoch < self.epochs and 0 <= step < self.steps_per_epoch):
             raise ValueError(
                 f"plan: no step {step} of epoch {epoch}; there are {self.epochs} epochs of {self.steps_per_epoch} steps"
             )
         start = step * self.global_batch_size
-        return range(start, min(start + self.global_batch_size, self._epoch_samples))
+        full = stream_name is not None and self.streams[stream_name].full_batches
+        stop = start + self.global_batch_size
+        return range(start, stop if full else min(stop, self._epoch_samples))
 
 
 def _check(

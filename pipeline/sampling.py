@@ -1,15 +1,18 @@
 """Which samples a stream shows at each step: a permutation of an epoch, or class-weighted draws."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.rng import generator
+from pipeline.rng import RowDraws, generator
 
-# Up to here an epoch's permutation is an array (64 MB); above it a keyed bijection that needs no memory.
-_LARGEST_ARRAY = 2**24
+# Up to here a permutation is an array, and above it a keyed bijection, which needs no memory. An epoch's array is made
+# once and kept (16 MB); that of a step has to be made at every step.
+_LARGEST_EPOCH_ARRAY = 2**22
+_LARGEST_STEP_ARRAY = 2**12
 # With six, neighbours are visibly related in sets of a dozen samples; with eight they are not (see the tests).
 _FEISTEL_ROUNDS = 8
 
@@ -27,8 +30,11 @@ class SampledDataset(Protocol):
 class Sampler(Protocol):
     """A sampling rule bound to one data set."""
 
-    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        """Sample ids, int64 (len(slots),), of the positions ``slots`` of the epoch, which are those of this step."""
+    def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        """Sample ids, int64, of the rows of ``draws``: rows of the batch that begins at ``start`` in the epoch.
+
+        A row's sample does not depend on what other rows are asked for.
+        """
 
 
 class Sampling(Protocol):
@@ -66,7 +72,7 @@ class Redrawn:
             raise ValueError(f"redrawn sampling: per_class must be at least 1, found {self.per_class}")
 
     def over(self, dataset: SampledDataset) -> Sampler:
-        members = np.asarray(dataset.sample_ids_by_class, dtype=np.int64)
+        members = dataset.sample_ids_by_class
         if self.per_class is None:
             return _RedrawnSampler(members)
         rng = np.random.RandomState(6)
@@ -132,35 +138,43 @@ class ProgressivelyBalanced:
 class _ShuffledSampler:
     def __init__(self, samples: int) -> None:
         self._samples = samples
-        self._epoch_key: tuple[int, str, int] | None = None
-        self._order: np.ndarray | KeyedPermutation
+        self._kept: tuple[tuple[int, str, int], _Order] | None = None
 
-    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        if slots.stop > self._samples:
+    def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        slots = start + draws.rows
+        if slots.max() >= self._samples:
             raise ValueError(
-                f"{purpose}: step {step} asks for positions up to {slots.stop} of an epoch of {self._samples} samples; "
+                f"{purpose}: step {draws.step} asks for position {slots.max()} of an epoch of {self._samples} samples; "
                 "a shuffled stream cannot be longer than its data set: use a class-weighted stream instead"
             )
-        # The order of an epoch is the same at each of its steps, hence step 0; only the current epoch's is kept.
-        if self._epoch_key != (seed, purpose, epoch):
-            rng = generator(seed, purpose, epoch, 0)
-            if self._samples <= _LARGEST_ARRAY:
-                self._order = rng.permutation(np.arange(self._samples, dtype=np.uint32))
-            else:
-                self._order = KeyedPermutation(self._samples, rng)
-            self._epoch_key = (seed, purpose, epoch)
-        if isinstance(self._order, KeyedPermutation):
-            return self._order(np.arange(slots.start, slots.stop, dtype=np.uint64))
-        return self._order[slots.start : slots.stop].astype(np.int64)
+        # The order of an epoch is the same at each of its steps, hence step 0; only the current epoch's is kept. Two
+        # threads may ask: the tuple is read and replaced as one.
+        key, kept = (draws.seed, purpose, draws.epoch), self._kept
+        if kept is None or kept[0] != key:
+            order = _order(self._samples, generator(*key, 0), _LARGEST_EPOCH_ARRAY)
+            self._kept = kept = key, order
+        return kept[1](slots)
 
 
 class _RedrawnSampler:
-    def __init__(self, members: npt.NDArray[np.int64]) -> None:
+    def __init__(self, members: np.ndarray) -> None:
         self._members = members
 
-    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        order = generator(seed, purpose, epoch, step).permutation(len(self._members))
-        return self._members[np.resize(order, len(slots))]
+    def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        rng = generator(draws.seed, purpose, draws.epoch, draws.step)
+        order = _order(len(self._members), rng, _LARGEST_STEP_ARRAY)
+        return self._members[order(draws.rows % len(self._members))].astype(np.int64)
+
+
+_Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
+
+
+def _order(size: int, rng: np.random.Generator, largest_array: int) -> _Order:
+    """A permutation of [0, size): the images of positions, int64 (n,) each."""
+    if size > largest_array:
+        return KeyedPermutation(size, rng)
+    order = rng.permutation(np.arange(size, dtype=np.uint32))
+    return lambda positions: order[positions].astype(np.int64)
 
 
 class KeyedPermutation:
@@ -178,9 +192,9 @@ class KeyedPermutation:
         self._right = np.uint64(-(-size // left))
         self._keys = rng.integers(0, 2**64, size=_FEISTEL_ROUNDS, dtype=np.uint64)
 
-    def __call__(self, positions: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-        """Images of ``positions``, uint64 (n,) in [0, size), as int64 (n,)."""
-        values = self._permute(positions)
+    def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Images of ``positions``, int64 (n,) in [0, size), as int64 (n,)."""
+        values = self._permute(positions.astype(np.uint64))
         while (outside := np.flatnonzero(values >= self._size)).size:
             values[outside] = self._permute(values[outside])
         return values.astype(np.int64)
@@ -214,8 +228,8 @@ class _ClassWeightedSampler:
         # class with any mass on: a draw u < 1 then never falls on an empty class at the end.
         self._cumulative /= self._cumulative[-1]
 
-    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        uniform = generator(seed, purpose, epoch, step).random((len(slots), 2))
+    def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        uniform = draws.uniform(purpose, (len(draws.rows), 2))
         # side="right": a class with probability 0 has an empty interval and is never chosen.
         classes = np.searchsorted(self._cumulative, uniform[:, 0], side="right")
         # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
@@ -230,12 +244,16 @@ class _ProgressiveSampler:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         self._by_sample = counts / counts.sum()
         self._by_class = (counts > 0) / np.count_nonzero(counts)
+        self._kept: tuple[int, _ClassWeightedSampler] | None = None
 
     def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
         """Of an epoch counted from 0, float64 (classes,)."""
         done = (epoch + 1) / self._epochs
         return done * self._by_class + (1 - done) * self._by_sample
 
-    def ids(self, seed: int, purpose: str, epoch: int, step: int, slots: range) -> npt.NDArray[np.int64]:
-        sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(epoch))
-        return sampler.ids(seed, purpose, epoch, step, slots)
+    def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        kept = self._kept
+        if kept is None or kept[0] != draws.epoch:
+            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(draws.epoch))
+            self._kept = kept = draws.epoch, sampler
+        return kept[1].ids(draws, purpose, start)

@@ -16,26 +16,23 @@ import json
 import logging
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from PIL import __version__ as pillow_version
-from PIL import features
 
 from shards.files import only_user_of, remove_temporary_files, write_atomically
-from shards.format import DATASET_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
-from shards.images import ImagePolicy
+from shards.format import DATASET_FILE, RECORD_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
+from shards.images import ImagePolicy, library_versions
 from shards.manifest import lasting_inputs, write_set_files
-from shards.pool import run_tasks
+from shards.pool import Run, run_tasks
 from shards.shard_task import OnBad, ShardResult, ShardTask, TaskSettings, part_path
 from shards.source import JSON, Source
+from shards.store_upload import StoreUpload
 
 logger = logging.getLogger(__name__)
-
-RECORD_FILE = "build.json"
 
 _MAX_SAMPLES_PER_SHARD = 10_000  # small images too are spread over several shards, so that several workers build them
 _ASSUMED_IMAGE_BYTES = 110_000  # the mean of ImageNet; sizes shards where the source cannot tell the bytes beforehand
@@ -91,29 +88,44 @@ class SilentProgress:
 
 
 def build_shard_set(
-    source: Source, folder: Path, options: BuildOptions, workers: int = 1, progress: Progress | None = None
+    source: Source,
+    folder: Path,
+    options: BuildOptions,
+    workers: int = 1,
+    progress: Progress | None = None,
+    store: StoreUpload | None = None,
+    run: Run = run_tasks,
 ) -> DatasetInfo:
     """Write `source` as a shard set into `folder`, continuing an earlier, interrupted build of the same.
 
     The bytes depend on the source and the options only, not on workers or interruptions. A folder that already holds
     this set is left as it is.
 
+    store: where the set goes instead; `folder` then holds shards on their way, and nothing afterwards.
+    run: who runs the shard tasks.
+
     Raises ValueError when the folder holds something else or an image is bad (on_bad "fail"), RuntimeError when the
-    disk is full or a worker was killed; the same command continues once the cause is gone.
+    disk is full, a worker was killed or the store fails; the same command continues once the cause is gone.
     """
     _check_source(source)
     record = _record(source, options)
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"{folder}: another build is writing to this folder; wait for it or stop it"
-    with only_user_of(folder, refusal), _explaining_full_disk(source, folder, options):
+    naming = store.naming(folder) if store is not None else nullcontext()
+    with naming, only_user_of(folder, refusal), _explaining_full_disk(source, folder, options):
+        if store is not None:
+            store.fetch_state(folder)
         if (folder / DATASET_FILE).exists():
             info = _complete_set(folder, record)
             logger.info("%s: complete already, nothing to do", folder)
         else:
             _claim(folder, record)
             remove_temporary_files(folder)
-            info = _build(source, folder, options, record, workers, progress or SilentProgress())
-        _remove_build_files(folder, info)
+            info = _build(source, folder, options, record, workers, progress or SilentProgress(), store, run)
+        if store is not None:
+            store.finish(folder)
+        else:
+            _remove_build_files(folder, info)
     return info
 
 
@@ -133,15 +145,27 @@ def shuffled_order(num_samples: int, seed: int) -> list[int]:
 
 
 def _build(
-    source: Source, folder: Path, options: BuildOptions, record: dict[str, JSON], workers: int, progress: Progress
+    source: Source,
+    folder: Path,
+    options: BuildOptions,
+    record: dict[str, JSON],
+    workers: int,
+    progress: Progress,
+    store: StoreUpload | None,
+    run: Run,
 ) -> DatasetInfo:
     tasks = list(plan_tasks(source, record["options"]["samples_per_shard"], options.seed))
     open_tasks = [task for task in tasks if ShardResult.read(folder, task.shard) is None]
-    _check_space(source, folder, options)
+    if store is None:
+        _check_space(source, folder, options)
+    else:
+        store.claim(folder)  # a shard at a time passes through the folder
     open_samples = sum(len(task.samples) for task in open_tasks)
     progress.start(total=len(source.samples), done=len(source.samples) - open_samples)
-    settings = TaskSettings(folder, options.policy, options.on_bad)
-    run_tasks(source, open_tasks, settings, workers, progress.advance)
+    settings = TaskSettings(folder, options.policy, options.on_bad, None if store is None else store.url)
+    run(source, open_tasks, settings, workers, progress.advance)
+    if store is not None:
+        store.fetch_parts(folder)  # tasks may have run on other machines
     return write_set_files(source, folder, tasks, record)
 
 
@@ -175,11 +199,7 @@ def _record(source: Source, options: BuildOptions) -> dict[str, JSON]:
             "seed": options.seed,
         },
         "inputs": source.inputs,
-        "made_with": {
-            "pillow": pillow_version,
-            "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
-            "zlib": str(features.version("zlib")),
-        },
+        "made_with": library_versions(),
     }
     return json.loads(json.dumps(record))
 

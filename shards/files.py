@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import logging
 import os
+import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -25,10 +26,10 @@ _SYNC_FILE_RANGE_WRITE = 2  # linux/fs.h
 def temporary_name(path: Path) -> Path:
     """Where this process writes `path` until it is complete: beside it, so that the rename is atomic.
 
-    The name carries the process id: a worker that outlives its killed parent for a moment must not write into the
-    files of the build that continues.
+    The name is another each time: a worker that outlives its killed parent for a moment, or one on another machine
+    that shares the folder, must not write into the files of the build that continues.
     """
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    return path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}{TEMPORARY_SUFFIX}")
 
 
 def remove_temporary_files(folder: Path) -> None:

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, features
+from PIL import __version__ as pillow_version
 
 from shards.format import MAX_IMAGE_SIDE
 
@@ -86,6 +87,15 @@ class CheckedImage:
     height: int
     stored_format: str
     notes: tuple[str, ...] = ()
+
+
+def library_versions() -> dict[str, str]:
+    """Of what decides the bytes of an encoded image: pillow, libjpeg, zlib."""
+    return {
+        "pillow": pillow_version,
+        "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
+        "zlib": str(features.version("zlib")),
+    }
 
 
 def check_image(data: bytes, policy: ImagePolicy) -> CheckedImage:

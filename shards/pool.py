@@ -28,6 +28,8 @@ from shards.source import Fetcher, Source
 _POLL_SECONDS = 0.2
 
 Advance = Callable[[int, int], None]
+Run = Callable[[Source, Sequence[ShardTask], TaskSettings, int, Advance], None]
+"""Runs the tasks of a build: `run_tasks`, or another that keeps its promises."""
 
 
 def run_tasks(

@@ -8,9 +8,12 @@ from __future__ import annotations
 import errno
 import itertools
 import mmap
+import os
 import zlib
+from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,6 +30,10 @@ from shards.format import (
     read_dataset_info,
     shard_file,
 )
+from shards.object_store import is_url
+
+if TYPE_CHECKING:
+    from shards.local_copy import CacheOptions
 
 # Opening hashes index.npy and by_class.npy together up to this size (0.3 s; ~14 million samples). Above, only
 # `tools.verify_shards` does: at 10^8 samples reading 3 GB first would cost more than everything else at the start.
@@ -53,7 +60,9 @@ class CorruptSampleError(RuntimeError):
 class ShardSet:
     """An opened shard set. Picklable: another process opens the same folder.
 
-    path: its folder.
+    path: where it is, for messages: its folder, or a URL.
+    folder: the local files: the same folder, or the local copy of what lies in a store.
+    samples_ahead: of how many samples `will_read` is best told before they are read.
     info: dataset.json.
     index: INDEX_DTYPE (N,), mapped read-only.
     class_starts: int64 (C + 1,); sample_ids_by_class: uint32 (N,), mapped. The samples of class c are
@@ -61,33 +70,47 @@ class ShardSet:
     checksum: hex, equal for sets whose training data are equal.
     """
 
+    samples_ahead = 0  # the kernel's own advice works on a few batches, however small
+
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path)
-        self.info: DatasetInfo = read_dataset_info(self.path)
-        self.checksum = content_checksum(self.info)
-        _check_sizes(self.path, self.info)
+        self.path: Path | str = Path(path)
+        self.folder = Path(path)
+        self.info: DatasetInfo = read_dataset_info(self.folder)
+        _check_sizes(self.folder, (*self.info.shards, *self.info.files))
         if sum(file.bytes for file in self.info.files[:2]) <= HASHED_INDEX_BYTES:
             for file in self.info.files[:2]:
-                check_hash(self.path, file)
-        self.index = map_index(self.path, self.info)
-        by_class, num_classes = map_by_class(self.path, self.info), len(self.info.class_names)
+                check_hash(self.folder, file)
+        self._map_index()
+        self._tars = [_map_tar(self.folder / shard.file) for shard in self.info.shards]
+
+    @classmethod
+    def open(cls, path: Path | str, cache: CacheOptions | None = None) -> ShardSet:
+        """Open the set in folder `path`, or at a URL such as s3://bucket/imagenet-lt/train.
+
+        cache: where the local copy of a set in a store is kept, and how large it may become; not used for a folder.
+
+        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
+        those of the build; for a URL also StoreError. Contents are not read: `check_sample` and `tools.verify_shards`
+        compare checksums.
+        """
+        if not is_url(path):
+            return ShardSet(path)
+        from shards.remote_set import RemoteShardSet  # it builds on this module
+
+        return RemoteShardSet(str(path), cache)
+
+    def _map_index(self) -> None:
+        """Map the arrays of `folder`, whose sizes are known to be right, and compare them with `info`."""
+        self.checksum = content_checksum(self.info)
+        self.index = map_index(self.folder, self.info)
+        by_class, num_classes = map_by_class(self.folder, self.info), len(self.info.class_names)
         self.class_starts = by_class[: num_classes + 1].astype(np.int64)
         self.sample_ids_by_class = by_class[num_classes + 1 :]
         self.samples_per_class = np.array(self.info.samples_per_class, np.int64)
         if self.class_starts[0] != 0 or not np.array_equal(np.diff(self.class_starts), self.samples_per_class):
             raise ValueError(f"{self.path}: {BY_CLASS_FILE} and dataset.json disagree on the class sizes; {_REBUILD}")
-        self._tars = [_map_tar(self.path / shard.file) for shard in self.info.shards]
 
-    @classmethod
-    def open(cls, path: Path | str) -> ShardSet:
-        """Open the set in folder `path`.
-
-        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
-        those of the build. Contents are not read: `check_sample` and `tools.verify_shards` compare checksums.
-        """
-        return cls(path)
-
-    def __reduce__(self) -> tuple[type[ShardSet], tuple[Path]]:
+    def __reduce__(self) -> tuple[type[ShardSet], tuple[Path | str, ...]]:
         return ShardSet, (self.path,)
 
     def __len__(self) -> int:
@@ -123,20 +146,38 @@ class ShardSet:
         if found != expected:
             raise self._corrupt(sample, f"crc32 {found:08x} found, {expected:08x} written")
 
+    def will_read(self, sample_ids: np.ndarray) -> None:
+        """These samples are read soon: the kernel fetches their bytes together, in its own order.
+
+        sample_ids: int64 (n,).
+        """
+        records = self.index[sample_ids]
+        for shard in np.unique(records["shard"]):
+            # Opened each time: a descriptor kept for every shard and stream would exceed the usual limit of 1024.
+            descriptor = os.open(self.folder / self.info.shards[shard].file, os.O_RDONLY)
+            try:
+                for record in records[records["shard"] == shard]:
+                    os.posix_fadvise(descriptor, int(record["offset"]), int(record["size"]), os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(descriptor)
+
+    def will_read_all(self) -> None:
+        """All samples are read soon, in the order of the ids; the kernel notices that by itself."""
+
     def source_of(self, sample: int) -> str:
         """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""
-        return source_line(self.path, sample)
+        return source_line(self.folder, sample)
 
     def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
-        shard = str(self.path / shard_file(int(self.index["shard"][sample])))
+        shard = f"{self.path}/{shard_file(int(self.index['shard'][sample]))}"
         return CorruptSampleError(shard, int(sample), self.source_of(sample), fault)
 
 
 _REBUILD = "the set was changed after it was built: restore the file, or delete the folder and build it again"
 
 
-def _check_sizes(folder: Path, info: DatasetInfo) -> None:
-    for file in (*info.shards, *info.files):
+def _check_sizes(folder: Path, files: Iterable[FileInfo]) -> None:
+    for file in files:
         path = folder / file.file
         if not path.is_file():
             raise FileNotFoundError(f"{path}: not found, but dataset.json lists it; {_REBUILD}")

@@ -53,11 +53,15 @@ class ShardTask:
 
 @dataclass(frozen=True)
 class TaskSettings:
-    """What all tasks of a build share."""
+    """What all tasks of a build share.
+
+    folder: where shards are written. upload_to: the URL that they move to once they are complete.
+    """
 
     folder: Path
     policy: ImagePolicy
     on_bad: OnBad
+    upload_to: str | None = None
 
 
 @dataclass(frozen=True)
@@ -84,21 +88,39 @@ class ShardResult:
     def read(cls, folder: Path, shard: int) -> ShardResult | None:
         """The result of an earlier run, or None if that shard is not complete."""
         tar = folder / shard_file(shard)
-        path = part_path(folder, tar.name)
-        if not (path.is_file() and tar.is_file() and (folder / shard_index_file(shard)).is_file()):
+        if not part_path(folder, tar.name).is_file():
             return None
+        if _uploaded_mark(folder, shard).is_file():
+            return cls.read_record(folder, shard)
+        if not (tar.is_file() and (folder / shard_index_file(shard)).is_file()):
+            return None
+        result = cls.read_record(folder, shard)
+        return result if tar.stat().st_size == result.info.bytes else None
+
+    @classmethod
+    def read_record(cls, folder: Path, shard: int) -> ShardResult:
+        """What a task wrote of its shard, wherever the shard itself is."""
+        path = part_path(folder, shard_file(shard))
         try:
             record = json.loads(path.read_bytes())
             records = np.array([tuple(row) for row in record.pop("records")], INDEX_DTYPE)
-            result = cls(info=ShardInfo(**record.pop("info")), records=records, **record)
+            return cls(info=ShardInfo(**record.pop("info")), records=records, **record)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise ValueError(f"{path}: damaged ({error}); delete it, and its shard is built again") from error
-        return result if tar.stat().st_size == result.info.bytes else None
 
 
 def part_path(folder: Path, tar_name: str) -> Path:
     """Where the result of a shard task is kept until the end of the build."""
     return folder / f"{PurePosixPath(tar_name).stem}.part.json"
+
+
+def mark_as_uploaded(folder: Path, shard: int) -> None:
+    """Say that a shard whose record is in `folder` is complete in the store."""
+    _uploaded_mark(folder, shard).touch()
+
+
+def _uploaded_mark(folder: Path, shard: int) -> Path:
+    return folder / f"{PurePosixPath(shard_file(shard)).stem}.uploaded"
 
 
 def run_shard_task(
@@ -132,6 +154,10 @@ def run_shard_task(
             advance(1, len(data))
         info, records = writer.finish()
     ShardResult(info, records, skipped, bad, dict(+counts)).write(settings.folder)
+    if settings.upload_to is not None:
+        from shards.store_upload import upload_shard  # it builds on this module
+
+        upload_shard(settings.upload_to, settings.folder, task.shard)
 
 
 def _announced(samples: Sequence[SampleRef], fetcher: Fetcher) -> Iterator[SampleRef]:

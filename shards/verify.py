@@ -4,47 +4,105 @@ from __future__ import annotations
 
 import itertools
 import tarfile
+import tempfile
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from shards.files import hash_file
-from shards.format import INDEX_FILE, DatasetInfo, FileInfo, by_class_array, read_dataset_info, shard_index_file
+from shards.format import (
+    BY_CLASS_FILE,
+    DATASET_FILE,
+    INDEX_FILE,
+    SOURCES_FILE,
+    DatasetInfo,
+    FileInfo,
+    by_class_array,
+    read_dataset_info,
+    shard_index_file,
+)
+from shards.object_store import Bucket, is_url
 from shards.reader import map_by_class, map_index, source_line
 from shards.writer import dali_index, dali_index_line
 
 _MAX_FAULTS_PER_SHARD = 10  # a damaged tar would name all of its samples
 
 
-def verify_shards(folder: Path) -> Iterator[str]:
-    """Yield one line for each fault of the set in `folder`; none when it is as it was built.
+def verify_shards(location: Path | str) -> Iterator[str]:
+    """Yield one line for each fault of the set in a folder or at a URL; none when it is as it was built.
 
     Goes from what everything relies on to single samples, reads each tar twice, and never raises for a damaged set.
+    Of a set in a store, one tar at a time is downloaded into a temporary folder. Raises StoreError when the store does
+    not answer.
     """
-    try:
-        info = read_dataset_info(folder)
-    except (OSError, ValueError) as error:
-        yield str(error)
+    if not is_url(location):
+        yield from _verify(_Folder(Path(location)))
         return
-    for file in info.files:
-        yield from _file_faults(folder, file)
-    try:
-        index, by_class = map_index(folder, info), map_by_class(folder, info)
-    except (OSError, ValueError) as error:
-        yield str(error)
-        return
-    yield from _index_faults(folder, info, index, by_class)
-    first_sample = 0
-    for number, shard in enumerate(info.shards):
-        path = folder / shard.file
-        yield from _file_faults(folder, shard)
-        if path.is_file():
-            records = index[first_sample : first_sample + shard.samples]
-            faults = _shard_faults(path, folder / shard_index_file(number), records, first_sample)
-            yield from itertools.islice(faults, _MAX_FAULTS_PER_SHARD)
-        first_sample += shard.samples
+    with tempfile.TemporaryDirectory(prefix="verify-shards-") as scratch:
+        for fault in _verify(_Download(Path(scratch), Bucket(str(location)))):
+            yield fault.replace(scratch, str(location))
+
+
+class _Folder:
+    """The files of a set where they are."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def holding(self, *names: str) -> Iterator[None]:
+        """Inside, these files are in `folder`, if the set has them at all."""
+        yield
+
+
+class _Download(_Folder):
+    """The files of a set, each there while it is looked at."""
+
+    def __init__(self, folder: Path, bucket: Bucket) -> None:
+        super().__init__(folder)
+        self._bucket = bucket
+
+    @contextmanager
+    def holding(self, *names: str) -> Iterator[None]:
+        try:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    self._bucket.download(name, self.folder / name)
+            yield
+        finally:
+            for name in names:
+                (self.folder / name).unlink(missing_ok=True)
+
+
+def _verify(files: _Folder) -> Iterator[str]:
+    folder = files.folder
+    with files.holding(DATASET_FILE, INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE):
+        try:
+            info = read_dataset_info(folder)
+        except (OSError, ValueError) as error:
+            yield str(error)
+            return
+        for file in info.files:
+            yield from _file_faults(folder, file)
+        try:
+            index, by_class = map_index(folder, info), map_by_class(folder, info)
+        except (OSError, ValueError) as error:
+            yield str(error)
+            return
+        yield from _index_faults(folder, info, index, by_class)
+        first_sample = 0
+        for number, shard in enumerate(info.shards):
+            path, idx = folder / shard.file, folder / shard_index_file(number)
+            with files.holding(path.name, idx.name):
+                yield from _file_faults(folder, shard)
+                if path.is_file():
+                    records = index[first_sample : first_sample + shard.samples]
+                    faults = _shard_faults(path, idx, records, first_sample)
+                    yield from itertools.islice(faults, _MAX_FAULTS_PER_SHARD)
+            first_sample += shard.samples
 
 
 def _file_faults(folder: Path, file: FileInfo) -> Iterator[str]:

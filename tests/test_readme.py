@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.archives import class_folders, tar_bytes, write_imagenet, write_inat, zip_bytes
+from tests.helpers.archives import class_folders, tar_bytes, write_imagenet, write_inat, zip_bytes
 
 ROOT = Path(__file__).parents[1]
 TWO_STEPS = "--epochs 1 --max_steps 2 --batch_size 4 --trackers []"
@@ -23,9 +23,9 @@ SHORTENED = {
     "tools.build_shards imagenet-lt": "--allow-partial",
     "tools.build_shards inat18": "--allow-partial",
     "--archive cifar-100-python.tar.gz --split test": "--allow-partial",
-    "recipes/imagenet-lt-bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/inat18-bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/cifar100-lt-bs-cmo.yaml": TWO_STEPS,
+    "recipes/imagenet-lt/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "recipes/inat18/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "recipes/cifar100-lt/bs-cmo.yaml": TWO_STEPS,
     "--run_dir runs/mine": f"{TWO_STEPS} --model.name resnet18",
 }
 

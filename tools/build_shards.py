@@ -10,6 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -18,6 +19,9 @@ from shards.build import BuildOptions, build_shard_set
 from shards.class_counts import imbalance_ratio
 from shards.format import BAD_FILE, DatasetInfo
 from shards.images import ImagePolicy
+from shards.object_store import is_url, set_location
+from shards.pool import Run, run_tasks
+from shards.store_upload import StoreUpload, staging_folder
 from tools.sources import SOURCES
 
 
@@ -27,13 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     namespace = _parser().parse_args(arguments)
     try:
         options = _build_options(namespace)
+        workers, run = _executor(namespace)
+        target = namespace.out
+        if is_url(target):
+            namespace.out = staging_folder(target)  # beside which sources unpack what they have to
         sources = SOURCES[namespace.source].from_args(namespace)
         for suffix, source in sources.items():
-            folder = Path(f"{namespace.out}{suffix}")
-            print(f"{folder}: {source.name} {source.split}, {len(source.samples):,} images")
+            place = f"{target}{suffix}"
+            folder, store = (staging_folder(place), StoreUpload(place)) if is_url(place) else (Path(place), None)
+            print(f"{place}: {source.name} {source.split}, {len(source.samples):,} images")
             with _ProgressBar() as progress:
-                info = build_shard_set(source, folder, options, namespace.workers, progress)
-            print(_summary(folder, info))
+                info = build_shard_set(source, folder, options, workers, progress, store, run)
+            print(_summary(place, info))
         for source in sources.values():  # after all: they may share one spooled archive
             source.close()
     except (ValueError, OSError, RuntimeError) as error:
@@ -58,8 +67,10 @@ def _parser() -> argparse.ArgumentParser:
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     defaults, policy = BuildOptions(), ImagePolicy()
     add = parser.add_argument_group("build").add_argument
-    add("--out", type=_out_folder, required=True, metavar="DIR", help="folder of the shard set")
-    add("--workers", type=_positive, default=_cores(), help="processes (default: the cores, %(default)s)")
+    add("--out", type=_out, required=True, metavar="DIR|URL", help="folder of the shard set, or s3://bucket/…")
+    add("--executor", choices=("pool", "ray"), default="pool", help="processes of this machine, or a Ray cluster")
+    add("--ray-address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS)")
+    add("--workers", type=_positive, help=f"shards at a time (default: the cores, here {_cores()}, or the cluster's)")
     add("--seed", type=int, default=defaults.seed, help="of the shuffle (default: %(default)s)")
     add("--allow-partial", action="store_true", help="accept another number of images than the data set is known for")
     add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read headers only")
@@ -84,9 +95,18 @@ def _build_options(namespace: argparse.Namespace) -> BuildOptions:
     )
 
 
-def _out_folder(text: str) -> Path:
-    path = Path(text)
-    if not path.name:
+def _executor(namespace: argparse.Namespace) -> tuple[int, Run]:
+    """How many shards at a time, and who runs their tasks."""
+    if namespace.executor == "pool":
+        return namespace.workers or _cores(), run_tasks
+    from shards.ray_executor import run_tasks_on_ray
+
+    return namespace.workers or 0, partial(run_tasks_on_ray, address=namespace.ray_address)
+
+
+def _out(text: str) -> Path | str:
+    path = set_location(text)
+    if isinstance(path, Path) and not path.name:
         raise argparse.ArgumentTypeError(f"{text!r} has no name; give the folder that the shards are to be in")
     return path
 
@@ -102,16 +122,16 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _summary(folder: Path, info: DatasetInfo) -> str:
+def _summary(place: str, info: DatasetInfo) -> str:
     megabytes = sum(shard.bytes for shard in info.shards) / 2**20
     noted = ", ".join(f"{count:,} {what}" for what, count in info.counts.items())
     ratio = f", imbalance {imbalance_ratio(info.samples_per_class):.4g}" if min(info.samples_per_class) else ""
     lines = [
-        f"{folder}: {info.num_samples:,} images of {len(info.class_names):,} classes{ratio}",
+        f"{place}: {info.num_samples:,} images of {len(info.class_names):,} classes{ratio}",
         f"  {len(info.shards)} shards, {megabytes:,.0f} MB; {noted}",
     ]
-    if (folder / BAD_FILE).is_file():
-        lines.append(f"  bad images and their reasons: {folder / BAD_FILE}")
+    if info.counts.keys() & {"skipped", "repaired"}:
+        lines.append(f"  bad images and their reasons: {place}/{BAD_FILE}")
     return "\n".join(lines)
 
 

@@ -15,6 +15,7 @@ import torch
 
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
+from shards.object_store import StoreError, is_url, set_location
 from shards.reader import ShardSet
 from tools.markdown import markdown
 from train.checkpoints.trained import Trained, load_trained
@@ -45,15 +46,15 @@ SHOWN = {
 }
 
 
-def read_train_counts(path: Path) -> np.ndarray:
+def read_train_counts(path: Path | str) -> np.ndarray:
     """Training samples of each class, int64 (classes,): of a shard set, or from JSON.
 
     The JSON is a list of counts, or an object with such a list under "samples_per_class" (as in a dataset.json).
     """
-    if path.is_dir():
+    if is_url(path) or Path(path).is_dir():
         return ShardSet.open(path).samples_per_class
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(Path(path).read_text())
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected the folder of a training shard set, or JSON of counts") from None
     except ValueError as error:
@@ -102,9 +103,9 @@ def _predictions(trained: Trained, dataset: ShardSet, options: argparse.Namespac
 
 
 def _corrects_prior(trained: Trained) -> bool:
-    method = trained.method
-    criterion = getattr(method, "criterion", None)
-    return getattr(criterion, "loss", None) == "bs" or getattr(method.options, "rebalance", None) == "bs"
+    """Whether the network was trained on logits that had the prior added, so that its own have it taken out."""
+    chosen = {name: getattr(trained.method.options, name, None) for name in ("loss", "rebalance", "objective")}
+    return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or chosen["objective"] == "ncl"
 
 
 def write(
@@ -176,7 +177,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = evaluate(trained, dataset, counts, options)
             write(options.out / name, trained, dataset, counts, found, rule)
             scores[name], kinds[name] = found[0], f"{trained.description} ({trained.method.options})"
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, StoreError) as error:
         print(f"evaluate: error: {error}", file=sys.stderr)
         return 1
     title = f"Results in percent on {options.data} ({len(dataset)} images); {rule.describe()}."
@@ -190,9 +191,10 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="of a run, or as released")
-    add("--data", type=Path, required=True, metavar="DIR", help="shard set to evaluate on")
-    add("--train-counts", type=Path, required=True, metavar="DIR|JSON", help="training shard set, or its class counts")
-    add("--validation", type=Path, metavar="DIR", help="shard set to fit the temperature of ECE scaled on")
+    add("--data", type=set_location, required=True, metavar="DIR|URL", help="shard set to evaluate on")
+    counts_help = "training shard set, or its class counts"
+    add("--train-counts", type=set_location, required=True, metavar="DIR|URL|JSON", help=counts_help)
+    add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
     add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 
 from shards.class_counts import CMO_RULE, imbalance_ratio, shot_groups
 from shards.files import atomic_file
+from shards.object_store import set_location
 from shards.reader import ShardSet
 from shards.source import JSON
 
@@ -24,7 +25,7 @@ _TILE, _CAPTION = 112, 16  # pixels
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print a summary. Returns the exit code; errors are one line on standard error."""
     parser = argparse.ArgumentParser(prog="python -m tools.inspect_shards", description=__doc__)
-    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of a shard set")
+    parser.add_argument("folder", type=set_location, metavar="DIR|URL", help="folder or URL of a shard set")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with the counts of all classes")
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="draw samples of classes from largest to smallest"

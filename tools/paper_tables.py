@@ -17,7 +17,7 @@ class Row:
     """One row of a table.
 
     Attributes:
-        recipe: name of a file of recipes/, without its ending.
+        recipe: a file of recipes/, DATASET/METHOD without its ending.
         published: accuracy in percent by "all", "many", "medium", "few", as far as it was published.
         overrides: options beside the recipe's, as on the command line.
         first_stage: recipe whose last checkpoint the run starts from; None for a run of one stage.
@@ -43,7 +43,7 @@ class Row:
     def run_name(self) -> str:
         """Name of the run; rows that need the same run share it."""
         parts = (f"{key.rpartition('.')[2]}={value}" for key, value in sorted(self.overrides.items()))
-        return "-".join((self.recipe, *(part.replace("/", "_") for part in parts)))
+        return "-".join((self.recipe.replace("/", "-"), *(part.replace("/", "_") for part in parts)))
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def read_tables(path: Path = TABLES_FILE) -> dict[str, Table]:
         ValueError: a table has no title or paper, a row an unknown key, or two rows of a table one name.
     """
     tables = {}
-    for number, content in yaml.safe_load(path.read_text()).items():
+    for number, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         try:
             table = Table(
                 content["title"],

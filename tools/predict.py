@@ -14,6 +14,7 @@ from PIL import Image
 
 from pipeline.executors.pillow_reference import reference_view
 from pipeline.views.view import plan_view
+from shards.object_store import StoreError, set_location
 from shards.reader import ShardSet
 from train.checkpoints.trained import Trained, load_trained
 
@@ -52,7 +53,7 @@ def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
         raise ValueError(f"{path}: not an image that can be decoded: {error}") from error
 
 
-def _draws_nothing(purpose: str) -> np.random.Generator:
+def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
     raise AssertionError(f"an evaluation view draws {purpose!r}")
 
 
@@ -89,7 +90,7 @@ def write(path: Path, records: Sequence[dict[str, Any]]) -> None:
                 writer.writerow([record["image"], rank, one["class"], one["name"], one["probability"]])
 
 
-def class_names(trained: Trained, dataset: Path | None) -> list[str]:
+def class_names(trained: Trained, dataset: Path | str | None) -> list[str]:
     """Names from a shard set; the numbers where none is given."""
     if dataset is None:
         return [str(number) for number in range(trained.classes)]
@@ -105,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a run, or as released")
-    add("--class-names", type=Path, metavar="DIR", help="shard set with the names of the classes")
+    add("--class-names", type=set_location, metavar="DIR|URL", help="shard set with the names of the classes")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--top", type=int, default=5, help="classes an image in the file (default: 5)")
     add("--batch-size", type=int, default=64, help="images at once (default: 64)")
@@ -123,7 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             best = record["classes"][0]
             print(f"{record['image']}\t{best['name']}\t{best['probability']:.4f}", flush=True)
             records.append(record)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, StoreError) as error:
         print(f"predict: error: {error}", file=sys.stderr)
         return 1
     if options.out is not None:

@@ -12,6 +12,7 @@ import faulthandler
 import logging
 import sys
 
+from shards.object_store import StoreError
 from train.options import parse
 from train.run import FAILED, train
 
@@ -24,7 +25,7 @@ def main() -> int:
     options = parse(sys.argv[1:])
     try:
         return train(options)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, StoreError) as error:
         print(f"python -m train: error: {error}", file=sys.stderr)
         return FAILED
 

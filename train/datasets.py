@@ -1,5 +1,6 @@
 """The shard sets of a run, checked against each other before anything else starts."""
 
+from shards.object_store import set_location
 from shards.reader import ShardSet
 from train.options import DataOptions
 
@@ -11,7 +12,8 @@ def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
         ValueError: training and evaluation sets have different classes, or a training class is empty.
     """
     paths = {"train": options.train, "test": options.test, "validation": options.validation, "meta": options.meta}
-    datasets = {role: ShardSet.open(path) for role, path in paths.items() if path is not None}
+    cache = options.cache_options()
+    datasets = {role: ShardSet.open(set_location(path), cache) for role, path in paths.items() if path is not None}
     train_set = datasets["train"]
     for role, dataset in datasets.items():
         if dataset.class_names != train_set.class_names:

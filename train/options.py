@@ -13,7 +13,9 @@ from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
-from train.methods import method_class, method_names
+from shards.local_copy import CacheOptions, default_cache_folder
+from train.losses.precision import Precision
+from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
 
@@ -29,11 +31,14 @@ class DataOptions:
     """Shard sets and how their images are read.
 
     Args:
-        train: folder of the training shard set (made by `python -m tools.build_shards`).
-        test: folder of the shard set that the final numbers come from.
-        validation: folder of a shard set to select the best epoch on; without one, the best epoch on the test set is
-            reported too, as the papers do, and labelled so.
-        meta: folder of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
+        train: folder of the training shard set (made by `python -m tools.build_shards`), or its URL in an object
+            store: s3://bucket/imagenet-lt/train, gs://…, az://…, https://…
+        test: folder or URL of the shard set that the final numbers come from.
+        validation: folder or URL of a shard set to select the best epoch on; without one, the best epoch on the test
+            set is reported too, as the papers do, and labelled so.
+        meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
+        cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
+        cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
         preset: augmentation, evaluation crop and normalisation, by name.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
@@ -42,10 +47,12 @@ class DataOptions:
         bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
     """
 
-    train: Path
-    test: Path
-    validation: Path | None = None
-    meta: Path | None = None
+    train: str
+    test: str
+    validation: str | None = None
+    meta: str | None = None
+    cache: Path | None = None
+    cache_gigabytes: float | None = None
     preset: str = "imagenet"
     executor: Literal["auto", "dali", "resident", "reference"] = "auto"
     decode_threads: int | None = None
@@ -58,7 +65,13 @@ class DataOptions:
             raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
+        _at_least(0.001, cache_gigabytes=self.cache_gigabytes)
         self.group_rule()
+
+    def cache_options(self) -> CacheOptions:
+        """Where copies of sets in object stores go."""
+        limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
+        return CacheOptions(self.cache or default_cache_folder(), limit)
 
     def group_rule(self) -> GroupRule:
         """Which classes are many, medium and few."""
@@ -118,7 +131,7 @@ class RunOptions:
     accumulation: int = 1
     seed: int = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    mixed_precision: Literal["no", "bf16"] = "no"
+    mixed_precision: Precision = "no"
     compile: bool = False
     cuda_graphs: bool = False
     ema_decay: float | None = None
@@ -169,10 +182,13 @@ def parse(arguments: Sequence[str]) -> Options:
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """
-    method_name = _method_name(arguments)
-    if method_name not in method_names():
-        sys.exit(f"python -m train: error: no method {method_name!r}; expected one of {', '.join(method_names())}")
-    method = method_class(method_name)
+    chosen = _chosen_method(arguments)
+    method_name = chosen.pop("name", "cmo")
+    try:
+        method = find_method(method_name, chosen)
+    except ValueError as error:
+        print(f"python -m train: error: {error}", file=sys.stderr)
+        sys.exit(2)
     method_options = method.Options
     parser = _parser(method_options, method.without)
     namespace = parser.parse_args(list(arguments))
@@ -185,14 +201,21 @@ def parse(arguments: Sequence[str]) -> Options:
         sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
         run = RunOptions(**values)
         if run.run_dir is None:
-            stem = Path(str(recipes[-1])).stem if recipes else method_name
-            run = replace(run, run_dir=Path("runs") / f"{stem}-seed{run.seed}")
+            run = replace(run, run_dir=Path("runs") / f"{_run_name(recipes, method_name)}-seed{run.seed}")
         return Options(
             **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
         )
     except ValueError as error:
         parser.error(str(error))
         raise AssertionError("parser.error does not return") from error
+
+
+def _run_name(recipes: Sequence[Any], method_name: str) -> str:
+    """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
+    if not recipes:
+        return method_name
+    path = Path(str(recipes[-1]))
+    return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
@@ -224,16 +247,25 @@ def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
-def _method_name(arguments: Sequence[str]) -> str:
-    """The method decides which options exist, so its name comes first: from the command line, else the recipe."""
+def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
+    """The method decides which options exist, so its name and parts come first: from command line, else recipe."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--method.name", dest="name")
+    for name in ("name", *KINDS):
+        finder.add_argument(f"--method.{name}", dest=name)
     finder.add_argument("--recipe", action="append", default=[])
-    known, _ = finder.parse_known_args([a for a in arguments if a != "--help"])
-    if known.name:
-        return known.name
-    for path in reversed(known.recipe):
-        content = yaml.safe_load(Path(path).read_text()) if Path(path).is_file() else None
-        if isinstance(content, dict) and isinstance(content.get("method"), dict) and "name" in content["method"]:
-            return str(content["method"]["name"])
-    return "cmo"
+    given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
+    chosen: dict[str, str] = {}
+    for path in given.pop("recipe"):
+        method = _method_section(Path(path))
+        chosen |= {name: str(method[name]) for name in given if name in method}
+    return chosen | {name: value for name, value in given.items() if value is not None}
+
+
+def _method_section(recipe: Path) -> dict[str, Any]:
+    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    method = content.get("method") if isinstance(content, dict) else None
+    return method if isinstance(method, dict) else {}

@@ -29,7 +29,8 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.methods import method_class
+from train.losses.precision import autocast
+from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.options import Options
 from train.run_folder import RunFolder
@@ -108,7 +109,8 @@ class Run:
         )
         self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
         evaluated = self.model if self.averaged is None else self.averaged.module
-        self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator)
+        self.autocast = autocast(accelerator.device, options.run.mixed_precision)
+        self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator, self.autocast)
         self.stop_request = StopRequest()
         self.progress = Progress(options.run.epochs, accelerator.is_main_process)
         self.trainer = self._make_trainer()
@@ -120,7 +122,7 @@ class Run:
         counts = self.datasets["train"].samples_per_class
         views = (self.preset.train, self.preset.evaluation)
         context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
-        method = method_class(self.options.method_name)(self.options.method, context)
+        method = find_method(self.options.method_name, vars(self.options.method)).make(self.options.method, context)
         if self.options.run.accumulation > 1 and not method.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
@@ -159,7 +161,7 @@ class Run:
             folder=self.folder,
             stop_request=self.stop_request,
             progress=self.progress,
-            autocast=self.evaluator.autocast,
+            autocast=self.autocast,
             evaluate=self.evaluator.selection_scores,
             averaged=self.averaged,
             capture=self.capture,

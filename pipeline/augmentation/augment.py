@@ -4,7 +4,7 @@ Pillow is the reference (reference.py): values are clipped and rounded to whole 
 Which images an operation touches is known on the host, so nothing here waits for the device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 from pipeline.augmentation import color_kernels, spatial_kernels
 from pipeline.transfer import to_device
 from pipeline.views.operations import GEOMETRIC, Kind, PlannedOperation
+from pipeline.views.view import ViewPlan
 
 Kernel = Callable[[Tensor, PlannedOperation], Tensor]
 
@@ -42,6 +43,13 @@ CHUNK_PIXELS = 8 * 224 * 224
 # From this size on, images that take other operations are a chunk of their own: nothing is regrouped. Of smaller images
 # the operations cost less than the calls, which chunks of many share.
 LARGE_IMAGE_PIXELS = 128 * 128
+
+
+def augment_views(
+    views: Sequence[Tensor], plans: Sequence[ViewPlan], pool: Executor | None = None
+) -> tuple[Tensor, ...]:
+    """Each view of a batch with its planned operations done; see `augment`."""
+    return tuple(augment(view, plan.operations, pool) for view, plan in zip(views, plans, strict=True))
 
 
 def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Executor | None = None) -> Tensor:

@@ -78,9 +78,7 @@ def sharpen(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 def cutout(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Blackens a rectangle of each image."""
-    corners = operation.arguments.astype(np.int64)
-    top, bottom = (on_device(corner, pixels) for corner in (corners >> 16).T)
-    left, right = (on_device(corner, pixels) for corner in (corners & 0xFFFF).T)
+    top, left, bottom, right = (on_device(side, pixels) for side in operation.arguments.T)
     rows = torch.arange(pixels.shape[2], device=pixels.device).view(-1, 1)
     columns = torch.arange(pixels.shape[3], device=pixels.device)
     return pixels.masked_fill_((rows >= top) & (rows < bottom) & (columns >= left) & (columns < right), 0.0)

@@ -78,7 +78,7 @@ class BadSamples:
         for position in bad:
             sample_ids[position] = self._substitute(int(sample_ids[position]))
         views = tuple(self._rescaled(view, bad, request.sample_ids, sample_ids) for view in request.views)
-        return StreamPlan(sample_ids, request.labels, views)
+        return replace(request, sample_ids=sample_ids, views=views)
 
     def _substitute(self, sample: int) -> int:
         label = int(self._dataset.index["label"][sample])

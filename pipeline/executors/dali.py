@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
+from pipeline.augmentation.augment import augment_views
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.crop_resize import crop_resize_flip
 from pipeline.executors.dali_border import brighten_border
@@ -30,6 +31,7 @@ from pipeline.executors.dali_graphs import (
     view_inputs,
 )
 from pipeline.executors.decode_settings import DecodeSettings
+from pipeline.executors.executor import FinishedBatch
 from pipeline.executors.host_views import HostViews
 from pipeline.executors.readahead import ReadAhead
 from pipeline.plan import StreamPlan
@@ -78,8 +80,6 @@ class DaliExecutor:
         }
         by_dali = device.type != "cpu" if views_by_dali is None else views_by_dali
         self._host_views = None if by_dali else HostViews(settings.threads)
-        # DALI decodes ahead while a batch is augmented.
-        self.augmenting_pool = self._host_views.pool if self._host_views is not None else None
         # Several views share one decoding, and a reflected border may show what is outside of the region.
         self._decodes_regions = settings.regions and len(views) == 1 and not reflects(views[0])
         self._ahead: ReadAhead | None = None
@@ -88,14 +88,14 @@ class DaliExecutor:
         self._in_flight: deque[StreamPlan] = deque()
         self._source_error: Exception | None = None
 
-    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         """See ``Executor.run``."""
         # Not in the generator: reading ahead begins now, not when the first batch is asked for.
         self._upcoming = self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
         self._pipeline = self._build()
         return self._serve()
 
-    def _serve(self) -> Generator[tuple[torch.Tensor, ...]]:
+    def _serve(self) -> Generator[FinishedBatch]:
         while True:
             try:
                 # The stream is the one that will read the images; on the CPU there is none.
@@ -111,7 +111,9 @@ class DaliExecutor:
                 self._pipeline = self._build()
                 continue
             request = self._in_flight.popleft()
-            yield self._finished(outputs, request)
+            # DALI decodes ahead meanwhile: torch's own threads would meet its.
+            pool = self._host_views.pool if self._host_views is not None else None
+            yield request, augment_views(self._flipped(outputs, request), request.views, pool)
 
     def close(self) -> None:
         """Stop the threads, DALI's with its pipeline."""
@@ -121,8 +123,8 @@ class DaliExecutor:
             self._host_views.close()
         self._pipeline = None
 
-    def _finished(self, outputs: Any, request: StreamPlan) -> tuple[torch.Tensor, ...]:
-        """What DALI has not done: on the CPU everything after decoding, on a GPU what differs from Pillow."""
+    def _flipped(self, outputs: Any, request: StreamPlan) -> tuple[torch.Tensor, ...]:
+        """The views up to the flip; on the CPU DALI has only decoded, on a GPU some of it differs from Pillow."""
         if self._host_views is None:
             return tuple(
                 _as_pillow(to_torch_tensor(output.as_tensor(), copy=False), view, planned)

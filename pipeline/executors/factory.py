@@ -1,36 +1,17 @@
-"""Executors turn a planned batch into pixels: decode or gather, crop, resize, flip. Which one, and with what."""
+"""Which executor serves a data set, and what it is made with."""
 
 import os
-from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Literal
 
 import torch
 
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.decode_settings import decode_settings
-from pipeline.plan import StreamPlan
+from pipeline.executors.executor import Executor
 from pipeline.views.view import OneOf, View
 from shards.reader import ShardSet
 
 ExecutorName = Literal["auto", "dali", "resident", "reference"]
-
-
-class Executor(Protocol):
-    """Executes the plans of one stream; operations after the flip are not its business (see ``augment``)."""
-
-    @property
-    def augmenting_pool(self) -> ThreadPoolExecutor | None:
-        """Threads that compute alone, for the caller's work on a batch, where torch's would meet the executor's own."""
-
-    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
-        """One tuple per request, in order: for each view uint8 (B, height, width, 3) on the executor's device.
-
-        ``requests`` is consumed ahead of what is yielded, possibly in a thread. Called once in an executor's life.
-        """
-
-    def close(self) -> None:
-        """Stop threads and free what the device holds; safe to call twice."""
 
 
 def choose_executor(name: ExecutorName, dataset: ShardSet) -> ExecutorName:

@@ -54,15 +54,15 @@ def cut_window(image: Image.Image, plan: ViewPlan, i: int) -> Image.Image:
 
 def reference_operation(image: Image.Image, operation: PlannedOperation, i: int) -> Image.Image:
     """What the planned operation does to image `i`."""
-    first, second = (float(value) for value in operation.arguments[i])
     kind = Kind(operation.kind[i])
-    if kind in SIMPLE:
-        return SIMPLE[kind](image, first)
     if kind == Kind.CUTOUT:
         result = image.copy()
-        top, left, bottom, right = (part for corner in (first, second) for part in divmod(int(corner), 65536))
+        top, left, bottom, right = (int(side) for side in operation.arguments[i])
         result.paste((0, 0, 0), (left, top, right, bottom))
         return result
+    first, second = (float(value) for value in operation.arguments[i, :2])
+    if kind in SIMPLE:
+        return SIMPLE[kind](image, first)
     resample = RESAMPLING[Interpolation(int(second))]
     if kind == Kind.ROTATE:
         return image.rotate(first, resample, fillcolor=operation.fill)

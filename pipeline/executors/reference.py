@@ -1,4 +1,4 @@
-"""Pillow behind the executor interface: the slow executor that the others are compared with."""
+"""Pillow as an executor, up to the flip: the slow one that the others are compared with."""
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from pipeline.augmentation.augment import augment_views
 from pipeline.executors.bad_samples import BadSamples
+from pipeline.executors.executor import FinishedBatch
 from pipeline.executors.pillow_reference import reference_view
 from pipeline.executors.readahead import ReadAhead
 from pipeline.plan import StreamPlan
@@ -20,8 +22,6 @@ DECODE_ERRORS = (OSError, ValueError, SyntaxError)
 class ReferenceExecutor:
     """Decodes each image with Pillow, once a view, in a pool of threads."""
 
-    augmenting_pool = None
-
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
         self._dataset = dataset
         self._device = device
@@ -29,18 +29,18 @@ class ReferenceExecutor:
         self._pool = ThreadPoolExecutor(decode_threads, thread_name_prefix="reference-decode")
         self._ahead: ReadAhead | None = None
 
-    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         """See ``Executor.run``."""
         self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
         return self._serve(self._ahead)
 
-    def _serve(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
+    def _serve(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         for request in requests:
             images = self._decode(request)
             while images is None:
                 request = self._bad_samples.replaced(request)
                 images = self._decode(request)
-            yield images
+            yield request, augment_views(images, request.views)
 
     def close(self) -> None:
         """Stop the threads."""

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from pipeline.augmentation.augment import augment_views
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.crop_resize import crop_resize_flip
+from pipeline.executors.executor import FinishedBatch
 from pipeline.executors.reference import DECODE_ERRORS
 from pipeline.plan import StreamPlan
 from pipeline.transfer import to_device
@@ -54,8 +56,6 @@ def fits_resident(dataset: ShardSet) -> bool:
 class ResidentExecutor:
     """Gathers planned samples from the decoded set, and crops, resizes and flips them on the device."""
 
-    augmenting_pool = None
-
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
         """Decodes the whole set, if no executor on this device has yet. Raises ValueError if it is not of that kind."""
         if not fits_resident(dataset):
@@ -72,13 +72,14 @@ class ResidentExecutor:
         self._images = by_device[device].images
         self._bad_samples = bad_samples
 
-    def run(self, requests: Iterator[StreamPlan]) -> Generator[tuple[torch.Tensor, ...]]:
+    def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         """See ``Executor.run``."""
         for request in requests:
             request = self._bad_samples.replaced(request)
             ids = to_device(torch.from_numpy(request.sample_ids), self._images.device)
             images = self._images[ids]
-            yield tuple(crop_resize_flip(images, view) for view in request.views)
+            views = [crop_resize_flip(images, view) for view in request.views]
+            yield request, augment_views(views, request.views)
 
     def close(self) -> None:
         """Nothing to stop; the decoded images live as long as the data set."""
@@ -100,6 +101,7 @@ def _decode_all(dataset: ShardSet, threads: int) -> _Decoded:
         except DECODE_ERRORS as error:
             faults[sample] = f"sample {sample} ({dataset.source_of(sample)}) cannot be decoded: {error}"
 
+    dataset.will_read_all()
     tenth = max(len(dataset) // 10, 10_000)
     with ThreadPoolExecutor(threads) as pool:
         for done, _ in enumerate(pool.map(decode, range(len(dataset))), start=1):

@@ -12,9 +12,11 @@ from enum import IntEnum
 from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
-# Gives the generator of a purpose, such as "jitter"; the same purpose gives the same numbers.
-Draw = Callable[[str], np.random.Generator]
+# Uniform numbers in [0, 1) for a purpose, such as "jitter", in a shape whose first axis is that of the images. The same
+# purpose gives an image the same numbers.
+Draw = Callable[[str, tuple[int, ...]], npt.NDArray[np.float64]]
 
 
 class Kind(IntEnum):
@@ -39,7 +41,7 @@ class Kind(IntEnum):
     SHEAR_Y = 16
     TRANSLATE_X = 17  # pixels added to the source x, Interpolation
     TRANSLATE_Y = 18
-    CUTOUT = 19  # top * 65536 + left, bottom * 65536 + right of the hole, half-open
+    CUTOUT = 19  # top, left, bottom, right of the hole, half-open
 
 
 class Interpolation(IntEnum):
@@ -57,7 +59,7 @@ GEOMETRIC = (Kind.ROTATE, Kind.SHEAR_X, Kind.SHEAR_Y, Kind.TRANSLATE_X, Kind.TRA
 class PlannedOperation:
     """One instruction for each of B images.
 
-    kind: uint8 (B,), a `Kind`. arguments: float64 (B, 2), 0 where the kind has none.
+    kind: uint8 (B,), a `Kind`. arguments: float64 (B, 2), of cutouts (B, 4); 0 where the kind has none.
     fill: RGB of pixels that a geometric kind or the cutout leaves uncovered.
     """
 
@@ -118,7 +120,7 @@ class ColorJitter:
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         # Always nine numbers an image, so that a change of one amount leaves the other draws where they are.
-        uniform = draw("jitter").random((count, 9))
+        uniform = draw("jitter", (count, 9))
         amounts = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         low = np.append(np.maximum(1.0 - amounts[:3], 0.0), -self.hue)
         high = np.append(1.0 + amounts[:3], self.hue)
@@ -141,7 +143,7 @@ class Grayscale:
         check_probability(self, self.probability)
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
-        grey = draw("grey").random(count) < self.probability
+        grey = draw("grey", (count,)) < self.probability
         return (single_argument(np.where(grey, Kind.GREY, Kind.IDENTITY), np.zeros(count)),)
 
 
@@ -159,7 +161,7 @@ class GaussianBlur:
             raise ValueError(f"GaussianBlur: sigma is [{self.sigma_min}, {self.sigma_max}], expected 0 <= min <= max")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
-        uniform = draw("blur").random((count, 2))
+        uniform = draw("blur", (count, 2))
         kind = np.where(uniform[:, 0] < self.probability, Kind.BLUR, Kind.IDENTITY)
         return (single_argument(kind, self.sigma_min + (self.sigma_max - self.sigma_min) * uniform[:, 1]),)
 
@@ -175,7 +177,7 @@ class Rotation:
             raise ValueError(f"Rotation: degrees is {self.degrees}, expected above 0 and at most 180")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
-        angle = self.degrees * (2.0 * draw("rotation").random(count) - 1.0)
+        angle = self.degrees * (2.0 * draw("rotation", (count,)) - 1.0)
         return (single_argument(np.full(count, Kind.ROTATE), angle),)
 
 
@@ -191,8 +193,8 @@ class Cutout:
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         extent = np.array(size)
-        centre = np.floor(draw("cutout").random((count, 2)) * extent).astype(np.int64)
+        centre = np.floor(draw("cutout", (count, 2)) * extent).astype(np.int64)
         start = np.clip(centre - self.side // 2, 0, extent)
         stop = np.clip(centre + self.side // 2, 0, extent)
-        corners = np.stack([start, stop], axis=1) @ np.array([65536, 1])
-        return (PlannedOperation(np.full(count, Kind.CUTOUT, np.uint8), corners.astype(np.float64)),)
+        corners = np.concatenate([start, stop], axis=1).astype(np.float64)
+        return (PlannedOperation(np.full(count, Kind.CUTOUT, np.uint8), corners),)

@@ -145,15 +145,15 @@ class ViewPlan:
 def plan_view(view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
     """Draws a view for images of the given sizes (int (B,) each).
 
-    `draw("crop")` gives the generator of the crop, `draw("flip")` of the flip, and so on, so that a new operation
-    moves no other's draws. Row i of every draw belongs to image i, whatever the batch size.
+    `draw("crop", shape)` gives the numbers of the crop, `draw("flip", shape)` of the flip, and so on, so that a new
+    operation moves no other's draws. Row i of every draw belongs to image i, whatever the batch size.
     """
     # int64: areas and products of the index's uint16 sizes must not wrap.
     widths, heights = np.asarray(widths, np.int64), np.asarray(heights, np.int64)
     if isinstance(view, OneOf):
         return _plan_one_of(view, widths, heights, draw)
     region, resized, window = _plan_geometry(view.geometry, widths, heights, draw)
-    flip = draw("flip").random(len(widths)) < view.flip_probability if view.flip_probability else None
+    flip = draw("flip", (len(widths),)) < view.flip_probability if view.flip_probability else None
     size = (view.size, view.size)
     return ViewPlan(
         region=region.astype(np.int32),
@@ -171,10 +171,10 @@ def plan_view(view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw:
 def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
     """Both branches are drawn for all images: the draws of a branch then do not depend on the coin."""
     first, second = (
-        plan_view(branch, widths, heights, lambda purpose, prefix=prefix: draw(f"{prefix}/{purpose}"))  # type: ignore[misc]
+        plan_view(branch, widths, heights, lambda purpose, shape, prefix=prefix: draw(f"{prefix}/{purpose}", shape))  # type: ignore[misc]
         for prefix, branch in zip("ab", view.views, strict=True)
     )
-    is_first = draw("pipeline").random(len(widths)) < 0.5
+    is_first = draw("pipeline", (len(widths),)) < 0.5
     column = is_first[:, None]
     padded = next((branch for branch in view.views if isinstance(branch.geometry, PaddedCrop)), view.views[0])
     return ViewPlan(
@@ -198,7 +198,8 @@ def _plan_geometry(
     whole = np.stack([zeros, zeros, heights, widths], axis=1)
     match geometry:
         case RandomResizedCrop():
-            region = random_resized_regions(widths, heights, geometry.scale, geometry.ratio, draw("crop"))
+            uniform = draw("crop", (count, 2 * CROP_ATTEMPTS + 2))
+            region = random_resized_regions(widths, heights, geometry.scale, geometry.ratio, uniform)
             return region, np.full((count, 2), geometry.size), np.zeros((count, 2), np.int64)
         case Whole():
             return whole, np.full((count, 2), geometry.size), np.zeros((count, 2), np.int64)
@@ -210,7 +211,7 @@ def _plan_geometry(
                     f"{geometry}: an image has {widths[smallest]} x {heights[smallest]} pixels, expected at least "
                     f"{geometry.size - 2 * geometry.padding} a side; take a view that resizes"
                 )
-            offset = np.floor(draw("crop").random((count, 2)) * (room + 1)).astype(np.int64)
+            offset = np.floor(draw("crop", (count, 2)) * (room + 1)).astype(np.int64)
             return whole, whole[:, 2:], offset - geometry.padding
         case ResizeCenterCrop():
             resized = short_side_sizes(widths, heights, geometry.resize)
@@ -229,15 +230,16 @@ def random_resized_regions(
     heights: np.ndarray,
     scale: tuple[float, float],
     ratio: tuple[float, float],
-    rng: np.random.Generator,
+    uniform: np.ndarray,
 ) -> np.ndarray:
     """Rectangles (B, 4) top, left, height, width by torchvision's RandomResizedCrop algorithm, all images at once.
+
+    uniform: numbers in [0, 1), float64 (B, 2 * CROP_ATTEMPTS + 2): of each image for the area shares of all attempts,
+    their log ratios, and the position.
 
     An image's area share is uniform in `scale`, its log ratio uniform; the first of ten attempts that fits is taken,
     otherwise the largest central rectangle within `ratio`.
     """
-    count = len(widths)
-    uniform = rng.random((count, 2 * CROP_ATTEMPTS + 2))
     share, tilt = uniform[:, :CROP_ATTEMPTS], uniform[:, CROP_ATTEMPTS : 2 * CROP_ATTEMPTS]
     area = (widths * heights)[:, None] * (scale[0] + (scale[1] - scale[0]) * share)
     aspect = np.exp(np.log(ratio[0]) + np.log(ratio[1] / ratio[0]) * tilt)
@@ -246,7 +248,7 @@ def random_resized_regions(
     fits = (
         (crop_widths <= widths[:, None]) & (crop_heights <= heights[:, None]) & (crop_widths > 0) & (crop_heights > 0)
     )
-    rows, first = np.arange(count), fits.argmax(axis=1)
+    rows, first = np.arange(len(widths)), fits.argmax(axis=1)
     found = fits[rows, first]
     # No attempt fits only when the image itself is outside `ratio`, or by bad luck inside it: then the whole image.
     width = np.where(found, crop_widths[rows, first], np.minimum(widths, np.rint(heights * ratio[1]).astype(np.int64)))

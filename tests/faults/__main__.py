@@ -1,6 +1,6 @@
 """`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected.
 
-For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt-ncl.yaml`.
+For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
 """
 
 import argparse
@@ -9,9 +9,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.faults.builds import Builds
-from tests.faults.rounds import Kind, run_rounds
-from tests.faults.trainings import Trainings
+from tests.helpers.builds import Builds
+from tests.helpers.rounds import Kind, run_rounds
+from tests.helpers.trainings import Trainings
 
 
 def own_kinds(folder: Path, steps: int, training: list[str]) -> list[Kind]:

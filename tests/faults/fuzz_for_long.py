@@ -12,7 +12,7 @@ import atheris
 
 # Only what is imported in this block is watched; watching torch as well would take minutes.
 with atheris.instrument_imports(include=["shards", "tools", "train.checkpoints.files"]):
-    from tests.faults.fuzz import TARGETS, check
+    from tests.helpers.fuzz import TARGETS, check
 
 _SECONDS_FOR_ONE_INPUT, _MEMORY_MB = 30, 4096  # more of either is a fault
 

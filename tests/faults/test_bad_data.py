@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from shards.reader import ShardSet
-from tests.faults.processes import start, wait_for_steps
-from tests.pipeline.shard_sets import flip_a_byte
-from tests.train.runs import arguments, make_data, options
+from tests.helpers.processes import start, wait_for_steps
+from tests.helpers.runs import arguments, make_data, options
+from tests.helpers.shard_sets import flip_a_byte
 from train import __main__ as command
 from train.run import FAILED, FINISHED, train
 

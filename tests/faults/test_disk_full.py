@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.train.runs import last_weights, options, records, same_weights
-from train.checkpoints.files import CheckpointFolder, Position, save
+from pipeline.plan import Position
+from tests.helpers.runs import last_weights, options, records, same_weights
+from train.checkpoints.files import CheckpointFolder, save
 from train.run import FINISHED, train
 from train.run_folder import MetricsFile
 

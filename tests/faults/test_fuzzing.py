@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.faults.fuzz import TARGETS, Target, check
+from tests.helpers.fuzz import TARGETS, Target, check
 
 SLOW_PARSERS = {"recipe": 25}  # examples; building the command line takes a tenth of a second
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.__main__ import all_kinds, own_kinds
-from tests.faults.rounds import run_rounds
+from tests.helpers.rounds import run_rounds
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4], ids=["build worker", "build parent", "training", "two ranks"])
@@ -16,7 +16,7 @@ def test_killed_work_continues_to_the_same_bits(tmp_path: Path, kind: int) -> No
 
 
 def test_a_training_of_ones_own_is_killed_and_compared_too(tmp_path: Path, data: Path) -> None:
-    options = ["--recipe", "recipes/cifar10-lt-metasaug.yaml", "--data.train", str(data / "train")]
+    options = ["--recipe", "recipes/cifar10-lt/metasaug.yaml", "--data.train", str(data / "train")]
     options += ["--data.test", str(data / "test"), "--data.meta", str(data / "train")]
     options += ["--model.width", "4", "--method.meta_from_epoch", "0", "--batch_size", "8", "--ema_decay", "0.9"]
     kind = own_kinds(tmp_path, 4, options)[0]

@@ -12,8 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.faults.processes import wait_for_steps
-from tests.train.runs import ROOT, arguments
+from tests.helpers.processes import wait_for_steps
+from tests.helpers.runs import ROOT, arguments
 
 pytestmark = pytest.mark.slow  # four interpreters load torch, 5 s of a core each
 

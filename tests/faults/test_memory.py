@@ -13,7 +13,7 @@ from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views.view import RandomResizedCrop, View
-from tests.pipeline.shard_sets import encode, write_shard_set
+from tests.helpers.shard_sets import encode, write_shard_set
 
 BATCH = 4
 _WARM_UP_STEPS = 100

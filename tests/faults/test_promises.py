@@ -2,7 +2,7 @@
 
 import re
 
-from tests.train.runs import ROOT
+from tests.helpers.runs import ROOT
 
 
 def test_every_promise_names_a_test_that_exists() -> None:

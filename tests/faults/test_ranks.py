@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start, wait_for_steps
-from tests.train.runs import arguments, records
+from tests.helpers.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start, wait_for_steps
+from tests.helpers.runs import arguments, records
 from train.run import FAILED, FINISHED, PREEMPTED
 
 STEPS = [(epoch, step) for epoch in range(3) for step in range(4)]
@@ -36,8 +36,11 @@ def test_half_a_run_on_another_number_of_ranks_takes_the_same_samples(
     assert 6 <= len(before) <= 8
     assert [(epoch, step) for epoch, step, _ in before + after] == STEPS
     assert before + after == sample_ids(straight / "ids")
-    losses = [[r["loss"] for r in records(folder / "run") if r["kind"] == "steps"] for folder in (tmp_path, straight)]
-    # Half a batch has other statistics, so batch norm gives other numbers.
+    losses = [
+        [r["loss"] for r in records(folder / "run") if r["kind"] == "steps" and r["step"] < 3]
+        for folder in (tmp_path, straight)
+    ]
+    # Half a batch has other statistics, so batch norm gives other numbers; of the 3 samples that end an epoch, any.
     assert losses[0] == pytest.approx(losses[1], rel=0.5)
 
 

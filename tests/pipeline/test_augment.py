@@ -17,7 +17,7 @@ from pipeline.views.operations import GEOMETRIC, Cutout, GaussianBlur, Grayscale
 from pipeline.views.policies import CIFAR10_POLICY, AutoAugmentCifar10, RandAugment
 from pipeline.views.presets import PRESETS
 from pipeline.views.view import plan_view
-from tests.pipeline.pictures import photo
+from tests.helpers.pictures import photo
 
 SAMPLES = Path(__file__).parents[3] / "shared/data/imagenet-samples"
 COUNT = 6
@@ -52,8 +52,8 @@ CASES = [
 ]
 
 
-def draw(purpose: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(purpose.encode()))
+def draw(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(purpose.encode())).random(shape)
 
 
 def photos(count: int = COUNT, width: int = 97, height: int = 80) -> np.ndarray:

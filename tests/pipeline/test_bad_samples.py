@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.views.view import RandomResizedCrop, View
-from tests.pipeline.executors import plan_batches
-from tests.pipeline.shard_sets import encode, flip_a_byte, photo, write_shard_set
+from tests.helpers.executors import plan_batches
+from tests.helpers.shard_sets import encode, flip_a_byte, photo, write_shard_set
 
 LABELS = [0, 1, 0, 1, 0, 0, 1]
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from pipeline.views.view import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, Whole
-from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
-from tests.pipeline.shard_sets import encode, photo, photos, small_images, write_shard_set
+from tests.helpers.executors import assert_same_pictures, execute, plan_batches
+from tests.helpers.shard_sets import encode, photo, photos, small_images, write_shard_set
 
 PHOTOGRAPHS = Path(__file__).parents[3] / "shared" / "data" / "imagenet-samples"
 

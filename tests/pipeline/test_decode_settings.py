@@ -9,8 +9,8 @@ import torch
 from pipeline.executors.dali_graphs import decoder_arguments, view_graph
 from pipeline.executors.decode_settings import DecodeSettings, decode_settings
 from pipeline.views.presets import CROP_224
-from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
-from tests.pipeline.shard_sets import photos
+from tests.helpers.executors import assert_same_pictures, execute, plan_batches
+from tests.helpers.shard_sets import photos
 
 GPU = DecodeSettings(threads=3, prefetch_batches=5, regions=False, hardware_share=0.3125, size_hint=(54321, 45678))
 

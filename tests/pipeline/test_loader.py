@@ -11,12 +11,12 @@ from pipeline.executors import factory
 from pipeline.executors.pillow_reference import reference_view
 from pipeline.loader import Loader, evaluation_batches
 from pipeline.mix_rule import MixRule
-from pipeline.plan import Plan, Stream
+from pipeline.plan import Plan, Position, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views.operations import ColorJitter
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
-from tests.holding import open_files, thread_count
-from tests.pipeline.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
+from tests.helpers.holding import open_files, thread_count
+from tests.helpers.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
 
 CPU = torch.device("cpu")
 TRAIN_VIEW = View(PaddedCrop(32, 4), 0.5)
@@ -43,19 +43,19 @@ def contents(steps):
     """Everything that training sees of some steps, comparable with ==."""
     return [
         (
-            step.plan.epoch,
-            step.plan.step,
+            step.whole.epoch,
+            step.whole.step,
             [
                 {
                     name: [
                         *(batch.sample_ids.tolist(), batch.labels.tolist(), batch.weights.tolist()),
                         *(image.numpy().tobytes() for image in batch.images),
                     ]
-                    for name, batch in streams.items()
+                    for name, batch in micro.batches.items()
                 }
-                for streams in step.micro_batches
+                for micro in step.micro_batches
             ],
-            [(mix.paste, mix.lam.tolist(), mix.boxes.tolist()) for mix in step.micro_mixes],
+            [(micro.mix.paste, micro.mix.lam.tolist(), micro.mix.boxes.tolist()) for micro in step.micro_batches],
         )
         for step in steps
     ]
@@ -65,14 +65,15 @@ def contents(steps):
 def test_batches_are_what_the_plan_says(small_set, executor_name):
     plan = make_plan(small_set)
     steps = load(plan, executor=executor_name)
-    assert [(step.plan.epoch, step.plan.step) for step in steps] == [(e, s) for e in range(3) for s in range(3)]
+    assert [(step.whole.epoch, step.whole.step) for step in steps] == [(e, s) for e in range(3) for s in range(3)]
     for step in steps:
-        expected = plan.step(step.plan.epoch, step.plan.step)
-        [streams] = step.micro_batches
-        assert list(streams) == list(expected.streams)
-        for name, batch in streams.items():
+        expected = plan.step(step.whole.epoch, step.whole.step)
+        [micro] = step.micro_batches
+        assert list(micro.batches) == list(expected.streams)
+        assert micro.positions.tolist() == list(range(len(expected.streams["original"])))
+        for name, batch in micro.batches.items():
             planned = expected.streams[name]
-            np.testing.assert_array_equal(step.plan.streams[name].sample_ids, planned.sample_ids)
+            np.testing.assert_array_equal(step.whole.labels(name), planned.labels)
             np.testing.assert_array_equal(batch.sample_ids, planned.sample_ids)
             np.testing.assert_array_equal(batch.labels, planned.labels)
             [images] = batch.images
@@ -93,12 +94,11 @@ def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(small_s
     ranks = [load(plan, rank=rank, world_size=world_size, accumulation=accumulation) for rank in range(world_size)]
     for number, step in enumerate(whole):
         assert {len(rank[number].micro_batches) for rank in ranks} == {accumulation}
-        [streams] = step.micro_batches
-        for name, batch in streams.items():
-            parts = [
-                ranks[rank][number].micro_batches[m][name] for m in range(accumulation) for rank in range(world_size)
-            ]
-            mixes = [ranks[rank][number].micro_mixes[m] for m in range(accumulation) for rank in range(world_size)]
+        [one] = step.micro_batches
+        micros = [ranks[rank][number].micro_batches[m] for m in range(accumulation) for rank in range(world_size)]
+        for name, batch in one.batches.items():
+            parts = [micro.batches[name] for micro in micros]
+            mixes = [micro.mix for micro in micros]
             real = [part.weights == 1 for part in parts]
             assert torch.equal(
                 torch.cat([part.images[0][kept] for part, kept in zip(parts, real, strict=True)]), batch.images[0]
@@ -107,8 +107,11 @@ def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(small_s
                 torch.cat([part.labels[kept] for part, kept in zip(parts, real, strict=True)]), batch.labels
             )
             assert all(len(part.labels) == len(mix) >= 2 for part, mix in zip(parts, mixes, strict=True))
-            for part, mix in zip(parts, mixes, strict=True):
-                assert mix.lam.tolist() == [step.plan.mix.lam[0]] * len(part.labels)
+            for micro, part, kept in zip(micros, parts, real, strict=True):
+                assert micro.mix.lam.tolist() == [one.mix.lam[0]] * len(part.labels)
+                assert micro.mix.boxes.tolist() == [one.mix.boxes[0].tolist()] * len(part.labels)
+                np.testing.assert_array_equal(batch.sample_ids[micro.positions], part.sample_ids)
+                np.testing.assert_array_equal(part.served.weights, kept)
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
@@ -116,13 +119,13 @@ def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(small_s
 def test_a_resumed_run_is_the_rest_of_an_uninterrupted_one(small_set, executor_name, start):
     plan = make_plan(small_set)
     straight = contents(load(plan, executor=executor_name))
-    resumed = contents(load(make_plan(small_set), executor=executor_name, start=start))
+    resumed = contents(load(make_plan(small_set), executor=executor_name, start=Position(*start)))
     assert resumed == straight[start[0] * plan.steps_per_epoch + start[1] :]
 
 
 def test_a_run_may_stop_before_the_end_of_the_plan(small_set):
-    steps = load(make_plan(small_set), start=(0, 1), stop=(1, 1))
-    assert [(step.plan.epoch, step.plan.step) for step in steps] == [(0, 1), (0, 2), (1, 0)]
+    steps = load(make_plan(small_set), start=Position(0, 1), stop=Position(1, 1))
+    assert [(step.whole.epoch, step.whole.step) for step in steps] == [(0, 1), (0, 2), (1, 0)]
 
 
 @pytest.mark.parametrize("executor_name", ["reference", "dali"])
@@ -171,8 +174,8 @@ def test_nothing_is_left_after_close(small_set, executor_name):
 def test_an_error_while_planning_reaches_the_training_loop(small_set, executor_name):
     plan = make_plan(small_set)
     original = plan.stream_step
-    plan.stream_step = lambda name, epoch, step: (
-        original(name, epoch, step) if (epoch, step) < (1, 0) else raise_(OSError("the index went away"))
+    plan.stream_step = lambda name, epoch, step, part: (
+        original(name, epoch, step, part) if (epoch, step) < (1, 0) else raise_(OSError("the index went away"))
     )
     with Loader(plan, CPU, executor=executor_name) as loader:
         steps = iter(loader)
@@ -265,12 +268,15 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_class(broken_set, executor_
     good = {}
     for name in ("original", "foreground"):
         for step in steps:
-            if name not in step.micro_batches[0]:
+            if name not in step.micro_batches[0].batches:
                 continue
-            batch, planned = step.micro_batches[0][name], plan.step(step.plan.epoch, step.plan.step).streams[name]
+            batch, planned = (
+                step.micro_batches[0].batches[name],
+                plan.step(step.whole.epoch, step.whole.step).streams[name],
+            )
             assert len(batch.images[0]) == len(planned)
             for position in np.flatnonzero(planned.sample_ids == 7).tolist():
-                good[name, step.plan.epoch] = (batch.images[0][position], planned.views[0], position)
+                good[name, step.whole.epoch] = (batch.images[0][position], planned.views[0], position)
     assert ("original", 0) in good
     assert ("original", 1) in good
     for image, planned_view, position in good.values():
@@ -283,7 +289,7 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_class(broken_set, executor_
 def test_a_resumed_run_replaces_by_the_same_sample(broken_set, executor_name):
     plan = make_plan(broken_set, View(RandomResizedCrop(32), 0.5), epochs=2)
     straight = contents(load(plan, executor=executor_name))
-    assert contents(load(plan, executor=executor_name, start=(1, 0))) == straight[plan.steps_per_epoch :]
+    assert contents(load(plan, executor=executor_name, start=Position(1, 0))) == straight[plan.steps_per_epoch :]
 
 
 def test_several_undecodable_samples_of_one_batch(tmp_path):
@@ -295,7 +301,7 @@ def test_several_undecodable_samples_of_one_batch(tmp_path):
     with Loader(plan, CPU, executor="dali", decode_threads=2) as loader:
         [step] = loader
         assert sorted(loader.bad_samples["train"].reasons) == [3, 4, 11, 17]
-    assert len(step.micro_batches[0]["original"].images[0]) == 24
+    assert len(step.micro_batches[0].batches["original"].images[0]) == 24
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
@@ -317,10 +323,12 @@ def test_other_images_do_not_notice_a_bad_sample(broken_set, executor_name, tmp_
     whole = write_shard_set(tmp_path / "whole", [encode(photo(i, 64, 64)) for i in range(len(labels))], labels)
     with_bad, without = (load(make_plan(dataset, view), executor=executor_name) for dataset in (broken_set, whole))
     for one, other in zip(with_bad, without, strict=True):
-        for name, batch in one.micro_batches[0].items():
-            kept = torch.from_numpy(batch.sample_ids != 7)
-            assert torch.equal(batch.images[0][kept], other.micro_batches[0][name].images[0][kept])
-            assert torch.equal(batch.labels, other.micro_batches[0][name].labels)
+        for name, batch in one.micro_batches[0].batches.items():
+            expected = other.micro_batches[0].batches[name]
+            kept = torch.from_numpy(expected.sample_ids != 7)
+            assert torch.equal(batch.images[0][kept], expected.images[0][kept])
+            assert torch.equal(batch.labels, expected.labels)
+            assert batch.sample_ids[~kept].tolist() == [14] * int((~kept).sum())
 
 
 def test_the_crop_is_scaled_to_a_replacement_of_another_size(tmp_path):
@@ -333,7 +341,7 @@ def test_the_crop_is_scaled_to_a_replacement_of_another_size(tmp_path):
     position = planned.sample_ids.tolist().index(0)
     top, left, height, width = planned.views[0].region[position].tolist()
     expected = np.asarray(images[1].crop((2 * left, top, 2 * (left + width), top + height)).resize((48, 48), 2))
-    shown = step.micro_batches[0]["original"].images[0][position].numpy()
+    shown = step.micro_batches[0].batches["original"].images[0][position].numpy()
     # The image went through JPEG, hence the tolerance.
     assert np.abs(shown.astype(int) - expected.astype(int)).mean() < 5
 

@@ -8,10 +8,11 @@ import torch
 
 from pipeline.loader import Loader
 from pipeline.plan import Plan, Stream
+from pipeline.rng import RowDraws
 from pipeline.sampling import Redrawn, Shuffled
 from pipeline.views.view import PaddedCrop, View
 from shards.class_counts import cmo_subset
-from tests.pipeline.shard_sets import UnreadableSet, small_images
+from tests.helpers.shard_sets import UnreadableSet, small_images
 
 VIEW = View(PaddedCrop(32, padding=4), 0.5)
 
@@ -58,7 +59,7 @@ def test_per_class_draws_from_a_fixed_balanced_subset_chosen_by_the_official_rul
     dataset.index["label"] = labels
     dataset.sample_ids_by_class = np.arange(16)
     sampler = Redrawn(per_class=3).over(dataset)
-    drawn = {int(i) for step in range(40) for i in sampler.ids(0, "meta/samples", 0, step, range(4))}
+    drawn = {int(i) for step in range(40) for i in sampler.ids(RowDraws(0, 0, step, np.arange(4)), "meta/samples", 0)}
     assert drawn == set(cmo_subset(labels, [3, 3, 2], seed=6).tolist())
 
 
@@ -83,7 +84,7 @@ def test_ranks_share_a_full_meta_batch_in_the_last_step_too(tmp_path: Path):
         with Loader(plan, torch.device("cpu"), rank=rank, world_size=2, decode_threads=1) as loader:
             loaded.append(list(loader))
     for step, planned in enumerate(plan.step(epoch, step) for epoch in range(2) for step in range(2)):
-        parts = [rank[step].micro_batches[0].get("meta") for rank in loaded]
+        parts = [rank[step].micro_batches[0].batches.get("meta") for rank in loaded]
         if planned.epoch == 0:
             assert parts == [None, None]
             continue

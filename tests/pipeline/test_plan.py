@@ -1,18 +1,35 @@
 import dataclasses
 import hashlib
+import itertools
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline import sampling
 from pipeline.mix_rule import MixRule
 from pipeline.plan import PLAN_VERSION, Plan, Stream, part_indices
-from pipeline.sampling import ClassWeighted, Shuffled
-from pipeline.views.operations import ColorJitter, PlannedOperation
-from pipeline.views.view import PaddedCrop, RandomResizedCrop, View
-from tests.pipeline.shard_sets import UnreadableSet
+from pipeline.rng import RowDraws, generator
+from pipeline.sampling import (
+    ClassWeighted,
+    ClassWeightedEffectiveNumber,
+    ProgressivelyBalanced,
+    Redrawn,
+    Shuffled,
+)
+from pipeline.views.operations import ColorJitter, Cutout, GaussianBlur, Grayscale, PlannedOperation, Rotation
+from pipeline.views.policies import AutoAugmentCifar10, RandAugment
+from pipeline.views.presets import PRESETS
+from pipeline.views.view import PaddedCrop, RandomResizedCrop, View, Whole
+from tests.helpers.shard_sets import UnreadableSet
 
 VIEW = View(RandomResizedCrop(64), flip_probability=0.5)
+EVERY_OPERATION = (
+    *(ColorJitter(0.4, 0.4, 0.4, 0.1, 0.8), Grayscale(0.2), GaussianBlur(), Rotation(15.0)),
+    *(RandAugment(), AutoAugmentCifar10(), Cutout(16)),
+)
 ALWAYS_MIX = MixRule(probability=1.0, plain_first=0, plain_last=0)
 HALF_MIX = MixRule(plain_first=1, plain_last=1)
 CMO_STREAMS = (Stream("original", Shuffled(), (VIEW,)), Stream("foreground", ClassWeighted(), (VIEW,), "mixing"))
@@ -46,15 +63,26 @@ def digest(value):
 
 
 def test_golden_plan():
-    """Whoever changes this digest changes what a resumed run sees: raise PLAN_VERSION with it."""
+    """Whoever changes this file changes what a resumed run sees: raise PLAN_VERSION with it, once per release."""
     streams = (
-        Stream("original", Shuffled(), (VIEW, View(PaddedCrop(32, 4), 0.5, (ColorJitter(0.4, 0.4, 0.4),)))),
+        Stream("original", Shuffled(), (VIEW, View(PaddedCrop(32, 4), 0.5, EVERY_OPERATION))),
         Stream("foreground", ClassWeighted(), (VIEW,), "mixing"),
+        Stream("meta", Redrawn(), (View(Whole(8), 0.5),), first_epoch=2, full_batches=True),
     )
     plan = make_plan(streams)
     steps = [plan.step(epoch, step) for epoch in (0, 2) for step in range(plan.steps_per_epoch)]
-    assert any(step.mix.paste for step in steps)
-    assert (PLAN_VERSION, digest(steps)) == (1, "102dbfc0fa66a46cd95da9f0af8f67edbc822422c4f2acc7109ce7f95f95b88a")
+    last = [step for step in steps if step.mix.paste][-1]
+    found = {
+        "plan_version": PLAN_VERSION,
+        "last mixing step": {
+            "lam": last.mix.lam.tolist(),
+            "boxes": last.mix.boxes.tolist(),
+            "sample_ids": {name: stream.sample_ids.tolist() for name, stream in last.streams.items()},
+            "first regions": {name: stream.views[0].region.tolist() for name, stream in last.streams.items()},
+        },
+        "all steps": digest(steps),
+    }
+    assert found == json.loads(Path(__file__).with_name("golden_plan.json").read_text())
 
 
 def test_a_step_is_a_pure_function_of_its_position():
@@ -143,18 +171,60 @@ def test_parts_cover_a_batch_once_and_are_never_smaller_than_two(size, parts):
         assert (indices.dtype, weights.dtype) == (np.int64, np.float32)
 
 
-def test_a_part_of_a_stream_takes_all_of_the_plan_along():
+# With every operation, both kinds of crop, and a choice of two views.
+VIEWS = tuple(PRESETS[name].train for name in ("cifar-long", "imagenet-long", "cifar-auto", "cifar-ride"))
+
+
+def by_drawing_everything(draws, purpose, shape):
+    """`RowDraws.uniform` the slow way: the numbers of all rows up to the last, from numpy's generator."""
+    everything = generator(draws.seed, purpose, draws.epoch, draws.step).random((draws.rows.max() + 1, *shape[1:]))
+    return everything[draws.rows]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 20])
+@pytest.mark.parametrize("largest_array", [2**22, 0], ids=["arrays", "bijections"])
+def test_ranks_that_draw_their_own_rows_have_the_rows_of_a_slowly_drawn_whole(monkeypatch, parts, largest_array):
+    monkeypatch.setattr(sampling, "_LARGEST_EPOCH_ARRAY", largest_array)
+    monkeypatch.setattr(sampling, "_LARGEST_STEP_ARRAY", largest_array)
+    rules = (Shuffled(), ClassWeighted(), ClassWeightedEffectiveNumber(), ProgressivelyBalanced(5), Redrawn(3))
+    streams = tuple(Stream(f"stream {number}", rule, VIEWS) for number, rule in enumerate(rules))
+    streams = (*streams, Stream("full", Redrawn(), VIEWS, full_batches=True))
+    plan = make_plan(streams, global_batch_size=40, counts=(60, 30, 13))
+    for step, name in itertools.product((0, plan.steps_per_epoch - 1), plan.streams):  # the last has 23 samples
+        with monkeypatch.context() as slowly:
+            slowly.setattr(RowDraws, "uniform", by_drawing_everything)
+            whole = plan.stream_step(name, 2, step)
+            labels = plan.global_batch(2, step).labels(name)
+        assert (
+            len(whole)
+            == len(labels)
+            == plan.global_batch(2, step).sizes[name]
+            == (40 if step == 0 or name == "full" else 23)
+        )
+        np.testing.assert_array_equal(labels, plan.global_batch(2, step).labels(name))
+        for index in range(parts):
+            part = plan.stream_step(name, 2, step, (index, parts))
+            rows, weights = part_indices(len(whole), index, parts)
+            np.testing.assert_array_equal(part.rows, rows)
+            np.testing.assert_array_equal(part.weights, weights)
+            of_part, of_whole = (list(arrays(replace(each, weights=None))) for each in (part, whole))
+            for found, expected in zip(of_part, of_whole, strict=True):
+                expected = expected[rows] if expected.ndim and len(expected) == len(whole) else expected
+                np.testing.assert_array_equal(found, expected)
+
+
+def test_the_labels_of_a_global_batch_are_drawn_once_and_only_when_asked_for(monkeypatch):
     plan = make_plan(mix_rule=ALWAYS_MIX)
-    step = plan.step(1, 6)  # 7 samples
-    whole = step.streams["original"]
-    for index in range(4):
-        part, weights = whole.part(index, 4)
-        indices, expected_weights = part_indices(7, index, 4)
-        np.testing.assert_array_equal(weights, expected_weights)
-        np.testing.assert_array_equal(part.sample_ids, whole.sample_ids[indices])
-        np.testing.assert_array_equal(part.labels, whole.labels[indices])
-        np.testing.assert_array_equal(part.views[0].region, whole.views[0].region[indices])
-        assert len(step.mix.take(indices)) == len(part)
+    drawn = []
+    original = RowDraws.uniform
+    monkeypatch.setattr(RowDraws, "uniform", lambda *args: drawn.append(args[1]) or original(*args))
+    whole = plan.global_batch(1, 6)
+    assert (drawn, whole.sizes) == ([], {"original": 7, "foreground": 7})
+    expected = plan.datasets["train"].index["label"][plan.step(1, 6).streams["foreground"].sample_ids]
+    drawn.clear()
+    for _ in range(2):
+        np.testing.assert_array_equal(whole.labels("foreground"), expected)
+    assert drawn == ["foreground/samples"]
 
 
 def test_fingerprints_differ_where_plans_differ_and_are_json():

@@ -10,8 +10,8 @@ from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.readahead import ReadAhead
 from pipeline.views.view import View, Whole
 from shards.reader import ShardSet
-from tests.pipeline.executors import plan_batches
-from tests.pipeline.shard_sets import photos
+from tests.helpers.executors import plan_batches
+from tests.helpers.shard_sets import photos
 
 
 @pytest.fixture(scope="module")

@@ -15,11 +15,11 @@ from pipeline.views.operations import ColorJitter, Interpolation, Kind, PlannedO
 from pipeline.views.policies import RandAugment
 from pipeline.views.presets import CENTER_224, SIM_32
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, View, Whole, plan_view
-from tests.pipeline.pictures import photo
+from tests.helpers.pictures import photo
 
 
-def draw(purpose: str) -> np.random.Generator:
-    return np.random.default_rng(zlib.crc32(purpose.encode()))
+def draw(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
+    return np.random.default_rng(zlib.crc32(purpose.encode())).random(shape)
 
 
 def encoded(image: Image.Image, file_format: str = "PNG") -> bytes:

@@ -10,8 +10,8 @@ from pipeline.executors import resident
 from pipeline.executors.crop_resize import crop_resize_flip, resampling_weights
 from pipeline.views.view import OneOf, PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
-from tests.pipeline.executors import assert_same_pictures, execute, plan_batches
-from tests.pipeline.shard_sets import flip_a_byte, photo, photos, small_images
+from tests.helpers.executors import assert_same_pictures, execute, plan_batches
+from tests.helpers.shard_sets import flip_a_byte, photo, photos, small_images
 
 EXACT = {
     "padded crop": (View(PaddedCrop(32, 4), 0.5),),

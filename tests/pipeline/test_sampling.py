@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from pipeline import sampling
+from pipeline.rng import RowDraws
 from pipeline.sampling import (
     ClassWeighted,
     ClassWeightedEffectiveNumber,
@@ -10,15 +11,20 @@ from pipeline.sampling import (
     Shuffled,
 )
 from shards.class_counts import effective_number_weights
-from tests.pipeline.shard_sets import UnreadableSet
+from tests.helpers.shard_sets import UnreadableSet
 
 COUNTS = (500, 100, 20, 5)
+
+
+def ids(sampler, epoch, step, slots, purpose="s"):
+    """Of the slots of an epoch, which are a whole batch."""
+    return sampler.ids(RowDraws(0, epoch, step, np.arange(len(slots))), purpose, slots.start)
 
 
 def draws(rule, dataset, number, batch=1000):
     sampler = rule.over(dataset)
     return np.concatenate(
-        [sampler.ids(0, "s", 0, step, range(step * batch, (step + 1) * batch)) for step in range(number // batch)]
+        [ids(sampler, 0, step, range(step * batch, (step + 1) * batch)) for step in range(number // batch)]
     )
 
 
@@ -29,12 +35,11 @@ def chi_square_per_degree(observed, probabilities):
 
 @pytest.mark.parametrize("largest_array", [2**24, 0], ids=["array", "bijection"])
 def test_shuffled_shows_each_sample_once_an_epoch_in_a_new_order(monkeypatch, largest_array):
-    monkeypatch.setattr(sampling, "_LARGEST_ARRAY", largest_array)
+    monkeypatch.setattr(sampling, "_LARGEST_EPOCH_ARRAY", largest_array)
     sampler = Shuffled().over(UnreadableSet(COUNTS))
     slots = [range(start, min(start + 100, 625)) for start in range(0, 625, 100)]
     epochs = [
-        np.concatenate([sampler.ids(0, "s", epoch, step, each) for step, each in enumerate(slots)])
-        for epoch in range(3)
+        np.concatenate([ids(sampler, epoch, step, each) for step, each in enumerate(slots)]) for epoch in range(3)
     ]
     for order in epochs:
         assert sorted(order.tolist()) == list(range(625))
@@ -46,22 +51,22 @@ def test_shuffled_shows_each_sample_once_an_epoch_in_a_new_order(monkeypatch, la
 
 @pytest.mark.parametrize("largest_array", [2**24, 0], ids=["array", "bijection"])
 def test_shuffled_does_not_depend_on_what_was_asked_before(monkeypatch, largest_array):
-    monkeypatch.setattr(sampling, "_LARGEST_ARRAY", largest_array)
+    monkeypatch.setattr(sampling, "_LARGEST_EPOCH_ARRAY", largest_array)
     used = Shuffled().over(UnreadableSet(COUNTS))
     for epoch in range(3):
-        used.ids(0, "s", epoch, 0, range(10))
+        ids(used, epoch, 0, range(10))
     fresh = Shuffled().over(UnreadableSet(COUNTS))
-    np.testing.assert_array_equal(used.ids(0, "s", 1, 4, range(40, 50)), fresh.ids(0, "s", 1, 4, range(40, 50)))
+    np.testing.assert_array_equal(ids(used, 1, 4, range(40, 50)), ids(fresh, 1, 4, range(40, 50)))
 
 
 def test_shuffled_refuses_to_go_beyond_its_data_set():
-    with pytest.raises(ValueError, match="up to 626 of an epoch of 625 samples"):
-        Shuffled().over(UnreadableSet(COUNTS)).ids(0, "s", 0, 0, range(600, 626))
+    with pytest.raises(ValueError, match="position 625 of an epoch of 625 samples"):
+        ids(Shuffled().over(UnreadableSet(COUNTS)), 0, 0, range(600, 626))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 100, 1009, 2**16 + 1])
 def test_keyed_permutation_is_a_bijection(size):
-    image = KeyedPermutation(size, np.random.default_rng(size))(np.arange(size, dtype=np.uint64))
+    image = KeyedPermutation(size, np.random.default_rng(size))(np.arange(size, dtype=np.int64))
     assert sorted(image.tolist()) == list(range(size))
 
 
@@ -69,7 +74,7 @@ def test_keyed_permutation_spreads_positions_and_neighbours_evenly():
     size, keys = 12, 6_000
     places, distances = np.zeros((size, size)), np.zeros(size)
     for key in range(keys):
-        image = KeyedPermutation(size, np.random.default_rng(key))(np.arange(size, dtype=np.uint64))
+        image = KeyedPermutation(size, np.random.default_rng(key))(np.arange(size, dtype=np.int64))
         places[np.arange(size), image] += 1
         distances[(image[1] - image[0]) % size] += 1
     assert ((places - keys / size) ** 2 / (keys / size)).sum() / (size - 1) ** 2 < 1.4
@@ -80,7 +85,7 @@ def test_keyed_permutation_spreads_positions_and_neighbours_evenly():
 def test_keyed_permutation_of_a_hundred_million_stays_in_range_without_repeats():
     size = 10**8
     permutation = KeyedPermutation(size, np.random.default_rng(0))
-    image = permutation(np.arange(size - 50_000, size, dtype=np.uint64))
+    image = permutation(np.arange(size - 50_000, size, dtype=np.int64))
     assert image.min() >= 0
     assert image.max() < size
     assert len(set(image.tolist())) == 50_000
@@ -120,9 +125,9 @@ def test_progressive_sampling_goes_from_samples_to_classes_as_in_the_official_co
 
 def test_all_samples_of_a_class_are_drawn_alike():
     dataset = UnreadableSet(COUNTS)
-    ids = draws(ClassWeighted(), dataset, 200_000)
+    drawn = draws(ClassWeighted(), dataset, 200_000)
     members = np.flatnonzero(dataset.index["label"] == 1)
-    observed = np.bincount(ids, minlength=625)[members]
+    observed = np.bincount(drawn, minlength=625)[members]
     assert chi_square_per_degree(observed, np.full(100, 0.01)) < 1.7
 
 

@@ -19,7 +19,7 @@ from shards.files import TEMPORARY_SUFFIX
 from shards.images import ImagePolicy
 from shards.reader import ShardSet
 from shards.source import SampleRef
-from tests.shards.making import FolderFetcher, FolderSource, folder_bytes, folder_source, picture, pictures
+from tests.helpers.making import FolderFetcher, FolderSource, folder_bytes, folder_source, picture, pictures
 
 SMALL = BuildOptions(samples_per_shard=8)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from shards.images import BadImageError, ImagePolicy, check_image, read_jpeg_header, repair_image
-from tests.shards.making import picture
+from tests.helpers.making import picture
 
 KEEP, HEADER = ImagePolicy(), ImagePolicy(check="header")
 JPEG, PNG = picture(0), picture(0, file_format="PNG")

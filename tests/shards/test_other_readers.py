@@ -7,7 +7,7 @@ import pytest
 
 from shards.build import BuildOptions, build_shard_set
 from shards.reader import ShardSet
-from tests.shards.making import folder_source, picture, pictures
+from tests.helpers.making import folder_source, picture, pictures
 
 
 @pytest.fixture(scope="module")

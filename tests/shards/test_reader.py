@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from shards import reader
 from shards.build import BuildOptions, build_shard_set
 from shards.reader import CorruptSampleError, ShardSet
-from tests.shards.making import folder_source, pictures
+from tests.helpers.making import folder_source, pictures
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from shards.build import BuildOptions, build_shard_set
 from shards.reader import ShardSet
 from shards.verify import verify_shards
-from tests.shards.making import folder_source, pictures
+from tests.helpers.making import folder_source, pictures
 
 
 @pytest.fixture(scope="module")

@@ -91,7 +91,7 @@ def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
 
 @pytest.mark.parametrize("subject", ["feed", "paste", "step", "evaluate", "build"])
 def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
-    report = importlib.import_module(f"tools.benchmarks.{subject}").run(smallest)
+    report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     report.print()
     content = json.loads(report.write(tmp_path, "the command").read_text())
     assert content["benchmark"] == subject
@@ -154,10 +154,10 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize(("subject", "tables"), [("loader", 2), ("train", 1)])
 def test_a_benchmark_of_many_worker_processes_runs(smallest, subject, tables):
-    report = importlib.import_module(f"tools.benchmarks.{subject}").run(smallest)
+    report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     assert len(report.tables) == tables
 
 
 def test_every_subject_of_the_command_exists():
     for subject in bench.SUBJECTS:
-        assert callable(importlib.import_module(f"tools.benchmarks.{subject}").run)
+        assert callable(importlib.import_module(f"tools.benchmarks.bench_{subject}").run)

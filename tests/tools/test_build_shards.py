@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shards.reader import ShardSet
-from tests.shards.making import folder_bytes, picture
+from tests.helpers.making import folder_bytes, picture
 from tools.build_shards import main
 
 

@@ -18,17 +18,18 @@ from pipeline.loader import evaluation_batches
 from pipeline.views.presets import PRESETS
 from shards.class_counts import CMO_RULE, shot_groups
 from shards.reader import ShardSet
-from tests.pipeline.shard_sets import photo, small_images
-from tests.train.runs import COUNTS, make_data, options
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context
+from tests.helpers.runs import COUNTS, make_data, options
+from tests.helpers.shard_sets import photo, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context
 from tools import evaluate, predict
 from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
 from train.inputs.input_builder import InputBuilder
-from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
-from train.methods.ncl import NCL, NCLOptions
+from train.methods.glmc import GLMC, GLMCOptions
+from train.methods.objectives.ncl import NCL, NCLOptions
 from train.models.build import ModelOptions, build_model
+from train.models.glmc import GLMCNetwork
 from train.models.ncl import ContrastiveExperts, build_experts
 
 CPU = torch.device("cpu")
@@ -209,6 +210,38 @@ def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ran
     assert " ± " in table
     assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 0  # everything is the smallest class
     assert " 25.0 ± 0.0 " in (tmp_path / "out" / "table.md").read_text()
+
+
+def test_other_methods_are_not_averaged_and_a_prior_corrected_twice_is_a_warning(
+    own: Path, released: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["--checkpoint", str(own), str(released), "--data", str(data / "test"), "--device", "cpu"]
+    command += ["--train-counts", str(data / "train"), "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 0
+    assert "| mean of" not in (tmp_path / "out" / "table.md").read_text()
+    assert "warning" not in capsys.readouterr().err
+    assert evaluate.main([*command, "--logit-adjustment", "1"]) == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "corrects it a second time" in line]
+    assert [str(own) in line for line in warnings] == [True]  # the released one has the plain cross entropy
+
+
+def test_numbers_images_and_temperature_are_written(own: Path, data: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(own), "--data", str(data / "test"), "--train-counts", str(data / "train")]
+    command += ["--validation", str(data / "train"), "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    folder = tmp_path / own.with_suffix("").name
+    content = json.loads((folder / "scores.json").read_text())
+    assert {"f1_macro", "auroc", "average_precision", "temperature", "calibration_error_scaled"} <= set(content["test"])
+    assert content["meanings"].keys() >= {"f1_macro", "auroc", "temperature"}
+    assert content["reliability"].keys() == {"before", "after"}
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    probabilities = torch.from_numpy(logits(own, ShardSet.open(data / "test"))).softmax(dim=1).numpy()
+    assert [int(row["predicted"]) for row in rows] == probabilities.argmax(axis=1).tolist()
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(probabilities.max(axis=1).tolist(), abs=1e-4)
+    labels = ShardSet.open(data / "test").labels
+    expected = probabilities[np.arange(len(labels)), labels].tolist()
+    assert [float(row["class_probability"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert len({row["source"] for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from shards.build import BuildOptions, build_shard_set
-from tests.shards.making import folder_source, picture
+from tests.helpers.making import folder_source, picture
 from tools.inspect_shards import main
 
 SIZES = (120, 30, 4)

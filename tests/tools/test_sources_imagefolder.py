@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from shards.class_counts import samples_per_class
 from shards.source import SampleRef
-from tests.archives import class_folders, tar_bytes, write_tree, zip_bytes
-from tests.holding import open_files
-from tests.tools.source_commands import contents, sources_of, the_source
+from tests.helpers.archives import class_folders, tar_bytes, write_tree, zip_bytes
+from tests.helpers.holding import open_files
+from tests.helpers.source_commands import contents, sources_of, the_source
 from tools.sources.archives import Folder
 from tools.sources.imagefolder import hold_out, long_tail
 

@@ -5,7 +5,7 @@ import pickle
 import pytest
 
 from shards.class_counts import samples_per_class
-from tests.archives import (
+from tests.helpers.archives import (
     DEFAULT_COUNTS,
     WORDNET_IDS,
     imagenet_files,
@@ -13,7 +13,7 @@ from tests.archives import (
     unpacked_imagenet,
     write_imagenet,
 )
-from tests.tools.source_commands import contents, sources_of, the_source
+from tests.helpers.source_commands import contents, sources_of, the_source
 
 TARS = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
 

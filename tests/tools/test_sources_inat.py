@@ -7,8 +7,8 @@ from collections import namedtuple
 
 import pytest
 
-from tests.archives import DEFAULT_COUNTS, inat_files, write_inat, write_tree
-from tests.tools.source_commands import contents, sources_of, the_source
+from tests.helpers.archives import DEFAULT_COUNTS, inat_files, write_inat, write_tree
+from tests.helpers.source_commands import contents, sources_of, the_source
 from tools.sources.inat import INAT_EXPECTED
 
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.archives import class_folders, write_tree
-from tests.tools.source_commands import contents, sources_of, the_source
+from tests.helpers.archives import class_folders, write_tree
+from tests.helpers.source_commands import contents, sources_of, the_source
 from tools.sources.listing import PLACES_LT, splits_of
 from tools.sources.lists import class_names_of_folders, parse_json, parse_lines, read_listing
 

@@ -15,10 +15,10 @@ from tools import sweep
 from tools.paper_tables import Row, Table, read_tables
 
 ROWS = (
-    Row("Plain", "cifar100-lt-ce", {"all": 38.6, "few": 8.7}),
-    Row("Pasted", "cifar100-lt-ce-cmo", {"all": 43.9}, {"method.weighted_alpha": 2.0}, note="a note"),
-    Row("Pasted again", "cifar100-lt-ce-cmo", {"all": 43.9}, {"method.weighted_alpha": 2.0}),
-    Row("Second stage", "imagenet-lt-crt", {"all": 47.3}, first_stage="imagenet-lt-ce", source="copied"),
+    Row("Plain", "cifar100-lt/ce", {"all": 38.6, "few": 8.7}),
+    Row("Pasted", "cifar100-lt/ce-cmo", {"all": 43.9}, {"method.weighted_alpha": 2.0}, note="a note"),
+    Row("Pasted again", "cifar100-lt/ce-cmo", {"all": 43.9}, {"method.weighted_alpha": 2.0}),
+    Row("Second stage", "imagenet-lt/crt", {"all": 47.3}, first_stage="imagenet-lt/ce", source="copied"),
 )
 
 
@@ -83,8 +83,8 @@ def test_rows_become_runs_and_runs_become_a_table(
 def test_a_row_of_a_single_expert_shows_the_best_one_alone(
     trainer: Trainer, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    together = Row("Together", "cifar100-lt-ncl", {"all": 54.2})
-    alone = Row("Alone", "cifar100-lt-ncl", {"all": 53.3}, single_expert=True)
+    together = Row("Together", "cifar100-lt/ncl", {"all": 54.2})
+    alone = Row("Alone", "cifar100-lt/ncl", {"all": 53.3}, single_expert=True)
     monkeypatch.setattr(sweep, "read_tables", lambda: {"ncl": Table("a table", "A Paper", (together, alone), ())})
     assert sweep.main(["--seeds", "0", "2", "--out", str(tmp_path)]) == 0
     assert trainer.runs == ["cifar100-lt-ncl-seed0", "cifar100-lt-ncl-seed2"]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from shards.build import BuildOptions, build_shard_set
-from tests.shards.making import folder_source, pictures
+from tests.helpers.making import folder_source, pictures
 from tools.verify_shards import main
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.train.runs import make_data
+from tests.helpers.runs import make_data
 
 
 @pytest.fixture(scope="session")

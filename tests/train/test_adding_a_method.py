@@ -1,4 +1,4 @@
-"""docs/adding-a-method.md, followed to the letter: its file and its recipe train."""
+"""docs/adding-a-method.md, followed to the letter: its file and its recipe train, and combine."""
 
 import re
 import sys
@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import train.methods
-from tests.train.runs import ROOT
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import context, loss_of, micro_step, random_images
-from train.methods import method_class, method_names
+import train.methods.objectives
+from tests.helpers.runs import ROOT
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
 from train.options import parse
 
-PAGE = (ROOT / "docs" / "adding-a-method.md").read_text()
+PAGE = (ROOT / "docs" / "adding-a-method.md").read_text(encoding="utf-8")
 
 
 def block(language: str) -> str:
@@ -25,21 +24,23 @@ def block(language: str) -> str:
 
 @pytest.fixture
 def focal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with the method's file, which the package of methods looks into, and its recipe."""
-    assert "`train/methods/focal.py`" in PAGE
-    (tmp_path / "focal.py").write_text(block("python"))
-    (tmp_path / "digits-lt-focal.yaml").write_text(block("yaml"))
-    monkeypatch.setattr(train.methods, "__path__", [*train.methods.__path__, str(tmp_path)])
+    """A folder with the objective's file, which the package of objectives looks into, and its recipe."""
+    assert "`train/methods/objectives/focal.py`" in PAGE
+    (tmp_path / "focal.py").write_text(block("python"), encoding="utf-8")
+    (tmp_path / "focal.yaml").write_text(block("yaml"), encoding="utf-8")
+    monkeypatch.setattr(train.methods.objectives, "__path__", [*train.methods.objectives.__path__, str(tmp_path)])
     yield tmp_path
-    sys.modules.pop("train.methods.focal", None)
+    sys.modules.pop("train.methods.objectives.focal", None)
 
 
-def test_the_method_and_its_recipe_train(focal: Path, data: Path) -> None:
-    assert "focal" in method_names()
-    recipe = f"--recipe={focal / 'digits-lt-focal.yaml'}"
+@pytest.mark.parametrize("name", ["vanilla", "cmo"])
+def test_the_objective_and_its_recipe_train(focal: Path, data: Path, name: str) -> None:
+    recipe = f"--recipe={focal / 'focal.yaml'}"
     changes = [f"--data.train={data / 'train'}", f"--data.test={data / 'test'}", "--batch_size=8", "--max_steps=2"]
-    options = parse([recipe, *changes, f"--run_dir={focal / 'run'}", "--trackers=[]", "--device=cpu"])
-    assert (options.method_name, options.method.gamma) == ("focal", 2.0)
+    options = parse(
+        [recipe, *changes, f"--method.name={name}", f"--run_dir={focal / 'run'}", "--trackers=[]", "--device=cpu"]
+    )
+    assert (options.method_name, options.method.objective, options.method.gamma) == (name, "focal", 2.0)
     run = make_run(options)
     before = run.trainer.bare_model.linear.weight.detach().clone()
     assert take_steps(run) == 2
@@ -47,8 +48,7 @@ def test_the_method_and_its_recipe_train(focal: Path, data: Path) -> None:
 
 
 def test_its_loss_is_the_papers_and_its_shares_add_up(focal: Path) -> None:
-    method_type = method_class("focal")
-    method = method_type(method_type.Options(gamma=1.5), context((4, 2, 1)))
+    method = make_method("vanilla", context((4, 2, 1)), objective="focal", gamma=1.5)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
     images, labels = random_images(7), [0, 1, 2, 0, 0, 1, 2]
     output = loss_of(method, model, micro_step(0, {"original": (images, labels)}))

@@ -13,17 +13,17 @@ from torch import nn
 
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixPlan
-from pipeline.plan import Plan
+from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
 from pipeline.views.operations import Kind
-from tests.pipeline.shard_sets import UnreadableSet, small_images
-from tests.train.runs import options
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU, context, loss_of, micro_step, random_images
+from tests.helpers.runs import options
+from tests.helpers.shard_sets import UnreadableSet, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import CPU, context, loss_of, make_method, micro_step, random_images
 from train.checkpoints.files import save
-from train.methods import method_class
+from train.methods import find_method
 from train.methods.base import Method, MicroStep
-from train.methods.remix import remix_label_share
+from train.methods.mixings.remix import remix_label_share
 from train.models.build import ModelOptions
 from train.models.heads import ScaledLinear
 
@@ -32,8 +32,7 @@ SHARE_BY_CLASS = np.array(COUNTS) / sum(COUNTS)
 
 
 def make(name: str, counts: tuple[int, ...] = COUNTS, epochs: int = 200, **values: Any) -> Method:
-    method_type = method_class(name)
-    return method_type(method_type.Options(**values), context(counts, epochs))
+    return make_method(name, context(counts, epochs), **values)
 
 
 def linear_model(classes: int = 3) -> nn.Module:
@@ -87,11 +86,12 @@ def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_p
     # 4000 pairs over 400 cells, rows fixed: chi-squared with 20 * 19 degrees of freedom.
     statistic = ((pairs - 10) ** 2 / 10).sum()
     assert abs(statistic - 380) < 5 * np.sqrt(2 * 380)
-    with Loader(plan, CPU, stop=(1, 0), executor="reference") as loader:
+    with Loader(plan, CPU, stop=Position(1, 0), executor="reference") as loader:
         for loaded in loader:
-            assert loaded.plan.mix is not None
-            assert loaded.plan.mix.paste
-            assert not np.array_equal(*(loaded.plan.streams[name].sample_ids for name in ("original", "foreground")))
+            [micro] = loaded.micro_batches
+            assert micro.mix is not None
+            assert micro.mix.paste
+            assert not np.array_equal(*(micro.batches[name].sample_ids for name in ("original", "foreground")))
 
 
 def class_shares(method: Method, stream: str) -> np.ndarray:
@@ -203,7 +203,7 @@ def test_logit_adjustment_adds_the_prior_to_the_power_of_tau(tau: float) -> None
 
 def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
     mix = MixPlan(True, np.full(8, 0.4), np.zeros((8, 4), np.int32))
-    method, ride, step = make("ride_remix"), make("ride"), mixing_step(mix)
+    method, ride, step = make("ride_remix"), make("ride").objective, mixing_step(mix)
     linear = linear_model(classes=9)
 
     def experts(images: torch.Tensor) -> torch.Tensor:
@@ -212,9 +212,9 @@ def test_ride_remix_is_remix_around_the_loss_of_ride() -> None:
     output = experts(blend(mix, step, method))
     first, second = (np.array(COUNTS)[step.plan.labels(stream)] for stream in ("original", "foreground"))
     share = remix_label_share(mix.lam, first, second, 3.0, 0.5)
-    values = ride.term_values(step.plan, "original", share) | ride.term_values(step.plan, "foreground", 1 - share)
+    values = ride.term_inputs(step.plan, "original", share) | ride.term_inputs(step.plan, "foreground", 1 - share)
     shared = MicroStep(step.batches, values_to_device(values, CPU), 8)
-    expected = ride.term(shared, "original", output) + ride.term(shared, "weighted", output)
+    expected = ride.term(shared, "original", output) + ride.term(shared, "foreground", output)
     torch.testing.assert_close(loss_of(method, experts, step).loss, expected)
 
 
@@ -271,13 +271,13 @@ def test_a_second_stage_needs_a_first(name: str) -> None:
         make(name).build_model(ModelOptions(), seed=0)
 
 
-@pytest.mark.parametrize("values", [{"kappa": 0.5}, {"tau": 1.5}])
+@pytest.mark.parametrize("values", [{"remix_kappa": 0.5}, {"remix_tau": 1.5}])
 def test_remix_refuses_impossible_borders(values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="kappa"):
         make("remix", **values)
 
 
 def test_a_relabelling_of_experts_has_every_option_of_both() -> None:
-    names = {field.name for field in fields(method_class("ride_remix").Options)}
-    assert {"beta", "kappa", "tau", "experts", "diversity"} <= names
+    names = {field.name for field in fields(find_method("ride_remix").Options)}
+    assert {"beta", "remix_kappa", "remix_tau", "experts", "diversity"} <= names
     assert not {"loss", "weighted_alpha"} & names

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from train.checkpoints.files import CheckpointFolder, Position, check_fit, load, load_weights, save
+from pipeline.plan import Position
+from train.checkpoints.files import CheckpointFolder, check_fit, load, load_weights, save
 
 
 def folder(tmp_path: Path, keep: int = 2) -> CheckpointFolder:

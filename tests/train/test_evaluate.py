@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pipeline.loader import Batch
+from pipeline.plan import StreamPlan
 from shards.class_counts import CMO_RULE, SHIFTED_RULE, GroupRule
 from train.evaluation.metrics import expected_calibration_error
 from train.evaluation.scores import Predictions, predict, score
@@ -64,7 +65,7 @@ def method() -> SimpleNamespace:
 
 def batch(ids: list[int], scores: list[list[int]], labels: list[int]) -> Batch:
     images = torch.tensor(scores, dtype=torch.uint8)[:, None, :, None].expand(-1, 1, -1, 3)
-    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), np.array(ids))
+    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), StreamPlan(np.array(ids), np.array(labels), ()))
 
 
 def test_predictions_come_in_the_order_of_the_ids() -> None:

@@ -11,14 +11,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.mix_rule import MixPlan, cut_box
 from pipeline.views.presets import Normalization
-from tests.train.ranks import on_two_processes
-from tests.train.steps import CPU, context, loss_of, micro_step, random_images
-from tests.train.vectors import wave
+from tests.helpers.ranks import on_two_processes
+from tests.helpers.steps import CPU, context, loss_of, micro_step, random_images
+from tests.helpers.vectors import wave
 from train.evaluation.posthoc import tau_normalise
 from train.inputs.input_builder import InputBuilder
-from train.methods.glmc import GLMC, GLMCOptions, Heads
+from train.methods.glmc import GLMC, GLMCOptions
 from train.methods.glmc_maxnorm import GLMCMaxNorm, MaxNormOptions, bounded_rows, row_norm_bound, softmax_bce
 from train.models.build import ModelOptions
+from train.models.glmc import Heads
 from train.schedules import Schedule, ScheduleOptions
 
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import options
-from tests.train.short_runs import make_run
+from tests.helpers.runs import options
+from tests.helpers.shard_sets import small_images
+from tests.helpers.short_runs import make_run
 from train.checkpoints.files import save
-from train.methods import method_class, method_names
+from train.methods import find_method, method_names
 from train.run import Run
 
 # What reading a value of a tensor on the host comes down to.
@@ -26,13 +26,13 @@ CASES: dict[str, dict[str, Any]] = {
     **{name: {"method.name": name} for name in method_names()},
     "vanilla, LDAM": {"method.name": "vanilla", "method.loss": "ldam", "method.rule": "reweight"},
     "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_from_epoch": 0},
-    "ride": {"method.name": "ride", "method.reweight_from_epoch": 0},
+    "ride": {"method.name": "ride", "method.mixing": "paste", "method.reweight_from_epoch": 0},
     "metasaug": {"method.name": "metasaug", "method.meta_from_epoch": 0},
     "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
-    "ncl": NCL,
-    "ncl, plain": {**NCL, "method.mixup_prob": 0.0},
-    "ncl, contrastive": {**NCL, "method.mixup_prob": 0.0, "method.contrastive": True, "method.queue": 16},
-    "ncl++": {**NCL, "method.mixup_prob": 0.0, "method.copies": 2},
+    "ncl": {**NCL, "method.mixing": "paste"},
+    "ncl, plain": NCL,
+    "ncl, contrastive": {**NCL, "method.contrastive": True, "method.queue": 16},
+    "ncl++": {**NCL, "method.copies": 2},
     "BS, moving average": {"method.name": "vanilla", "method.loss": "bs", "ema_decay": 0.9},
 }
 STEPS_ON_A_GPU = 20
@@ -47,7 +47,8 @@ def run_of(case: str, data: Path, meta: Path, folder: Path, device: str, epochs:
     """A run that mixes in every step, if its method can and the case does not say otherwise."""
     changes = CASES[case]
     name = changes["method.name"]
-    known = {field.name for field in fields(method_class(name).Options)}
+    parts = {key.removeprefix("method."): value for key, value in changes.items()}
+    known = {field.name for field in fields(find_method(name, parts).Options)}
     mixing = {"mixup_prob": 1.0, "plain_first": 0, "plain_last": 0}
     others = {f"method.{key}": value for key, value in mixing.items() if key in known} | changes | further
     if name.startswith("metasaug"):

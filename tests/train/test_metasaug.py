@@ -14,9 +14,9 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
-from tests.train.ranks import on_two_processes
-from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
-from tests.train.vectors import wave
+from tests.helpers.ranks import on_two_processes
+from tests.helpers.steps import PlannedStep, context, loss_of, micro_step, random_images
+from tests.helpers.vectors import wave
 from train.losses.class_statistics import ClassStatistics
 from train.losses.functions import ldam_margins
 from train.methods.metasaug import AugmentedLoss, MetaSAug, MetaSAugOptions, corrected_covariances

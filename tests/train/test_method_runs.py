@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import last_weights, options, records, same_weights
+from tests.helpers.runs import last_weights, options, records, same_weights
+from tests.helpers.shard_sets import small_images
 from train.checkpoints.files import AVERAGED
 from train.run import FINISHED, train
 

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.loader import LoadedStep, evaluation_batches
 from shards.reader import ShardSet
-from tests.train.runs import arguments, options, records, start
+from tests.helpers.runs import arguments, options, records, start
 from train.checkpoints.files import AVERAGED, load
 from train.checkpoints.trained import load_trained
 from train.loop.trainer import Trainer

@@ -15,13 +15,14 @@ from torch import nn
 from pipeline.mix_rule import MixPlan
 from pipeline.views.presets import PRESETS, SIM_32
 from shards.class_counts import NCL_RULE
-from tests.train.runs import options as run_options
-from tests.train.runs import records, same_weights
-from tests.train.steps import context, loss_of, micro_step, random_images
-from tests.train.vectors import wave
+from tests.helpers.runs import options as run_options
+from tests.helpers.runs import records, same_weights
+from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
+from tests.helpers.vectors import wave
 from train.checkpoints.files import load
 from train.evaluation.scores import Predictions, score
-from train.methods.ncl import (
+from train.methods.composed import Composed
+from train.methods.objectives.ncl import (
     NCL,
     NCLOptions,
     hard_mask,
@@ -40,8 +41,8 @@ COUNTS = (60, 25, 9, 3)
 VECTOR_COUNTS = torch.tensor([100.0, 50, 20, 10, 5], dtype=torch.float64)
 
 
-def ncl(counts=COUNTS, **options: Any) -> NCL:
-    return NCL(NCLOptions(**{"hard_classes": 2, **options}), context(counts))
+def ncl(counts=COUNTS, **options: Any) -> Composed:
+    return make_method("ncl", context(counts), **{"hard_classes": 2, **options})
 
 
 def contrastive(**options: Any) -> NCL:
@@ -149,9 +150,9 @@ def test_groups_of_classes_equal_the_official_report() -> None:
     ("sampling", "epoch", "expected"),
     [
         # "square" of the official code: two square roots, so classes in proportion to n^(1/4).
-        ({"background": "weighted", "weighted_alpha": 0.75}, 0, [0.4111535, 0.2749549, 0.1838734, 0.1300181]),
-        ({"background": "progressive"}, 100, [0.6625, 0.1825, 0.0865, 0.0685]),
-        ({"background": "progressive"}, 400, [0.25, 0.25, 0.25, 0.25]),
+        ({"weighted_alpha": 0.75}, 0, [0.4111535, 0.2749549, 0.1838734, 0.1300181]),
+        ({"sampling": "progressive"}, 100, [0.6625, 0.1825, 0.0865, 0.0685]),
+        ({"sampling": "progressive"}, 400, [0.25, 0.25, 0.25, 0.25]),
     ],
 )
 def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epoch, expected) -> None:
@@ -164,7 +165,9 @@ def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epo
         def __len__(self) -> int:
             return len(self.sample_ids_by_class)
 
-    (stream,) = NCL(NCLOptions(hard_classes=2, **sampling), context(counts, epochs=400)).streams()
+    (stream,) = make_method(
+        "ncl", context(counts, epochs=400), hard_classes=2, mixing="oversample", **sampling
+    ).streams()
     # Epochs count from one in the official code; the first vector holds in any.
     ids = stream.sampling.over(Data()).ids(0, "original/samples", max(epoch - 1, 0), 0, range(200_000))
     shares = np.bincount(np.repeat(np.arange(4), counts)[ids]) / len(ids)
@@ -316,7 +319,7 @@ def pretend_processes(patch: pytest.MonkeyPatch, count: int) -> None:
 def network_on(device: str, model: ModelOptions, **options: Any) -> nn.Module:
     """What the method builds for a device; it lies on the CPU until the trainer moves it."""
     method = ncl(**options)
-    method.context = replace(method.context, device=torch.device(device))
+    method.objective.context = replace(method.context, device=torch.device(device))
     return method.build_model(model, 0)
 
 
@@ -370,11 +373,15 @@ def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(copies: int, expert
     labels, method = [0, 0, 1, 3, 2, 0, 1], ncl(copies=copies, experts=experts)
     images = random_images(len(labels), copies, size=4)
     logits = logits_of(experts, len(labels) * copies, 4).unflatten(1, (copies, -1))
-    whole = method.term(micro_step(0, {"original": (images, labels)}).of(method), "original", logits.flatten(1, 2))
+    whole = method.objective.term(
+        micro_step(0, {"original": (images, labels)}).of(method), "original", logits.flatten(1, 2)
+    )
     parts = 0.0
     for part in range(4):  # the last has one sample and one of padding
         step = micro_step(0, {"original": (images, labels)}, part=part, parts=4)
-        parts += float(method.term(step.of(method), "original", logits[:, :, step.plan.positions].flatten(1, 2)))
+        parts += float(
+            method.objective.term(step.of(method), "original", logits[:, :, step.plan.positions].flatten(1, 2))
+        )
     assert parts == pytest.approx(float(whole), rel=1e-5)
 
 
@@ -390,7 +397,7 @@ def test_copies_are_views_of_one_stream_and_the_first_of_them_counts_in_the_trai
 
 @pytest.mark.parametrize("copies", [1, 2])
 def test_under_cmo_both_labels_share_the_loss(copies: int) -> None:
-    method = ncl(copies=copies, experts=2, mixup_prob=0.5)
+    method = ncl(copies=copies, experts=2, mixing="paste", mixup_prob=0.5)
     assert [(s.name, len(s.views)) for s in method.streams()] == [("original", copies), ("foreground", copies)]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     background, foreground = random_images(3, copies), random_images(3, copies, seed=1)
@@ -402,7 +409,7 @@ def test_under_cmo_both_labels_share_the_loss(copies: int) -> None:
     logits = model(torch.cat(pictures))
     # Under either label alone, as if nothing were mixed.
     terms = [
-        method.term(micro_step(5, {"original": (background, labels)}).of(method), "original", logits)
+        method.objective.term(micro_step(5, {"original": (background, labels)}).of(method), "original", logits)
         for _, labels in streams.values()
     ]
     expected = 0.25 * terms[0] + 0.75 * terms[1]
@@ -422,11 +429,11 @@ def test_the_mean_of_raw_logits_is_evaluated_without_the_momentum_encoders() -> 
 # -------------------------------------------------------------- contrastive branch
 
 
-def test_the_second_view_is_the_recipe_s() -> None:
+def test_the_second_view_is_the_preset_s() -> None:
     assert PRESETS["cifar-auto"].second == SIM_32
     method = contrastive()
     (stream,) = method.streams()
-    assert stream.views == (method.context.view, method.context.view)  # this setting has no second one
+    assert stream.views == (method.context.view, method.context.view)  # this context has no second one
 
 
 def contrastive_step(method: NCL, model: nn.Module, part: int = 0, parts: int = 1) -> torch.Tensor:
@@ -441,7 +448,7 @@ def test_the_contrastive_loss_adds_the_recognition_of_the_own_key() -> None:
     labels, views = [0, 0, 1, 3, 2, 0, 1], random_images(7, views=2)
     step = micro_step(0, {"original": (views, labels)})
     first, second = (method.context.input_builder.plain(view) for view in views)
-    expected = method.term(step.of(method), "original", model(first))
+    expected = method.objective.term(step.of(method), "original", (model(first), None, None))
     for k in range(2):
         queries = unit(model.classifier[k](model.backbone[k](first)))
         keys = unit(model.classifier_MA[k](model.backbone_MA[k](second)))
@@ -566,7 +573,6 @@ def test_a_stopped_run_continues_with_its_queues_and_momentum_encoders(data: Pat
     [
         ({"experts": 0}, "experts"),
         ({"contrastive": True, "copies": 2}, "copies"),
-        ({"contrastive": True, "mixup_prob": 0.5}, "mixup_prob"),
         ({"temperature": 0.0}, "temperature"),
         ({"momentum": 1.5}, "momentum"),
         ({"distillation": -0.6}, "distillation is -0.6, expected a finite number of at least 0"),

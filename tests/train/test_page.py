@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from shards.class_counts import CMO_RULE, shot_groups
-from tests.train.run_folders import NASTY, class_names, make_folder
-from tests.train.runs import options
+from tests.helpers.run_folders import NASTY, class_names, make_folder
+from tests.helpers.runs import options
 from tools.report import main
 from train.evaluation import pictures, run_report
 from train.evaluation.class_blocks import MAX_BLOCKS, blocks_by_size, summed, worst_pairs

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.run_folders import NASTY, make_folder
+from tests.helpers.run_folders import NASTY, make_folder
 from train.evaluation.page.render import write_page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.train.steps import context
+from tests.helpers.steps import context
 from train.checkpoints.files import load_weights
 from train.checkpoints.trained import load_trained
-from train.methods.glmc import GLMC, GLMCNetwork, GLMCOptions
+from train.methods.glmc import GLMC, GLMCOptions
 from train.models.build import ModelOptions, build_model
+from train.models.glmc import GLMCNetwork
 from train.models.semantic import build_network
 
 CPU = torch.device("cpu")

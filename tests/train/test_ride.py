@@ -6,16 +6,17 @@ import torch
 import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
-from tests.train.steps import PlannedStep, context, loss_of, micro_step, random_images
-from train.methods.ride import RIDE, RIDEOptions, class_temperatures, diversity
+from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images
+from train.methods.composed import Composed
+from train.methods.objectives.ride import RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
 
 COUNTS = (60, 25, 9, 3)
 
 
-def ride(counts=COUNTS, epochs=200, **options) -> RIDE:
-    return RIDE(RIDEOptions(**options), context(counts, epochs))
+def ride(counts=COUNTS, epochs=200, **options) -> Composed:
+    return make_method("ride", context(counts, epochs), **options)
 
 
 def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> PlannedStep:
@@ -38,7 +39,7 @@ def test_the_loss_equals_the_official_code(epoch: int, total: float, classificat
     step = step_of(epoch, [2, 0])
     for delta, expected in ((-0.45, total), (0.0, classification)):
         method = ride((100, 50, 10), diversity=delta, temperature=0.05, reweight_from_epoch=160)
-        assert float(method.term(step.of(method), "original", logits)) == pytest.approx(expected, abs=5e-4)
+        assert float(method.objective.term(step.of(method), "original", logits)) == pytest.approx(expected, abs=5e-4)
 
 
 def test_class_temperatures_equal_the_official_code() -> None:
@@ -144,24 +145,26 @@ def test_diversity_is_the_divergence_from_the_mean_and_teaches_only_the_experts(
 def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(epoch: int) -> None:
     labels, method = [0, 0, 1, 3, 2, 0, 1], ride()
     logits = logits_of(3, len(labels), 4)
-    whole = method.term(step_of(epoch, labels).of(method), "original", logits)
+    whole = method.objective.term(step_of(epoch, labels).of(method), "original", logits)
     parts = 0.0
     for part in range(4):  # the last has one sample and one of padding
         step = step_of(epoch, labels, part, 4)
-        parts += float(method.term(step.of(method), "original", logits[:, step.plan.positions]))
+        parts += float(method.objective.term(step.of(method), "original", logits[:, step.plan.positions]))
     assert parts == pytest.approx(float(whole), rel=1e-5)
 
 
 def test_the_switch_follows_the_length_of_the_run() -> None:
     method = ride(epochs=20, reweight_from_epoch=160)
     logits = logits_of(3, 3, 4)
-    losses = [float(method.term(step_of(epoch, [0, 2, 3]).of(method), "original", logits)) for epoch in (15, 16)]
+    losses = [
+        float(method.objective.term(step_of(epoch, [0, 2, 3]).of(method), "original", logits)) for epoch in (15, 16)
+    ]
     assert losses[0] != pytest.approx(losses[1])
-    assert method.derived_options()["drw_from_epoch"] == 16
+    assert method.derived_options()["reweight_from_epoch"] == 16
 
 
 def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() -> None:
-    method = ride(mixup_prob=0.5)
+    method = ride(mixing="paste")
     model = method.build_model(ModelOptions(width=4), 0).eval()
     background, foreground, lam = [0, 1, 2], [3, 3, 0], 0.25
     boxes = np.tile(np.array([2, 3, 20, 30], dtype=np.int32), (3, 1))
@@ -185,7 +188,7 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
 def test_plain_ride_reads_one_stream_and_the_mean_of_the_experts_is_evaluated() -> None:
     method = ride()
     assert [stream.name for stream in method.streams()] == ["original"]
-    assert [stream.name for stream in ride(mixup_prob=0.5).streams()] == ["original", "foreground"]
+    assert [stream.name for stream in ride(mixing="paste").streams()] == ["original", "foreground"]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = torch.randn(2, 3, 32, 32)
     assert torch.equal(method.eval_logits(model, images), model(images).mean(dim=0))

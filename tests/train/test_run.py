@@ -11,8 +11,8 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.pipeline.shard_sets import small_images
-from tests.train.runs import COUNTS, arguments, last_weights, options, records, same_weights
+from tests.helpers.runs import COUNTS, arguments, last_weights, options, records, same_weights
+from tests.helpers.shard_sets import small_images
 from train import __main__ as command
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from tests.train.runs import ROOT
+from tests.helpers.runs import ROOT
 from train.loop.signals import SharedFlags, StopRequest
 
 CPU = torch.device("cpu")

@@ -15,21 +15,21 @@ from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
 from pipeline.views.view import OneOf, ResizeCenterCrop, View
 from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
-from tests.pipeline.shard_sets import UnreadableSet, small_images
-from tests.train.short_runs import make_run, take_steps
-from tests.train.steps import CPU
+from tests.helpers.shard_sets import UnreadableSet, small_images
+from tests.helpers.short_runs import make_run, take_steps
+from tests.helpers.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
 from tools.sweep import first_stage
 from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
-from train.methods import method_class
+from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.options import Options, parse
 from train.schedules import Schedule
 
 TABLES = read_tables()
 ROWS = [row for table in TABLES.values() for row in table.rows]
-RECIPE_NAMES = {path.stem for path in RECIPES_FOLDER.glob("*.yaml")} - {"tables"}
+RECIPE_NAMES = {f"{path.parent.name}/{path.stem}" for path in RECIPES_FOLDER.glob("*/*.yaml")}
 UNPUBLISHED = [Row(name, name, {}) for name in sorted(RECIPE_NAMES - {row.recipe for row in ROWS})]
 
 # Counted in CMO's paper: cells of the All column, whoever's method it is.
@@ -141,7 +141,7 @@ def make_method(options: Options, counts: np.ndarray) -> Method:
     schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
     input_builder = InputBuilder.create(recipe.normalization, CPU)
     context = MethodContext(counts, recipe.train, recipe.evaluation, schedule, input_builder, CPU, recipe.second)
-    return method_class(options.method_name)(options.method, context)
+    return find_method(options.method_name, vars(options.method)).make(options.method, context)
 
 
 def test_every_published_row_can_be_run_or_is_said_to_be_missing() -> None:
@@ -219,7 +219,7 @@ def test_published_numbers_agree_with_themselves_unless_a_note_says_that_they_do
     complete = [row for row in ROWS if set(row.published) == set(NUMBERS)]
     assert len(complete) > 40
     for row in complete:
-        sizes = GROUP_SIZES[row.recipe.split("-")[0]]
+        sizes = GROUP_SIZES[row.recipe.split("-")[0].split("/")[0]]
         implied = np.dot([row.published[key] for key in NUMBERS[1:]], sizes) / sum(sizes)
         assert abs(implied - row.published["all"]) < 0.3 or "groups" in row.note, f"{row}: {implied:.2f}"
 
@@ -296,15 +296,15 @@ def rates(recipe: str, epochs: list[int]) -> list[float]:
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("cifar100-lt-bs-cmo", {0: 0.02, 3: 0.08, 4: 0.1, 159: 0.1, 160: 1e-3, 179: 1e-3, 180: 1e-5}),
-        ("imagenet-lt-bs-cmo", {0: 0.02, 59: 0.1, 60: 0.01, 79: 0.01, 80: 0.001}),
-        ("inat18-bs-cmo", {0: 0.02, 74: 0.1, 75: 0.01, 159: 0.01, 160: 0.001}),
+        ("cifar100-lt/bs-cmo", {0: 0.02, 3: 0.08, 4: 0.1, 159: 0.1, 160: 1e-3, 179: 1e-3, 180: 1e-5}),
+        ("imagenet-lt/bs-cmo", {0: 0.02, 59: 0.1, 60: 0.01, 79: 0.01, 80: 0.001}),
+        ("inat18/bs-cmo", {0: 0.02, 74: 0.1, 75: 0.01, 159: 0.01, 160: 0.001}),
         (
-            "cifar100-lt-bs-cmo-long",
+            "cifar100-lt/bs-cmo-long",
             {0: 0.01, 9: 0.1, 10: 0.11, 11: 0.1, 320: 0.1, 321: 0.01, 360: 0.01, 361: 0.001},
         ),
         (
-            "inat18-bs-cmo-long",
+            "inat18/bs-cmo-long",
             {0: 0.002, 9: 0.02, 10: 0.01999967721, 200: 0.01036148560, 399: 3.22785e-7},
         ),
     ],
@@ -335,7 +335,7 @@ def variant(row: Row) -> str:
     options = method_options(row)
     parts = [f"{name}-{options[name]}" for name in NETWORK_OPTIONS if name in options]
     parts += ["ldam"] if options.get("loss") == "ldam" else []  # a cosine classifier
-    parts += ["mixing"] if options.get("mixup_prob") else []
+    parts += [options["mixing"]] if "mixing" in options else []
     return "-".join((options["name"], *parts, backbone(row)))
 
 
@@ -374,7 +374,8 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
 
 def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
     """Take them, on steps that mix where the method mixes, and see that what learns has moved, and nothing else."""
-    method = method_options(row)["name"]
+    chosen = method_options(row)
+    method = chosen["name"]
     changes = width | {
         "model.pretrained": False,
         "data.train": data / "train",
@@ -382,7 +383,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         "data.executor": "reference",
     }
     changes |= {"batch_size": batch_size, "max_steps": 2, "device": "cpu", "trackers": "[]", "run_dir": folder / "run"}
-    known = {field.name for field in fields(method_class(method).Options)}
+    known = {field.name for field in fields(find_method(method, chosen).Options)}
     always = {"plain_first": 0, "plain_last": 0}
     changes |= {f"method.{name}": value for name, value in always.items() if name in known}
     if getattr(options_of(tuple(row.arguments())).method, "mixup_prob", 0):

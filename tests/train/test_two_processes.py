@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.train.gradients import ACCUMULATIONS, CRITERIA
-from tests.train.runs import COUNTS, ROOT, arguments, records, start
+from tests.helpers.gradients import ACCUMULATIONS, CRITERIA
+from tests.helpers.runs import COUNTS, ROOT, arguments, records, start
 
 LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "--main_process_port", "0"]
 
 
 def gradients(data: Path, folder: Path, processes: int) -> dict[str, list[torch.Tensor]]:
     out = folder / f"{processes}.pt"
-    module = ["-m", "tests.train.gradients", str(processes), str(out), str(data), str(folder / "run")]
+    module = ["-m", "tests.helpers.gradients", str(processes), str(out), str(data), str(folder / "run")]
     launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else []
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

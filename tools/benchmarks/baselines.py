@@ -68,7 +68,7 @@ def webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool) ->
     """webdataset's WebDataset and WebLoader with the official transform; shuffles in a buffer of 1000."""
     import webdataset as wds
 
-    tars = [str(shards.path / shard.file) for shard in shards.info.shards]
+    tars = [str(shards.folder / shard.file) for shard in shards.info.shards]
     dataset = (
         wds.WebDataset(tars, shardshuffle=len(tars), seed=0)
         .repeat()
@@ -91,7 +91,7 @@ def dali_webdataset(
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
 
-    tars = [shards.path / shard.file for shard in shards.info.shards]
+    tars = [shards.folder / shard.file for shard in shards.info.shards]
     on_cpu = device.type == "cpu"
 
     @pipeline_def(batch_size=batch_size, num_threads=workers, device_id=None if on_cpu else 0, seed=1)

@@ -16,7 +16,8 @@ from pipeline.executors.dali_graphs import decode_inputs
 from pipeline.executors.readahead import ReadAhead
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixRule
-from pipeline.plan import Plan, Stream
+from pipeline.plan import Plan, Position, Stream
+from pipeline.rng import RowDraws
 from pipeline.sampling import ClassWeighted, Sampler, Shuffled
 from pipeline.views.presets import JITTERED_224
 from shards.class_counts import long_tailed_counts
@@ -90,7 +91,7 @@ def _shares(bench: Bench) -> Table:
 
     def loading() -> float:
         def action() -> None:
-            stop = divmod(scale.batches, plan.steps_per_epoch)
+            stop = Position(*divmod(scale.batches, plan.steps_per_epoch))
             with Loader(plan, _CPU, stop=stop, decode_threads=bench.cores, executor="dali") as loader:
                 for _ in loader:
                     pass
@@ -145,7 +146,7 @@ def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
         started = time.perf_counter()
         dataset = ShardSet.open(folder)
         sampler = ClassWeighted().over(dataset)
-        sampler.ids(0, "draw", 0, 0, range(_BATCH))
+        _draw(sampler, 0)
         opening[name] = round(time.perf_counter() - started, 3)
         draw = partial(_draw, sampler)
         first[name] = round(1e6 / _draw_rate(partial(_look_up, dataset, draw))(), 3)
@@ -159,7 +160,7 @@ def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
 
 
 def _draw(sampler: Sampler, step: int) -> np.ndarray:
-    return sampler.ids(0, "draw", 0, step, range(_BATCH))
+    return sampler.ids(RowDraws(0, 0, step, np.arange(_BATCH)), "draw", 0)
 
 
 def _look_up(dataset: ShardSet, draw: Callable[[int], np.ndarray], step: int) -> np.ndarray:

@@ -89,7 +89,11 @@ def augmenting_rate(bench: Bench, operations: tuple[Operation, ...], eager: bool
     size, rng = bench.scale.batch_size, np.random.default_rng(0)
     images = torch.randint(0, 256, (size, 224, 224, 3), dtype=torch.uint8, device=bench.device)
     planned = [
-        tuple(step for operation in operations for step in operation.plan(size, (224, 224), lambda _: rng))
+        tuple(
+            step
+            for operation in operations
+            for step in operation.plan(size, (224, 224), lambda _, shape: rng.random(shape))
+        )
         for _ in range(_PLANNED_BATCHES)
     ]
     upcoming = cycle(planned)
@@ -144,4 +148,4 @@ def _our_sizes(bench: Bench, view: View) -> Iterator[int]:
     plan = Plan({"train": bench.shards}, (stream,), None, 0, bench.scale.batch_size, _EPOCHS, drop_last=True)
     with Loader(plan, bench.device, decode_threads=bench.cores, executor="dali") as loader:
         for loaded in loader:
-            yield len(loaded.micro_batches[0]["original"].labels)
+            yield len(loaded.micro_batches[0].batches["original"].labels)

@@ -92,8 +92,8 @@ def _batch_sizes(dataset: ShardSet, device: torch.device, settings: DecodeSettin
     executor = DaliExecutor(dataset, views, device, settings, batch_size, BadSamples(dataset, budget=0))
     batches = executor.run(_requests(plan))
     try:
-        for (images,) in batches:
-            yield len(images)
+        for request, _ in batches:
+            yield len(request)
     finally:
         executor.close()
         batches.close()

@@ -11,11 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.loader import Batch, LoadedStep
-from pipeline.plan import StreamPlan
+from pipeline.loader import Batch, LoadedStep, MicroBatch
+from pipeline.plan import Position, StreamPlan
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Variant, now
-from train.checkpoints.files import Position
 from train.datasets import open_datasets
 from train.inputs.input_builder import InputBuilder
 from train.launch import make_accelerator
@@ -64,16 +63,18 @@ def synthetic_steps(run: Run, count: int) -> list[LoadedStep]:
     def batch(stream: StreamPlan) -> Batch:
         shape = (len(stream), side, side, 3)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        weights = torch.ones(len(stream))
-        labels = torch.from_numpy(stream.labels)
-        return Batch((images.to(device),), labels.to(device), weights.to(device), stream.sample_ids)
+        labels, weights = torch.from_numpy(stream.labels), torch.from_numpy(stream.weights)
+        return Batch((images.to(device),), labels.to(device), weights.to(device), stream)
 
     full_steps = run.plan.steps_per_epoch - 1
-    plans = [run.plan.step(_EPOCH + number // full_steps, number % full_steps) for number in range(count)]
-    return [
-        LoadedStep(plan, [{name: batch(stream) for name, stream in plan.streams.items()}], [plan.mix], 0.0)
-        for plan in plans
-    ]
+    loaded = []
+    for number in range(count):
+        at = _EPOCH + number // full_steps, number % full_steps
+        planned = run.plan.step(*at)
+        batches = {name: batch(stream) for name, stream in planned.streams.items()}
+        micro = MicroBatch(batches, planned.mix, planned.streams["original"].rows)
+        loaded.append(LoadedStep(run.plan.global_batch(*at), [micro], 0.0))
+    return loaded
 
 
 def train_rate(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> float:
@@ -95,9 +96,9 @@ def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: i
         for number, loaded in enumerate(itertools.islice(steps, warm_up + counted)):
             if number >= warm_up:
                 times.append(now(device) if number == warm_up else now(_HOST))
-                images += len(loaded.plan.streams["original"].labels)
+                images += loaded.whole.sizes["original"]
             # Never an epoch's first or last step: only steps are measured.
-            yield replace(loaded, plan=replace(loaded.plan, epoch=_EPOCH, step=1))
+            yield replace(loaded, whole=replace(loaded.whole, epoch=_EPOCH, step=1))
         times.append(now(device))
 
     run.trainer.run(timed())
@@ -135,7 +136,7 @@ class BareLoop:
 
     def step(self, loaded: LoadedStep) -> int:
         """Train on a step of batches that the loader made; returns the number of images."""
-        batches, mix = loaded.micro_batches[0], loaded.micro_mixes[0]
+        batches, mix = loaded.micro_batches[0].batches, loaded.micro_batches[0].mix
         background = batches["original"]
         if mix is None or not mix.paste:
             return self.train(self._assembler.plain(background.images[0]), background.labels, background.labels, 1.0)

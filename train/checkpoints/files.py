@@ -13,7 +13,6 @@ import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
+from pipeline.plan import Position
 from train.checkpoints.released import state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -29,14 +29,6 @@ FORMAT_VERSION = 1
 AVERAGED = "averaged"  # key of the moving average of the weights, in the checkpoints of runs that have one
 _NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
 _TEMPORARY_SUFFIX = ".partial"
-
-
-@dataclass(frozen=True, order=True)
-class Position:
-    """The next step to run."""
-
-    epoch: int
-    step: int
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from pipeline.views.presets import PRESETS, Preset
 from train.checkpoints.files import counting_weights, read
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
-from train.methods import method_class
+from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
@@ -95,8 +95,8 @@ def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset,
     schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
     counts, input_builder = np.ones(classes, dtype=np.int64), InputBuilder.create(preset.normalization, device)
     context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)
-    method = method_class(name)
-    return method(method.Options(**options), context)
+    method = find_method(name, options)
+    return method.make(method.Options(**options), context)
 
 
 def _preset(name: str) -> Preset:

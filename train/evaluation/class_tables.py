@@ -66,6 +66,6 @@ def write_predictions(path: Path, dataset: ShardSet, predictions: Predictions) -
 
 def _sources(dataset: ShardSet) -> list[str]:
     """Where each image came from; empty strings where the set has lost its list, which nothing else needs."""
-    path = dataset.path / SOURCES_FILE
+    path = dataset.folder / SOURCES_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
     return lines if len(lines) == len(dataset) else [""] * len(dataset)

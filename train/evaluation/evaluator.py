@@ -1,9 +1,5 @@
 """When a run evaluates what: the selection set after an epoch, the test set at the end."""
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
-import torch
 from accelerate import Accelerator
 from torch import nn
 
@@ -12,6 +8,7 @@ from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.evaluation.details import Details, with_details
 from train.evaluation.scores import Predictions, Scores, predict, score
+from train.losses.precision import Autocast
 from train.methods.base import Method
 from train.options import Options
 
@@ -27,16 +24,11 @@ class Evaluator:
         method: Method,
         model: nn.Module,
         accelerator: Accelerator,
+        autocast: Autocast,
     ):
         self.options, self.datasets, self.preset = options, datasets, preset
-        self.method, self.model, self.accelerator = method, model, accelerator
+        self.method, self.model, self.accelerator, self.autocast = method, model, accelerator, autocast
         self.selection = "validation" if "validation" in datasets else "test"
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The context of the network's arithmetic. Ours rather than Accelerate's, which a method could not leave."""
-        if self.options.run.mixed_precision == "no":
-            return nullcontext()
-        return torch.autocast(self.accelerator.device.type, dtype=torch.bfloat16)
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
         """Numbers on the validation set, or on the test set where there is none."""

@@ -18,9 +18,9 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.loader import LoadedStep
-from pipeline.plan import Plan, part_indices
+from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
-from train.checkpoints.files import AVERAGED, Position, check_fit, save
+from train.checkpoints.files import AVERAGED, check_fit, save
 from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
@@ -115,7 +115,7 @@ class Trainer:
         ):  # stopped between last step and evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
         for loaded in steps:
-            epoch, step = loaded.plan.epoch, loaded.plan.step
+            epoch, step = loaded.whole.epoch, loaded.whole.step
             if step == 0:
                 self._set_lr(epoch)
             self.train_step(loaded)
@@ -142,14 +142,14 @@ class Trainer:
         return self.position.epoch * self.parts.plan.steps_per_epoch + self.position.step
 
     @property
-    def next_step(self) -> tuple[int, int]:
-        """(epoch, step) that the loader has to begin with."""
-        return divmod(self.done_steps, self.parts.plan.steps_per_epoch)
+    def next_step(self) -> Position:
+        """The step that the loader has to begin with."""
+        return Position(*divmod(self.done_steps, self.parts.plan.steps_per_epoch))
 
     @property
-    def end(self) -> tuple[int, int]:
-        """(epoch, step) before which the loader has to end."""
-        return divmod(self.total_steps, self.parts.plan.steps_per_epoch)
+    def end(self) -> Position:
+        """The step before which the loader has to end."""
+        return Position(*divmod(self.total_steps, self.parts.plan.steps_per_epoch))
 
     def _ends_unevaluated(self) -> bool:
         """Whether `max_steps` ended the run inside an epoch, and its numbers are not there yet."""
@@ -167,21 +167,21 @@ class Trainer:
         for meter in (self._epoch_meter, self._window_meter):
             meter.add(sums, self._first_rank)
         stop = p.stop_request.signal is not None
-        self._flags.post(loaded.plan.epoch, loaded.plan.step, sums[0], stop, self._checkpoint_due())
-        samples = len(loaded.plan.streams["original"])
-        p.progress.step(loaded.plan.epoch, self._lr, samples, loaded.wait_seconds)
+        whole = loaded.whole
+        self._flags.post(whole.epoch, whole.step, sums[0], stop, self._checkpoint_due())
+        p.progress.step(whole.epoch, self._lr, whole.sizes["original"], loaded.wait_seconds)
 
     def _micro_steps(self, loaded: LoadedStep) -> list[MicroStep]:
         """This rank's micro-batches with everything that the method has to know of them, on the device."""
-        p = self.parts
-        world_size, rank = p.accelerator.num_processes, p.accelerator.process_index
-        samples, parts = len(loaded.plan.streams["original"]), world_size * len(loaded.micro_batches)
-        steps = []
-        for micro, (batches, mix) in enumerate(zip(loaded.micro_batches, loaded.micro_mixes, strict=True)):
-            positions, _ = part_indices(samples, micro * world_size + rank, parts)
-            values = p.method.values(MicroPlan(loaded.plan, positions, mix))
-            steps.append(MicroStep(batches, values_to_device(values, p.accelerator.device), samples))
-        return steps
+        method, device = self.parts.method, self.parts.accelerator.device
+        return [
+            MicroStep(
+                micro.batches,
+                values_to_device(method.values(MicroPlan.of(loaded.whole, micro)), device),
+                loaded.whole.sizes["original"],
+            )
+            for micro in loaded.micro_batches
+        ]
 
     def _device_step(self, steps: Sequence[MicroStep]) -> Tensor:
         """Forward, backward, optimizer; returns the sums of `micro_batch_sums`. Nothing here knows which step it is."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from shards.class_counts import effective_number_weights
 from train.losses import functions
 
-Loss = Literal["ce", "bs", "ldam"]
+Loss = Literal["ce", "bs", "la", "ldam"]
 Rule = Literal["none", "reweight", "drw"]
 
 LDAM_SCALE = 30.0  # Cao et al., NeurIPS 2019, and the official CMO code
@@ -30,7 +30,7 @@ class Criterion:
         rule: "none", "reweight" (effective-number class weights from the start) or "drw" (from `drw_epoch` on).
         samples_per_class: training counts (classes,), never adjusted for oversampling.
         drw_epoch: first zero-based epoch with class weights under "drw".
-        prior_exponent: exponent of the class prior under "bs"; 1 is the balanced softmax.
+        prior_exponent: exponent of the class prior under "la"; the balanced softmax has 1.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Criterion:
         device: torch.device,
         prior_exponent: float = 1.0,
     ):
-        if loss == "bs" and rule != "none":
+        if loss in ("bs", "la") and rule != "none":
             raise ValueError(f"the balanced softmax corrects the prior itself; method.rule is {rule}, expected none")
         self.loss, self.rule, self.drw_epoch = loss, rule, drw_epoch
         self._classes = len(samples_per_class)
         self._effective = effective_number_weights(samples_per_class, EFFECTIVE_NUMBER_BETA)
-        self._log_prior = prior_exponent * functions.log_prior(samples_per_class).to(device)
+        self._log_prior = (prior_exponent if loss == "la" else 1.0) * functions.log_prior(samples_per_class).to(device)
         self._margins = functions.ldam_margins(samples_per_class).to(device)
 
     @property
@@ -57,7 +57,7 @@ class Criterion:
 
     def per_sample(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Unweighted loss of each sample, float32 (batch,)."""
-        if self.loss == "bs":
+        if self.loss in ("bs", "la"):
             return functions.balanced_softmax(logits, labels, self._log_prior)
         if self.loss == "ldam":
             return functions.ldam(logits, labels, self._margins, LDAM_SCALE)

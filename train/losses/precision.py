@@ -1,9 +1,20 @@
-"""How precisely a GPU computes in float32."""
+"""How precisely networks and losses compute."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
+
+Precision = Literal["no", "bf16"]
+Autocast = Callable[[], AbstractContextManager[Any]]
+
+
+def autocast(device: torch.device, precision: Precision) -> Autocast:
+    """What makes the context of a network's arithmetic. Ours, as a method could not leave Accelerate's."""
+    if precision == "no":
+        return nullcontext
+    return lambda: torch.autocast(device.type, dtype=torch.bfloat16)
 
 
 @contextmanager

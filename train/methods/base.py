@@ -1,5 +1,7 @@
 """What a training method is: the streams it reads, its model, its loss, and the state it keeps.
 
+Most methods are put together from three parts (parts.py, composed.py); some are whole (glmc.py, metasaug.py).
+
 A method never draws a random number and, unless an equation asks for sums over the batch (MetaSAug), never talks to
 other ranks: the plan holds every decision. What a loss has to know of it, `values` computes on the host; `loss` sees
 tensors only, so that a whole step can be captured once and replayed with the next step's values (step_graphs.py). It
@@ -15,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.loader import Batch
+from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.plan import StepPlan, Stream
+from pipeline.plan import GlobalBatch, Stream
 from pipeline.views.view import OneOf, View
 from train.inputs.input_builder import InputBuilder
 from train.models.build import ModelOptions
@@ -48,7 +50,12 @@ class MethodContext:
 
 
 StepInputs = dict[str, np.ndarray]
-"""By name: what a loss has to know of a step, beside its images and labels."""
+"""By name: what a loss has to know of a step besides its images and labels."""
+
+
+def key(stream: str, name: str) -> str:
+    """The name of an input that belongs to one stream, the same where it is made and where it is read."""
+    return f"{stream}_{name}"
 
 
 @dataclass(frozen=True)
@@ -56,22 +63,35 @@ class MicroPlan:
     """What is planned for one rank's micro-batch of an optimizer step; all of it on the host.
 
     Args:
-        step: the plan of the whole step, all ranks and micro-batches.
+        step: sizes and labels of the whole step, all ranks and micro-batches.
         positions: int64 (rows,), the rows of the global batch that this micro-batch holds.
         mix: how these rows are mixed; None for a method without a mix rule.
+        own_labels: by stream, int64 (rows,), of this micro-batch.
     """
 
-    step: StepPlan
+    step: GlobalBatch
     positions: np.ndarray
     mix: MixPlan | None
+    own_labels: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, step: GlobalBatch, micro: MicroBatch) -> "MicroPlan":
+        """What is planned for a loaded micro-batch."""
+        own_labels = {name: batch.served.labels for name, batch in micro.batches.items()}
+        return cls(step, micro.positions, micro.mix, own_labels)
 
     def global_labels(self, stream: str) -> np.ndarray:
-        """int64 (global batch,), of all ranks and micro-batches: for denominators."""
-        return self.step.streams[stream].labels
+        """int64 (global batch,), of all ranks and micro-batches: for denominators. Drawing them is the dear part of a
+        plan where there are many ranks: ask only where labels weigh, and take `global_size` otherwise."""
+        return self.step.labels(stream)
+
+    def global_size(self, stream: str) -> int:
+        """Samples of all ranks and micro-batches."""
+        return self.step.sizes[stream]
 
     def labels(self, stream: str) -> np.ndarray:
         """int64 (rows,), of this micro-batch."""
-        return self.global_labels(stream)[self.positions]
+        return self.own_labels[stream]
 
 
 @dataclass(frozen=True)
@@ -80,7 +100,7 @@ class MicroStep:
 
     Args:
         batches: the images, by stream; a stream that this step does not need is absent.
-        values: what `Method.values` said of it; floating point is float32.
+        values: what `Method.values` returned for it; floating point is float32.
         global_batch_size: samples of the step, all ranks and micro-batches.
     """
 
@@ -101,12 +121,12 @@ class Method(ABC):
     """A training method. Subclasses set `Options`, a frozen dataclass that recipe and command line fill."""
 
     Options: ClassVar[type]
-    drop_last: ClassVar[bool] = False
-    accumulates: ClassVar[bool] = True  # False: a step's micro-batches cannot be run one after the other
+    drop_last: bool = False
+    accumulates: bool = True  # False: a step's micro-batches cannot be run one after the other
     # Why a step of the method cannot be captured once and replayed, or None: then the kind of step is decided by
     # which batches and values there are, and neither `loss` nor `before_optimizer` keeps anything on the host.
-    not_captured_because: ClassVar[str | None] = None
-    # Options of other methods that one may expect here, and why they do not exist; told to who gives them.
+    not_captured_because: str | None = None
+    # Options of other methods that one may expect here, and why they do not exist; shown to users who pass them.
     without: ClassVar[Mapping[str, str]] = {}
 
     def __init__(self, options: Any, context: MethodContext):

@@ -11,7 +11,7 @@ revision, of July 2023.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -20,68 +20,12 @@ from torch import Tensor, nn
 
 from pipeline.mix_rule import MixPlan, MixRule, Rounding
 from pipeline.plan import Stream
-from pipeline.rng import generator
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
 from train.losses.functions import at_least_float32, cross_entropy
 from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
-from train.models.build import ModelOptions, build_model
-from train.models.resnet_cifar import ResNet32, kaiming_init
-from train.models.with_heads import WithHeads, detach_classifier
-
-
-class Heads(NamedTuple):
-    """What the network says of one mix.
-
-    plain, rebalanced: logits (batch, classes) of `fc` and `fc_cb`. projection: z (batch, dimensions). prediction: p,
-    of the same shape, to agree with the other mix's z.
-    """
-
-    plain: Tensor
-    rebalanced: Tensor
-    projection: Tensor
-    prediction: Tensor
-
-
-class GLMCNetwork(WithHeads):
-    """An encoder with two classifiers, a projection and a prediction layer, named as in the official code."""
-
-    def __init__(self, encoder: nn.Module, classifier: nn.Linear, dimensions: int, frozen: bool = False):
-        super().__init__(encoder, frozen)
-        self.fc = classifier
-        self.fc_cb = nn.Linear(classifier.in_features, classifier.out_features)
-        self.projection_head = nn.Sequential(nn.Linear(classifier.in_features, dimensions))
-        self.contrast_head = nn.Sequential(nn.Linear(dimensions, dimensions))
-
-    def forward(self, global_mix: Tensor, local_mix: Tensor) -> tuple[Heads, Heads]:
-        """Both passes in one call, because the distributed wrapper expects one call a backward pass."""
-        return self.heads(global_mix), self.heads(local_mix)
-
-    def heads(self, images: Tensor) -> Heads:
-        """One pass."""
-        features = self.features(images)
-        projection = self.projection_head(features)
-        return Heads(self.fc(features), self.fc_cb(features), projection, self.contrast_head(projection))
-
-    def evaluated_logits(self, images: Tensor) -> Tensor:
-        """Logits of the re-balanced classifier alone."""
-        return self.fc_cb(self.features(images))
-
-
-def build_network(
-    network: type[GLMCNetwork], options: ModelOptions, classes: int, seed: int, frozen: bool = False
-) -> GLMCNetwork:
-    """A GLMC network on any backbone; projections have 128 dimensions on ResNet-32 and 256 on others, as published."""
-    encoder = build_model(options, classes, "linear", seed)
-    _, classifier = detach_classifier(encoder)
-    is_resnet32 = isinstance(encoder, ResNet32)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "model/heads", 0, 0).integers(2**63)))
-        model = network(encoder, classifier, 128 if is_resnet32 else 256, frozen)
-        if is_resnet32:
-            for head in (model.fc_cb, model.projection_head, model.contrast_head):
-                head.apply(kaiming_init)
-    return model
+from train.models.build import ModelOptions
+from train.models.glmc import GLMCNetwork, Heads, build_network
 
 
 @dataclass(frozen=True)
@@ -177,7 +121,7 @@ class GLMC(Method):
         assert plan.mix is not None, "GLMC has a mix rule"
         weighted = plan.labels("foreground" if plan.mix.paste else "original")
         targets, rebalanced = self.targets(plan.mix, plan.labels("original"), weighted)
-        numbers = {"targets": targets, "rebalanced targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
+        numbers = {"targets": targets, "rebalanced_targets": rebalanced, "alpha": np.array(self.alpha(plan.step.epoch))}
         return {"lam": plan.mix.lam, "boxes": plan.mix.boxes, **numbers}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
@@ -191,7 +135,7 @@ class GLMC(Method):
             input_builder.paste(original.images[1], weighted.images[1], values["boxes"]),
         )
         labels = torch.stack([original.labels, weighted.labels], dim=1)
-        targets = (values["targets"], values["rebalanced targets"])
+        targets = (values["targets"], values["rebalanced_targets"])
         rows = self.per_sample(values["alpha"], global_heads, local_heads, labels, *targets)
         return StepOutput((rows * original.weights).sum() / step.global_batch_size, global_heads.rebalanced)
 

@@ -18,8 +18,8 @@ from shards.class_counts import effective_number_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import is_target
 from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
-from train.methods.glmc import GLMCNetwork, build_network
 from train.models.build import ModelOptions
+from train.models.glmc import GLMCNetwork, build_network
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class GLMCMaxNorm(Method):
         return self.trainable(parameter_name)
 
     def values(self, plan: MicroPlan) -> StepInputs:
-        return {"class weights": self.class_weights[plan.labels("original")]}
+        return {"class_weights": self.class_weights[plan.labels("original")]}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
         batch = step.batches["original"]
         logits = model(self.context.input_builder.plain(batch.images[0]))
-        weights = step.values["class weights"] * batch.weights
+        weights = step.values["class_weights"] * batch.weights
         loss = (weights * softmax_bce(logits, batch.labels)).sum() / step.global_batch_size
         return StepOutput(loss, logits)
 

@@ -212,9 +212,9 @@ class MetaSAug(Method):
             "present": np.unique(labels),
             # w_y / Σ w over the global batch for each of these rows.
             "shares": weights[plan.positions] / weights.sum(),
-            "meta share": np.array(1 / len(plan.global_labels("meta"))),
+            "meta_share": np.array(1 / len(plan.global_labels("meta"))),
             "strength": np.array(self.strength(epoch)),
-            "virtual lr": np.array(self.virtual_lr(epoch)),
+            "virtual_lr": np.array(self.virtual_lr(epoch)),
         }
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
@@ -257,7 +257,7 @@ class MetaSAug(Method):
             return (meta_shares * cross_entropy(virtual.meta_logits(parameters), meta_labels)).sum()
 
         covariances = self.statistics.covariances[step.values["present"]]
-        lr, meta_lr = step.values["virtual lr"], self.options.meta_lr
+        lr, meta_lr = step.values["virtual_lr"], self.options.meta_lr
         corrected = corrected_covariances(
             covariances, virtual.parameters, inner_loss, meta_loss, lr, meta_lr, self.total
         )
@@ -292,7 +292,7 @@ class MetaSAug(Method):
 
     def _meta_shares(self, step: MicroStep) -> Tensor:
         weights = step.batches["meta"].weights
-        return weights * step.values["meta share"] if self.options.statistics == "global" else weights / weights.sum()
+        return weights * step.values["meta_share"] if self.options.statistics == "global" else weights / weights.sum()
 
     def after_epoch(self, epoch: int) -> None:
         if self._change is not None and not (dist.is_initialized() and dist.get_rank()):

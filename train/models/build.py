@@ -100,9 +100,20 @@ def classifier_name(model: nn.Module) -> str:
 
 def replace_classifier(model: nn.Module, head: type[nn.Module]) -> None:
     """Put ``head(features, classes)`` in the place of the last linear layer."""
-    parent_name, _, name = classifier_name(model).rpartition(".")
+    replace_module(model, classifier_name(model), head)
+
+
+def replace_module(model: nn.Module, name: str, head: type[nn.Module]) -> None:
+    """Put ``head(features, classes)`` in the place of the linear layer of this dotted name.
+
+    Raises:
+        ValueError: it is no linear layer.
+    """
+    parent_name, _, child = name.rpartition(".")
     parent = model.get_submodule(parent_name)
-    old = getattr(parent, name)
+    old = getattr(parent, child)
     if not isinstance(old, nn.Linear):
-        raise ValueError(f"the classifier {name} is a {type(old).__name__}, expected a Linear; choose another backbone")
-    setattr(parent, name, head(old.in_features, old.out_features))
+        raise ValueError(
+            f"the classifier {name} is a {type(old).__name__}, expected a Linear; choose another head or backbone"
+        )
+    setattr(parent, child, head(old.in_features, old.out_features))

@@ -76,10 +76,10 @@ def _published(family: str) -> list[dict[str, Any]]:
     found = []
     for number, table in yaml.safe_load(path.read_text()).items():
         for row in table["rows"]:
-            if row["recipe"] == family and not row.get("overrides"):
+            if row["recipe"].replace("/", "-") == family and not row.get("overrides"):
                 cells = [mean_and_spread([row["published"].get(key)]) for key in COLUMNS.values()]
                 name = f"published: {table['paper']}, table {number}, {row['name']}"
-                row_of_paper = {"name": name, "seeds": "", "epochs": _recipe_epochs(family), "weights": ""}
+                row_of_paper = {"name": name, "seeds": "", "epochs": _recipe_epochs(row["recipe"]), "weights": ""}
                 found.append({**row_of_paper, "cells": cells, "published": True})
     return found
 

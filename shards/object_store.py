@@ -1,0 +1,223 @@
+"""Objects in a bucket: opened by URL, read by ranges, written and listed. Failures are retried, then named.
+
+The `obstore` package (Rust's object_store) speaks to S3, Google Cloud Storage, Azure, web servers and folders, with
+credentials, regions and endpoints from the usual environment variables. Retrying is done here alone, so that one rule
+covers refused connections, statuses, answers that break off and answers of a wrong length.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+logger = logging.getLogger(__name__)
+
+SCHEMES = ("s3", "gs", "az", "https", "http", "file")
+
+_LISTED_AT_ONCE = 1000
+_CONNECT_WITHIN = timedelta(seconds=5)
+_PIECE_BYTES = 32 * 2**20
+# Where no credentials are given, a cloud's own address for them is asked, which nobody answers elsewhere.
+_NO_CREDENTIALS = "169.254.169.254"
+# A client's mistakes, which no repetition mends. S3 also answers 400 when it was too slow to take a request in.
+_FINAL_STATUS = re.compile(r"status code: 4(?!00|08|25|29)\d\d")
+
+Result = TypeVar("Result")
+
+
+class StoreError(RuntimeError):
+    """A store that cannot be read or written, with the object's URL and the cause."""
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How often a request is tried, and the pauses between: doubled each time, by chance up to half as long again.
+
+    The defaults give a store that throttles or restarts about a minute.
+    """
+
+    attempts: int = 12
+    first_pause_seconds: float = 0.1
+    longest_pause_seconds: float = 8.0
+    timeout_seconds: float = 30.0
+
+    def pauses(self) -> Iterator[float]:
+        """Seconds to wait before each further attempt."""
+        for attempt in range(self.attempts - 1):
+            pause = min(self.first_pause_seconds * 2**attempt, self.longest_pause_seconds)
+            yield pause * (1 + random.random() / 2)
+
+
+@dataclass
+class Traffic:
+    """What was asked of a store: requests, those that failed and were repeated, and bytes received."""
+
+    requests: int = 0
+    repeated: int = 0
+    bytes_read: int = 0
+
+
+@dataclass(frozen=True)
+class ObjectInfo:
+    """Size in bytes, and the store's mark of this version of the object, where it gives one."""
+
+    bytes: int
+    version: str | None
+
+
+def is_url(path: Path | str) -> bool:
+    """Whether a set lies in a store; `Path` objects are always local."""
+    return isinstance(path, str) and "://" in path
+
+
+def set_location(text: str) -> Path | str:
+    """A folder or a URL as the user typed it, for command lines."""
+    return text.rstrip("/") if is_url(text) else Path(text)
+
+
+class Bucket:
+    """The objects below one URL. Threads may share it; processes open their own.
+
+    url: without a slash at the end. traffic: what this object has transferred.
+    """
+
+    def __init__(self, url: str, patience: Patience | None = None) -> None:
+        """Raises ValueError for a URL of no known kind, StoreError where the `obstore` package is missing."""
+        self.url = url.rstrip("/")
+        self.patience = patience or Patience()
+        self.traffic = Traffic()
+        self._obstore = _import_obstore(self.url)
+        self._store = self._connect()
+        self._versions: dict[str, set[str | None]] = {}
+        self._lock = threading.Lock()
+
+    def url_of(self, name: str) -> str:
+        """The URL of an object."""
+        return f"{self.url}/{name}"
+
+    def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
+        """An object, or its bytes from `start` up to `stop`. Raises StoreError; FileNotFoundError: absent."""
+        wanted = None if start is None or stop is None else (start, stop)
+
+        def get() -> bytes:
+            answer = self._obstore.get(self._store, name, options={} if wanted is None else {"range": wanted})
+            data = bytes(answer.bytes())
+            expected = answer.meta["size"] if wanted is None else wanted[1] - wanted[0]
+            if len(data) != expected:
+                raise self._obstore.exceptions.GenericError(f"{len(data)} bytes received, {expected} expected")
+            with self._lock:
+                self.traffic.bytes_read += len(data)
+                self._versions.setdefault(name, set()).add(answer.meta["e_tag"])
+            return data
+
+        part = "" if wanted is None else f", bytes {wanted[0]} to {wanted[1]}"
+        return self._patiently(get, f"{self.url_of(name)}{part}")
+
+    def download(self, name: str, path: Path) -> None:
+        """An object into a file, by pieces, so that its size does not matter. Raises as `read` does."""
+        size = self._patiently(lambda: self._obstore.head(self._store, name)["size"], self.url_of(name))
+        with path.open("wb") as file:
+            for start in range(0, size, _PIECE_BYTES):
+                file.write(self.read(name, start, min(start + _PIECE_BYTES, size)))
+
+    def changed(self, name: str) -> bool:
+        """Whether the object was replaced between two of our reads, by the store's own marks."""
+        with self._lock:
+            return len(self._versions.get(name, ())) > 1
+
+    def listing(self) -> dict[str, ObjectInfo]:
+        """All objects below the URL, by name. Raises StoreError; web servers cannot list."""
+
+        def get() -> dict[str, ObjectInfo]:
+            chunks = self._obstore.list(self._store, chunk_size=_LISTED_AT_ONCE)
+            return {entry["path"]: ObjectInfo(entry["size"], entry["e_tag"]) for chunk in chunks for entry in chunk}
+
+        return self._patiently(get, f"{self.url}: listing")
+
+    @property
+    def lists(self) -> bool:
+        """Whether this kind of store can list its objects."""
+        return not self.url.startswith(("http:", "https:"))
+
+    def write(self, name: str, content: bytes | Path) -> None:
+        """Write an object, whole or not at all, from memory or from a file. Raises StoreError."""
+        self._patiently(lambda: self._obstore.put(self._store, name, content), f"{self.url_of(name)}: writing")
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Delete these objects, which must exist."""
+        if doomed := list(names):
+            self._patiently(lambda: self._obstore.delete(self._store, doomed), f"{self.url}: deleting")
+
+    def _connect(self) -> Any:
+        seconds = timedelta(seconds=self.patience.timeout_seconds)
+        try:
+            return self._obstore.store.from_url(
+                self.url,
+                # The endpoint is the user's word: one without TLS is meant so.
+                client_options={
+                    "connect_timeout": min(seconds, _CONNECT_WITHIN),
+                    "read_timeout": seconds,  # without any byte
+                    "timeout": 20 * seconds,  # of a whole request: a large piece over a slow line is no fault
+                    "allow_http": True,
+                },
+                retry_config={"max_retries": 0, "retry_timeout": seconds},
+            )
+        except (self._obstore.exceptions.BaseError, ValueError) as error:
+            raise ValueError(f"{self.url}: not usable as the URL of a store: {_first_line(error)}") from error
+
+    def _patiently(self, request: Callable[[], Result], what: str) -> Result:
+        pauses = self.patience.pauses()
+        while True:
+            with self._lock:
+                self.traffic.requests += 1
+            try:
+                return request()
+            except FileNotFoundError as error:
+                raise FileNotFoundError(f"{what}: no such object in the store") from error
+            except (self._obstore.exceptions.BaseError, OSError) as error:
+                ending = not threading.main_thread().is_alive()  # the interpreter waits for this thread
+                pause = None if ending or self._is_final(error) else next(pauses, None)
+                if pause is None:
+                    raise StoreError(f"{what}: {_first_line(error)}; {_advice(self._is_final(error))}") from error
+                logger.debug("%s: %s; again in %.1f s", what, _first_line(error), pause)
+                with self._lock:
+                    self.traffic.repeated += 1
+                time.sleep(pause)
+
+    def _is_final(self, error: Exception) -> bool:
+        kinds = self._obstore.exceptions
+        refused = (kinds.PermissionDeniedError, kinds.UnauthenticatedError, kinds.NotSupportedError)
+        text = str(error)
+        return isinstance(error, refused) or _NO_CREDENTIALS in text or _FINAL_STATUS.search(text) is not None
+
+
+def _import_obstore(url: str) -> Any:
+    scheme = url.partition("://")[0]
+    if scheme not in SCHEMES:
+        raise ValueError(f"{url}: {scheme}:// is no store that can be read; expected {', '.join(SCHEMES)}, or a folder")
+    try:
+        import obstore
+        import obstore.exceptions
+        import obstore.store
+    except ImportError as error:
+        raise StoreError(f"{url}: object stores need the extra 'store': pip install 'longtail[store]'") from error
+    return obstore
+
+
+def _first_line(error: Exception) -> str:
+    """The library's message without the structure that it prints below it."""
+    return str(error).split("\n", 1)[0].rstrip(" ;:.") or type(error).__name__
+
+
+def _advice(final: bool) -> str:
+    if final:
+        return "check the URL, the credentials and what they permit"
+    return "given up after repeated attempts; once the store answers, the same command continues"

@@ -1,0 +1,265 @@
+"""A shard set in a store: index at once, images by ranged reads when they are planned, a local copy for ever after."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+
+import numpy as np
+
+from shards.files import atomic_file, hash_file, write_atomically
+from shards.format import DATASET_FILE, SOURCES_FILE, DatasetInfo, FileInfo, shard_file
+from shards.local_copy import CacheOptions, LocalCopy, alone_in, block_of, copy_folder
+from shards.object_store import Bucket, Patience, StoreError
+from shards.reader import HASHED_INDEX_BYTES, ShardSet, source_line
+
+logger = logging.getLogger(__name__)
+
+_IN_FLIGHT = 64  # requests a process keeps open: at 50 ms each, 1,280 a second
+_LONGEST_READ = 2**20  # neighbours are fetched by one request up to this size
+_PIECE, _PIECES = 8 * 2**20, 16  # bytes of an index file by one request, and requests at a time
+_SAME_FAULT = 3  # so many equal wrong answers are no accident of the network: the object itself is wrong
+
+
+class RemoteShardSet(ShardSet):
+    """A shard set at a URL. Picklable: another process opens the same URL with the same cache.
+
+    bucket: where it is read; `bucket.traffic` counts. copy: what is kept of it on this machine.
+    next_use: gives int64 (N,), larger where a sample is needed later: what is evicted first when the copy reaches its
+        limit. By default the samples are taken to be read in the order of the ids, again and again.
+    """
+
+    samples_ahead = 2048
+
+    def __init__(self, url: str, cache: CacheOptions | None = None, patience: Patience | None = None) -> None:
+        self.bucket = Bucket(url, patience)
+        self.path = self.bucket.url
+        self._cache = cache or CacheOptions()
+        text = _read_twice(self.bucket, DATASET_FILE)
+        self.info: DatasetInfo = DatasetInfo.from_json(_decoded(text, self.bucket), self.bucket.url_of(DATASET_FILE))
+        self.folder = copy_folder(self._cache, self.bucket.url, text)
+        self._check_listing()
+        self._pool = ThreadPoolExecutor(_IN_FLIGHT, thread_name_prefix="store-read")
+        self._fetch_index(text)
+        self._map_index()
+        self.copy = LocalCopy(self.folder, self.info, self.index, self._cache.limit_bytes)
+        self.next_use: Callable[[], np.ndarray] = self._in_order
+        self._last_read = 0
+        self._pending: dict[int, Future[None]] = {}
+        self._pending_lock = threading.Lock()
+        self._failure: StoreError | None = None
+
+    def __reduce__(self) -> tuple[type[ShardSet], tuple]:
+        return RemoteShardSet, (self.bucket.url, self._cache, self.bucket.patience)
+
+    def encoded(self, sample: int) -> np.ndarray:
+        """The encoded image: uint8 (size,), read-only, its checksum compared.
+
+        Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
+        object lastingly holds other bytes than the build wrote.
+        """
+        self._last_read = sample
+        data = self.copy.read(sample)
+        if data is None and (pending := self._pending.get(sample)) is not None:
+            pending.result()  # raises what went wrong
+            data = self.copy.read(sample)
+        return np.frombuffer(data if data is not None else self._fetch_one(sample), np.uint8)
+
+    def check_sample(self, sample: int) -> None:
+        """Fetch the sample if it is not here, and compare its checksum. Raises as `encoded` does."""
+        self.encoded(sample)
+
+    def will_read(self, sample_ids: np.ndarray) -> None:
+        """Begin to fetch what is not here yet of these samples; returns at once."""
+        absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
+        with self._pending_lock:
+            for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
+                future = self._pool.submit(self._fetch, first, stop)
+                samples = range(first, stop)
+                self._pending.update(dict.fromkeys(samples, future))
+                future.add_done_callback(partial(self._done, samples))
+
+    def will_read_all(self) -> None:
+        """Begin to fetch the whole set, where the cache has room for it."""
+        if sum(shard.bytes for shard in self.info.shards) <= self.copy.limit_bytes:
+            self.will_read(np.arange(len(self)))
+
+    def source_of(self, sample: int) -> str:
+        """Where the image came from. Fetches sources.txt once."""
+        file = self.info.files[2]
+        try:
+            if not (self.folder / SOURCES_FILE).is_file():
+                self._download(file)
+        except (StoreError, OSError) as error:  # a message about something worse asks
+            return f"unknown: {error}"
+        return source_line(self.folder, sample)
+
+    # ------------------------------------------------------------------ fetching
+
+    def _stretches(self, samples: Iterable[int]) -> list[tuple[int, int]]:
+        """First and last + 1 of the neighbours to fetch by one request each, which contain these ascending ids."""
+        stretches: list[tuple[int, int]] = []
+        for sample in samples:
+            if stretches and sample < stretches[-1][1]:
+                continue
+            first, stop = self._block(sample)
+            if stretches and first == stretches[-1][1] and self._fits_one_read(stretches[-1][0], stop):
+                stretches[-1] = (stretches[-1][0], stop)
+            else:
+                stretches.append((first, stop))
+        return stretches
+
+    def _block(self, sample: int) -> tuple[int, int]:
+        """The neighbours that are fetched together with a sample (see BLOCK_BYTES)."""
+        first, stop = sample, sample + 1
+        own = block_of(self.index[sample])
+        while first > 0 and block_of(self.index[first - 1]) == own:
+            first -= 1
+        while stop < len(self) and block_of(self.index[stop]) == own:
+            stop += 1
+        return first, stop
+
+    def _fits_one_read(self, first: int, stop: int) -> bool:
+        one_shard = self.index["shard"][first] == self.index["shard"][stop - 1]
+        start, end = self._extent(first, stop)
+        return bool(one_shard) and end - start <= _LONGEST_READ
+
+    def _extent(self, first: int, stop: int) -> tuple[int, int]:
+        """Where the bytes of these neighbours begin and end in their tar."""
+        last = self.index[stop - 1]
+        return int(self.index["offset"][first]), int(last["offset"]) + int(last["size"])
+
+    def _fetch(self, first: int, stop: int) -> None:
+        """Fetch neighbours and keep them. Those with a wrong checksum stay absent: `_fetch_one` deals with them."""
+        start, end = self._extent(first, stop)
+        if self._failure is not None:
+            raise self._failure  # the run ends: not a minute of patience for each of thousands
+        if not threading.main_thread().is_alive():
+            return  # the interpreter waits for this thread to end
+        try:
+            data = self.bucket.read(self._shard_of(first), start, end)
+        except StoreError as error:
+            self._failure = error
+            raise
+        records = self.index[first:stop]
+        view = memoryview(data)
+        positions = (records["offset"].astype(np.int64) - start).tolist()
+        pieces = zip(positions, records["size"].tolist(), records["crc32"].tolist(), strict=True)
+        good = np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
+        self._keep(first, data, good)
+
+    def _fetch_one(self, sample: int) -> bytes:
+        """One sample, straight from the store, as often as it takes; also kept."""
+        start, end = self._extent(sample, sample + 1)
+        name, expected = self._shard_of(sample), int(self.index["crc32"][sample])
+        faults: list[int] = []
+        for pause in (*self.bucket.patience.pauses(), 0.0):
+            data = self.bucket.read(name, start, end)
+            if (found := zlib.crc32(data)) == expected:
+                self._keep(sample, data, np.ones(1, bool))
+                return data
+            faults.append(found)
+            if self.bucket.changed(name):
+                break
+            if faults.count(found) == _SAME_FAULT:
+                raise self._corrupt(sample, f"crc32 {found:08x} found in the store, {expected:08x} written")
+            time.sleep(pause)
+        where = f"{self.bucket.url_of(name)}, bytes {start} to {end} (sample {sample})"
+        if self.bucket.changed(name):
+            raise StoreError(f"{where}: the object was replaced while it was in use; restore it, then resume")
+        raise StoreError(f"{where}: {len(faults)} answers with wrong checksums, each another; the connection is faulty")
+
+    def _keep(self, first: int, data: bytes, good: np.ndarray) -> None:
+        if not good.any():
+            return
+        self.copy.write(first, data, good)
+        if self.copy.over_limit():
+            self.copy.make_room(self.next_use)
+
+    def _done(self, samples: range, _: Future[None]) -> None:
+        with self._pending_lock:
+            for sample in samples:
+                self._pending.pop(sample, None)
+
+    def _shard_of(self, sample: int) -> str:
+        return shard_file(int(self.index["shard"][sample]))
+
+    def _in_order(self) -> np.ndarray:
+        return (np.arange(len(self)) - self._last_read) % len(self)
+
+    # ------------------------------------------------------------------- opening
+
+    def _check_listing(self) -> None:
+        """Compare sizes before anything expensive begins, where the store can list."""
+        if not self.bucket.lists:
+            return
+        found = self.bucket.listing()
+        for file in (*self.info.shards, *self.info.files):
+            where = self.bucket.url_of(file.file)
+            if file.file not in found:
+                raise FileNotFoundError(f"{where}: not in the store, but dataset.json lists it; upload it again")
+            if found[file.file].bytes != file.bytes:
+                raise ValueError(
+                    f"{where}: {found[file.file].bytes} bytes in the store, {file.bytes} written; upload it again"
+                )
+
+    def _fetch_index(self, dataset_json: bytes) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone_in(self.folder):  # of many ranks one downloads
+            for file in self.info.files[:2]:
+                if not self._has(file):
+                    self._download(file)
+            write_atomically(self.folder / DATASET_FILE, dataset_json)
+
+    def _has(self, file: FileInfo) -> bool:
+        path = self.folder / file.file
+        if not path.is_file() or path.stat().st_size != file.bytes:
+            return False
+        return file.bytes > HASHED_INDEX_BYTES or hash_file(path) == file.sha256
+
+    def _download(self, file: FileInfo) -> None:
+        """A file of the set into the local copy, its sha256 compared."""
+        path = self.folder / file.file
+        for _ in range(_SAME_FAULT):
+            with atomic_file(path) as out:
+                for some in range(0, file.bytes, _PIECE * _PIECES):  # not all at once: they are held in memory
+                    starts = range(some, min(some + _PIECE * _PIECES, file.bytes), _PIECE)
+                    for piece in self._pool.map(partial(self._piece, file), starts):
+                        out.write(piece)
+            if (found := hash_file(path)) == file.sha256:
+                return
+            path.unlink()
+        url = self.bucket.url_of(file.file)
+        raise StoreError(f"{url}: sha256 {found} found, {file.sha256} written; upload the set again")
+
+    def _piece(self, file: FileInfo, start: int) -> bytes:
+        return self.bucket.read(file.file, start, min(start + _PIECE, file.bytes))
+
+
+def _read_twice(bucket: Bucket, name: str) -> bytes:
+    """A small object that nothing else vouches for, read until two answers agree."""
+    answers: list[bytes] = []
+    for _ in range(_SAME_FAULT + 1):
+        try:
+            answer = bucket.read(name)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(
+                f"{bucket.url_of(name)}: not found, so there is no complete shard set at this URL; "
+                "run the command that builds it (again): python -m tools.build_shards"
+            ) from error
+        if answer in answers:
+            return answer
+        answers.append(answer)
+    raise StoreError(f"{bucket.url_of(name)}: {len(answers)} answers, each another; the connection is faulty")
+
+
+def _decoded(text: bytes, bucket: Bucket) -> str:
+    try:
+        return text.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{bucket.url_of(DATASET_FILE)}: not UTF-8 ({error}); upload the set again") from error

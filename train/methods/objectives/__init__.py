@@ -1,0 +1,1 @@
+"""Objectives: the heads of a network, what one labelled term costs, and how its output is read. One per file."""

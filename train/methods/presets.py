@@ -1,0 +1,67 @@
+"""Names that users know, as combinations of a mixing, an objective and a stage."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class MethodPreset:
+    """A combination with a name.
+
+    Args:
+        summary: one line, with the paper.
+        mixing, objective, stage: files of the folders of these names.
+        defaults: options whose defaults differ from their part's.
+    """
+
+    summary: str
+    mixing: str = "none"
+    objective: str = "classifier"
+    stage: str = "whole"
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHOD_PRESETS: Mapping[str, MethodPreset] = {
+    "cmo": MethodPreset(
+        "paste rare-class images into the original ones (context-rich minority oversampling; Park et al., CVPR 2022)",
+        mixing="paste",
+    ),
+    "crt": MethodPreset(
+        "second stage: a new classifier on frozen features (classifier re-training; Kang et al., ICLR 2020)",
+        mixing="oversample",
+        stage="crt",
+    ),
+    "cutmix": MethodPreset(
+        "paste a box of another image, classes as they come (Yun et al., ICCV 2019)",
+        mixing="paste",
+        defaults={"foreground": "shuffled", "plain_first": 0, "plain_last": 0},
+    ),
+    "logit_adjustment": MethodPreset(
+        "cross entropy on logits shifted by the class prior (Menon et al., ICLR 2021)", defaults={"loss": "la"}
+    ),
+    "lws": MethodPreset(
+        "second stage: one learned factor per class (learnable weight scaling; Kang et al., ICLR 2020)",
+        mixing="oversample",
+        stage="lws",
+    ),
+    "minority_augment": MethodPreset(
+        "blur, jitter or mix minority samples instead of pasting them (Park et al., CVPR 2022, table 12)",
+        mixing="minority",
+    ),
+    "mixup": MethodPreset("blend whole images and their labels (Zhang et al., ICLR 2018)", mixing="mixup"),
+    "ncl": MethodPreset(
+        "experts that learn together (nested collaborative learning; Li et al., CVPR 2022)", objective="ncl"
+    ),
+    "remix": MethodPreset(
+        "Mixup whose label leans towards the smaller class (Chou et al., ECCV workshops 2020)", mixing="remix"
+    ),
+    "ride": MethodPreset("diverse experts on one trunk (Wang et al., ICLR 2021)", objective="ride"),
+    "ride_remix": MethodPreset(
+        "RIDE's experts under Remix (Park et al., CVPR 2022, table 13)", mixing="remix", objective="ride"
+    ),
+    "ros": MethodPreset(
+        "over-sample small classes (random over-sampling, as in Park et al., CVPR 2022)", mixing="oversample"
+    ),
+    "vanilla": MethodPreset("plain training: cross entropy, LDAM-DRW (Cao et al., NeurIPS 2019), balanced softmax"),
+}
