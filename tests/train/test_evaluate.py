@@ -65,7 +65,8 @@ def method() -> SimpleNamespace:
 
 def batch(ids: list[int], scores: list[list[int]], labels: list[int]) -> Batch:
     images = torch.tensor(scores, dtype=torch.uint8)[:, None, :, None].expand(-1, 1, -1, 3)
-    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), StreamPlan(np.array(ids), np.array(labels), ()))
+    plan = StreamPlan(np.arange(len(ids)), np.ones(len(ids), np.float32), np.array(ids), np.array(labels), ())
+    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), plan)
 
 
 def test_predictions_come_in_the_order_of_the_ids() -> None:
