@@ -1,7 +1,7 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,9 @@ class Trained:
         model: in evaluation mode, on its device.
         preset: how images are shown to it.
         description: the network in words.
+        method_name, model_options: what the network is built from.
+        class_names: of its outputs, in order; None for a released network, whose file has none.
+        samples_per_class: int64 (classes,), of its training set; None likewise.
     """
 
     path: Path
@@ -37,6 +40,10 @@ class Trained:
     preset: Preset
     classes: int
     description: str
+    method_name: str = "vanilla"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+    class_names: tuple[str, ...] | None = None
+    samples_per_class: np.ndarray | None = None
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
@@ -68,10 +75,11 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
     chosen = _preset(preset or fit["preset"])
     method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
-    model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
+    model_options = ModelOptions(**{**sections["model"], "pretrained": False})
+    model = method.build_model(model_options, seed=0)
     model.load_state_dict(counting_weights(content))
     description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
-    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
+    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description, name, model_options)
 
 
 def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:
@@ -87,7 +95,16 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     except RuntimeError as error:
         raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
     description = f"released {architecture.describe()}"
-    return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        architecture.classes,
+        description,
+        architecture.method,
+        architecture.model,
+    )
 
 
 def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:
