@@ -62,7 +62,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "photos.zip").write_bytes(zip_bytes(counts))
     for split in ("train", "test"):
         run(f".venv/bin/python -m tools.build_shards digits-lt --split {split} --out data/digits-lt/{split}", folder)
-    for recipe in ("digits-lt-ce", "digits-lt-bs-cmo"):
+    for recipe in ("digits-lt/ce", "digits-lt/bs-cmo"):
         run(f".venv/bin/python -m train --recipe recipes/{recipe}.yaml {TWO_STEPS}", folder)
     # Own images first: the others train on them.
     for command in commands():
