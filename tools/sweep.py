@@ -5,18 +5,19 @@ repeated and interrupted ones continue, so the same command is run again after a
 run share it.
 """
 
-import argparse
 import fnmatch
 import json
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from shards.commandline import Parser, home_path, run_command, tell, whole_number
 from tools.markdown import markdown
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
 from train.checkpoints.files import CheckpointFolder
@@ -48,7 +49,7 @@ class Sweep:
         """
         self.out.mkdir(parents=True, exist_ok=True)
         settings = self.out / "settings.json"
-        found = json.loads(settings.read_text()) if settings.exists() else self.extra
+        found = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else self.extra
         if found != self.extra:
             raise ValueError(f"{self.out} holds runs with --set {found}, found --set {self.extra}; give another --out")
         write_json(settings, self.extra)
@@ -119,7 +120,7 @@ def _wait_for(command: Sequence[str]) -> int:
 def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
     """Test numbers of the finished runs of a row, or of the best expert of each, whose groups are not reported."""
     done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
-    numbers = [json.loads(path.read_text())["test"][weights] for path in done]
+    numbers = [json.loads(path.read_text(encoding="utf-8"))["test"][weights] for path in done]
     if not row.single_expert:
         return numbers
     alone = ([value for name, value in scores.items() if name.startswith("expert")] for scores in numbers)
@@ -162,14 +163,14 @@ def choose(tables: dict[str, Table], numbers: Sequence[str], pattern: str) -> di
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished, then print the tables. Returns 1 if a run failed, 75 if one was interrupted."""
     options = _parser().parse_args(arguments)
+    return run_command("sweep", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
     tables = read_tables()
-    try:
-        chosen = choose(tables, options.tables or list(tables), options.rows)
-        sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
-        sweep.claim()
-    except ValueError as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
-        return 1
+    chosen = choose(tables, options.tables or list(tables), options.rows)
+    sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
+    sweep.claim()
     failed: list[str] = []
     if not options.print_only:
         for seed in options.seeds:
@@ -182,8 +183,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     failed.append(f"{sweep.run_dir(row, seed)} (exit status {status})")
     shown = ((number, rows) for number, rows in chosen.items() if rows)
     text = "\n".join(table_text(n, tables[n], rows, sweep, options.seeds, options.weights) for n, rows in shown)
-    print(text)
-    (options.out / "tables.md").write_text(text)
+    (options.out / "tables.md").write_text(text, encoding="utf-8")
+    tell(text)
     for run in failed:
         print(f"sweep: failed: {run}", file=sys.stderr)
     return 1 if failed else 0
@@ -196,15 +197,21 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
     add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml (default: all)")
     add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
-    add("--seeds", type=int, nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
+    add("--seeds", type=whole_number(0), nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")
-    add("--out", type=Path, default=Path("runs/sweep"), metavar="DIR", help="folder of the runs (default: %(default)s)")
-    add("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
+    add(
+        "--out",
+        type=home_path,
+        default=Path("runs/sweep"),
+        metavar="DIR",
+        help="folder of the runs (default: %(default)s)",
+    )
+    add("--processes", type=whole_number(1), default=1, help="processes of each run, one a GPU (default: 1)")
     add("--weights", choices=("last", "best"), default="last", help="numbers of the last or of the best epoch")
     add("--print-only", action="store_true", help="run nothing, print what is there")
     return parser

@@ -12,9 +12,11 @@ import faulthandler
 import logging
 import sys
 
-from shards.object_store import StoreError
+import torch
+
+from shards.commandline import run_command
 from train.options import parse
-from train.run import FAILED, train
+from train.run import train
 
 
 def main() -> int:
@@ -22,12 +24,7 @@ def main() -> int:
     first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    options = parse(sys.argv[1:])
-    try:
-        return train(options)
-    except (ValueError, FileNotFoundError, FileExistsError, StoreError) as error:
-        print(f"python -m train: error: {error}", file=sys.stderr)
-        return FAILED
+    return run_command("train", lambda: train(parse(sys.argv[1:])), (torch.OutOfMemoryError,))
 
 
 if __name__ == "__main__":

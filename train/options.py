@@ -4,19 +4,21 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
 from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
+from shards.commandline import USAGE, say_error
 from shards.local_copy import CacheOptions, default_cache_folder
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
 from train.models.build import ModelOptions
+from train.option_forms import current_arguments, current_recipe
 from train.schedules import ScheduleOptions
 
 
@@ -33,7 +35,8 @@ class DataOptions:
     Args:
         train: folder of the training shard set (made by `python -m tools.build_shards`), or its URL in an object
             store: s3://bucket/imagenet-lt/train, gs://…, az://…, https://…
-        test: folder or URL of the shard set that the final numbers come from.
+        test: folder or URL of the shard set that the final numbers come from; without one they come from the
+            validation set.
         validation: folder or URL of a shard set to select the best epoch on; without one, the best epoch on the test
             set is reported too, as the papers do, and labelled so.
         meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
@@ -48,7 +51,7 @@ class DataOptions:
     """
 
     train: str
-    test: str
+    test: str | None = None
     validation: str | None = None
     meta: str | None = None
     cache: Path | None = None
@@ -63,6 +66,11 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
+        if self.test is None and self.validation is None:
+            raise ValueError(
+                "neither data.test nor data.validation is given, so nothing would be measured; a validation set can be "
+                "held out of the training images: python -m tools.build_shards SOURCE --holdout 0.1"
+            )
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
         _at_least(0.001, cache_gigabytes=self.cache_gigabytes)
@@ -98,6 +106,9 @@ class OptimizerOptions:
         _at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
 
 
+SelectBy = Literal["balanced", "all", "harmonic", "worst"]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Length, batch, device and bookkeeping of a run.
@@ -115,15 +126,19 @@ class RunOptions:
         ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step, but
             at most 1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000 on, 0.999 from 31,600. Training does not notice.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
-        run_dir: the run's folder; by default runs/RECIPE-seedSEED.
+        run_dir: the run's folder; by default runs/RECIPE-seedSEED, or runs/DATA-METHOD-seedSEED without a recipe.
         resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
         checkpoint_every_steps: steps between checkpoints, beside the one at the end of every epoch.
         checkpoint_every_minutes: minutes between checkpoints, likewise.
         keep_checkpoints: how many of the latest checkpoints to keep.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        select_by: what makes an epoch the best: balanced (mean recall of the classes), all (accuracy over the images,
+            as in the papers), harmonic (mean of the recalls) or worst (lowest recall). The first two agree where all
+            classes have equally many images in the set that is selected on.
+        patience: end the run after this many evaluations without a new best epoch; null runs all epochs.
         log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
         max_steps: end the run after this many steps, to try something out.
-        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …
+        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …; several after one another.
     """
 
     epochs: int = 200
@@ -142,6 +157,8 @@ class RunOptions:
     checkpoint_every_minutes: float | None = None
     keep_checkpoints: int = 2
     evaluate_every: int = 1
+    select_by: SelectBy = "balanced"
+    patience: int | None = None
     log_every_steps: int = 50
     max_steps: int | None = None
     trackers: tuple[str, ...] = ("tensorboard",)
@@ -154,6 +171,7 @@ class RunOptions:
             checkpoint_every_steps=self.checkpoint_every_steps,
             keep_checkpoints=self.keep_checkpoints,
             evaluate_every=self.evaluate_every,
+            patience=self.patience,
             log_every_steps=self.log_every_steps,
             max_steps=self.max_steps,
         )
@@ -182,17 +200,19 @@ def parse(arguments: Sequence[str]) -> Options:
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """
-    chosen = _chosen_method(arguments)
-    method_name = chosen.pop("name", "cmo")
     try:
+        arguments = current_arguments(arguments, _LISTS)
+        chosen = _chosen_method(arguments)
+        method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
-    except ValueError as error:
-        print(f"python -m train: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    except (ValueError, yaml.YAMLError) as error:
+        say_error("train", str(error))
+        sys.exit(USAGE)
     method_options = method.Options
     parser = _parser(method_options, method.without)
     namespace = parser.parse_args(list(arguments))
     recipes = namespace.pop("recipe")
+    _expand_home(namespace, parser)
     resolved = yaml.safe_load(parser.dump(namespace))
     values = namespace.as_dict()
     method_values = values.pop("method")
@@ -201,7 +221,8 @@ def parse(arguments: Sequence[str]) -> Options:
         sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
         run = RunOptions(**values)
         if run.run_dir is None:
-            run = replace(run, run_dir=Path("runs") / f"{_run_name(recipes, method_name)}-seed{run.seed}")
+            name = _run_name(recipes) if recipes else _data_and_method(sections["data"], method_name, method_values)
+            run = replace(run, run_dir=Path("runs") / f"{name}-seed{run.seed}")
         return Options(
             **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
         )
@@ -210,15 +231,38 @@ def parse(arguments: Sequence[str]) -> Options:
         raise AssertionError("parser.error does not return") from error
 
 
-def _run_name(recipes: Sequence[Any], method_name: str) -> str:
+def _run_name(recipes: Sequence[Any]) -> str:
     """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
-    if not recipes:
-        return method_name
     path = Path(str(recipes[-1]))
     return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
+def _data_and_method(data: Any, method_name: str, method: Mapping[str, Any]) -> str:
+    """Such as "birds-cmo-bs" of data/birds/train: what tells two first tries apart."""
+    folder = Path(data.train).absolute()
+    name = folder.parent.name if folder.name in ("train", "training") else folder.name
+    return "-".join(filter(None, (name, method_name, method.get("loss"))))
+
+
+def _expand_home(namespace: Any, parser: ArgumentParser) -> None:
+    """`~` is the home folder in every path, from the command line and from a recipe."""
+    for name, value in list(namespace.items()):
+        is_text_for_path = isinstance(value, str) and (name == "resume" or name.startswith("data."))
+        if (is_text_for_path or isinstance(value, Path)) and str(value).startswith("~"):
+            try:
+                expanded = Path(value).expanduser()
+                namespace[name] = str(expanded) if isinstance(value, str) else expanded
+            except RuntimeError as error:  # ~nobody
+                parser.error(f"{name}: {value}: {error}")
+
+
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
+_LISTS = {
+    f"{section}.{field.name}".removeprefix(".")
+    for section, options in {**_SECTIONS, "": RunOptions}.items()
+    for field in fields(options)
+    if get_origin(field.type) is tuple
+}
 
 
 class _Parser(ArgumentParser):
@@ -232,11 +276,21 @@ class _Parser(ArgumentParser):
             for name, why in self.reasons.items()
             if re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
         ]
-        super().error("\n".join([message, *told]), ex)
+        if not self.exit_on_error:
+            super().error("\n".join([message, *told]), ex)
+        say_error("train", "\n".join([*told, f"{message}; see python -m train --help"]))
+        sys.exit(USAGE)
+
+    def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
+        """Read a recipe, whose options may be written in other ways."""
+        content = current_recipe(yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")), _LISTS)
+        return self.parse_string(yaml.safe_dump(content), path=Path(str(path)).name, **settings)
 
 
 def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
-    parser = _Parser(prog="python -m train", description="Train a classifier on a long-tailed shard set.")
+    parser = _Parser(
+        prog="python -m train", allow_abbrev=False, description="Train a classifier on a long-tailed shard set."
+    )
     parser.reasons = without
     parser.add_argument("--recipe", action=ActionConfigFile, help="a YAML file with any of the options below")
     parser.add_argument("--method.name", default="cmo", help=f"one of {', '.join(method_names())}")
@@ -264,7 +318,7 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
 def _method_section(recipe: Path) -> dict[str, Any]:
     """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content = current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), _LISTS)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     method = content.get("method") if isinstance(content, dict) else None

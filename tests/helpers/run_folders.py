@@ -85,7 +85,7 @@ def _write_result(
     reliability["after"] = {**bins, "accuracy": [(k + 0.4) / 15 for k in range(15)]}
     data = {"name": "made", "samples": int(counts.sum()), "classes": classes, "imbalance_ratio": 200.0}
     content = {
-        "test": {"last": {"epoch": 2, **numbers}, "best": {"epoch": 1, "selected_on": "validation", **numbers}},
+        "test": {"last": {"epoch": 3, **numbers}, "best": {"epoch": 2, "selected_on": "validation", **numbers}},
         "reliability": reliability,
         "group_rule": CMO_RULE.describe(),
         "seconds": 61.2,

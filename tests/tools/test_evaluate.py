@@ -195,7 +195,7 @@ def test_released_layouts_are_scored_with_the_classifier_of_their_authors(
 
 
 def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ranking(
-    own: Path, data: Path, tmp_path: Path
+    own: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other" / own.name
     other.parent.mkdir()
@@ -208,21 +208,27 @@ def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ran
     table = (tmp_path / "out" / "table.md").read_text()
     assert "mean of 2" in table
     assert " ± " in table
-    assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 0  # everything is the smallest class
-    assert " 25.0 ± 0.0 " in (tmp_path / "out" / "table.md").read_text()
+    assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 1
+    assert "holds the numbers of another evaluation: logit_adjustment None, here 1000" in capsys.readouterr().err
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    adjusted = [*command[:-1], str(tmp_path / "adjusted"), "--logit-adjustment", "1000"]
+    assert evaluate.main(adjusted) == 0  # everything is the smallest class
+    text = (tmp_path / "adjusted" / "table.md").read_text()
+    assert " 25.0 ± 0.0 " in text
+    assert "corrects it a second time" in text
 
 
 def test_other_methods_are_not_averaged_and_a_prior_corrected_twice_is_a_warning(
-    own: Path, released: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    own: Path, released: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     command = ["--checkpoint", str(own), str(released), "--data", str(data / "test"), "--device", "cpu"]
-    command += ["--train-counts", str(data / "train"), "--out", str(tmp_path / "out")]
-    assert evaluate.main(command) == 0
-    assert "| mean of" not in (tmp_path / "out" / "table.md").read_text()
-    assert "warning" not in capsys.readouterr().err
-    assert evaluate.main([*command, "--logit-adjustment", "1"]) == 0
-    warnings = [line for line in capsys.readouterr().err.splitlines() if "corrects it a second time" in line]
-    assert [str(own) in line for line in warnings] == [True]  # the released one has the plain cross entropy
+    command += ["--train-counts", str(data / "train"), "--out"]
+    assert evaluate.main([*command, str(tmp_path / "plain")]) == 0
+    assert "| mean of" not in (tmp_path / "plain" / "table.md").read_text()
+    assert "a second time" not in caplog.text
+    assert evaluate.main([*command, str(tmp_path / "adjusted"), "--logit-adjustment", "1"]) == 0
+    warnings = [message for message in caplog.messages if "corrects it a second time" in message]
+    assert [str(own) in message for message in warnings] == [True]  # the released one has the plain cross entropy
 
 
 def test_numbers_images_and_temperature_are_written(own: Path, data: Path, tmp_path: Path) -> None:
@@ -291,10 +297,12 @@ def test_predictions_for_files_and_folders(
     assert str(paths[0]) in capsys.readouterr().out
 
 
-def test_a_file_that_is_no_image_is_said(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_image_is_said(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 1
-    assert "broken.jpg: not an image that can be decoded" in capsys.readouterr().err
+    assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 4
+    assert "broken.jpg: no image of a known format" in caplog.text
     assert predict.main([str(tmp_path / "none"), "--checkpoint", str(released), "--device", "cpu"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 

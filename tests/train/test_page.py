@@ -14,9 +14,10 @@ from shards.class_counts import CMO_RULE, shot_groups
 from tests.helpers.run_folders import NASTY, class_names, make_folder
 from tests.helpers.runs import options
 from tools.report import main
-from train.evaluation import pictures, run_report
+from train.evaluation import pictures
 from train.evaluation.class_blocks import MAX_BLOCKS, blocks_by_size, summed, worst_pairs
 from train.evaluation.page import headline
+from train.evaluation.page import render as render_module
 from train.evaluation.page.render import PAGE, render
 from train.evaluation.page.reproduce import command_line
 from train.evaluation.page.run_data import read_run
@@ -166,13 +167,14 @@ def test_decorations_that_fail_leave_the_results_and_a_warning(
         raise RuntimeError("no font")
 
     monkeypatch.setattr(pictures, "_save", fail)
-    monkeypatch.setattr(run_report, "write_page", fail)
+    monkeypatch.setattr(render_module, "render", fail)
     assert train(options(data, tmp_path / "run", epochs=1)) == FINISHED
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "finished"
     assert {"result.json", "per_class.csv", "predictions.csv"} <= {path.name for path in (tmp_path / "run").iterdir()}
     for name in ("curves.png", PAGE):
         assert any(name in message and "no font" in message for message in caplog.messages)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
+    monkeypatch.undo()
     assert main([str(tmp_path / "run")]) == 0  # from what there is
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.views.presets import PRESETS, Preset
-from train.checkpoints.files import counting_weights, read
+from train.checkpoints.files import checkpoint_file, counting_weights, load, read
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
 from train.methods import find_method
@@ -29,9 +29,10 @@ class Trained:
         model: in evaluation mode, on its device.
         preset: how images are shown to it.
         description: the network in words.
-        method_name, model_options: what the network is built from.
         class_names: of its outputs, in order; None for a released network, whose file has none.
         samples_per_class: int64 (classes,), of its training set; None likewise.
+        settings: what decided the weights, but for the seed; a released file has none.
+        method_name, model_options: what the network is built from.
     """
 
     path: Path
@@ -40,10 +41,17 @@ class Trained:
     preset: Preset
     classes: int
     description: str
-    method_name: str = "vanilla"
-    model_options: ModelOptions = field(default_factory=ModelOptions)
     class_names: tuple[str, ...] | None = None
     samples_per_class: np.ndarray | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    method_name: str = "vanilla"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+
+    @property
+    def corrects_prior(self) -> bool:
+        """Whether training compensated for the class sizes in the logits already."""
+        chosen = {name: self.settings.get(f"method.{name}") for name in ("loss", "rebalance", "objective")}
+        return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or chosen["objective"] == "ncl"
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
@@ -54,14 +62,19 @@ def load_trained(path: Path, device: torch.device, preset: str | None = None) ->
     """Read a checkpoint of either kind.
 
     Args:
+        path: its file, or the folder of a run, which stands for its best weights.
         preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
     """
+    path = checkpoint_file(path)
     content = read(path)
+    is_ours = isinstance(content, dict) and "format_version" in content
+    if is_ours:
+        content = load(path)
     try:
-        if isinstance(content, dict) and "fit" in content:
+        if is_ours:
             return _own(path, content, device, preset)
         return _released(path, content, device, preset)
     except ValueError as error:
@@ -78,8 +91,19 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
     model_options = ModelOptions(**{**sections["model"], "pretrained": False})
     model = method.build_model(model_options, seed=0)
     model.load_state_dict(counting_weights(content))
-    description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
-    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description, name, model_options)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        fit["classes"],
+        f"{name} {sections['model']['name']}, {fit['classes']} classes",
+        tuple(content["classes"]["names"]),
+        np.array(content["classes"]["samples"], dtype=np.int64),
+        {name: value for name, value in fit.items() if name != "plan.seed"},
+        name,
+        model_options,
+    )
 
 
 def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:
@@ -102,8 +126,8 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
         chosen,
         architecture.classes,
         description,
-        architecture.method,
-        architecture.model,
+        method_name=architecture.method,
+        model_options=architecture.model,
     )
 
 

@@ -37,7 +37,7 @@ def write_per_class(
     columns["average_precision"] = nothing if details is None else details.average_precision
     columns |= more or {}
     groups = {number: name for name, members in shot_groups(training_counts, rule).items() for number in members}
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "name", "group", "train_samples", "test_samples", *columns])
         for number, name in enumerate(dataset.class_names):
@@ -53,7 +53,7 @@ def write_predictions(path: Path, dataset: ShardSet, predictions: Predictions) -
     """
     names, sources = dataset.class_names, _sources(dataset)
     columns = (predictions.labels, predictions.predicted, predictions.confidence, np.exp(-predictions.loss))
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         writer = csv.writer(file)
         writer.writerow(
             ["sample", "source", "class", "name", "predicted", "predicted_name", "confidence", "class_probability"]

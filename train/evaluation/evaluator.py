@@ -8,6 +8,7 @@ from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train.evaluation.details import Details, with_details
 from train.evaluation.scores import Predictions, Scores, predict, score
+from train.launch import bare
 from train.losses.precision import Autocast
 from train.methods.base import Method
 from train.options import Options
@@ -29,18 +30,22 @@ class Evaluator:
         self.options, self.datasets, self.preset = options, datasets, preset
         self.method, self.model, self.accelerator, self.autocast = method, model, accelerator, autocast
         self.selection = "validation" if "validation" in datasets else "test"
+        self.reported = "test" if "test" in datasets else "validation"
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
         """Numbers on the validation set, or on the test set where there is none."""
         return {self.selection: self._score(self._predictions(self.selection)).numbers}
 
-    def test_scores(self) -> tuple[Scores, Details | None]:
-        """All numbers of the current weights on the test set; details on the first rank, where logits are few enough.
+    def final_scores(self) -> tuple[Scores, Details | None]:
+        """All numbers of the current weights on the reported set; details on the first rank, where logits are few.
 
-        A pass over the test set of its own: those of the selection keep no logits, which are large.
+        A pass over the set of its own: those of the selection keep no logits, which are large. The temperature is
+        fitted on the validation set, unless that is what is reported.
         """
-        predictions = self._predictions("test", keep_logits=True)
-        validation = self._predictions("validation", keep_logits=True) if "validation" in self.datasets else None
+        predictions = self._predictions(self.reported, keep_logits=True)
+        validation = None
+        if self.reported == "test" and "validation" in self.datasets:
+            validation = self._predictions("validation", keep_logits=True)
         scores = self._score(predictions)
         if predictions.logits is None:
             return scores, None
@@ -63,5 +68,5 @@ class Evaluator:
             executor=self.options.data.executor,
             decode_threads=self.options.data.decode_threads,
         )
-        bare_model = self.accelerator.unwrap_model(self.model)
+        bare_model = bare(self.accelerator, self.model)
         return predict(self.method, bare_model, batches, len(dataset), self.autocast, keep_logits)

@@ -33,7 +33,7 @@ def uncertain_hits(labels: np.ndarray, predicted: np.ndarray, confidence: np.nda
     return right[np.argsort(confidence[right], kind="stable")][:SHOWN_IMAGES]
 
 
-def write_thumbnails(path: Path, train_set: ShardSet, test_set: ShardSet, scores: Scores) -> None:
+def write_thumbnails(train_set: ShardSet, test_set: ShardSet, scores: Scores, path: Path) -> None:
     """thumbnails.json: JPEGs in base64, "samples" of the test set by their id and "classes" by their number.
 
     A class is shown by its first training image. Where there are too many classes, those recognised worst are shown.

@@ -4,24 +4,24 @@ import logging
 import resource
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.plan import Plan
 from shards.class_counts import imbalance_ratio, shot_groups
+from shards.class_names import shown
+from shards.commandline import tell
 from shards.reader import ShardSet
-from train.evaluation import pictures
+from train.datasets import classes_without_samples
 from train.evaluation.class_tables import write_per_class, write_predictions
+from train.evaluation.decoration import decorate
 from train.evaluation.details import Details
-from train.evaluation.examples import write_thumbnails
-from train.evaluation.page.render import PAGE, write_page
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
@@ -56,69 +56,73 @@ class RunSummary:
 
 
 def print_options(resolved: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
-    """Resolved and derived options on standard output, one a line."""
+    """Resolved and derived options on standard output, one per line."""
 
-    def lines(values: Mapping[str, Any], prefix: str) -> None:
+    def lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         for name, value in values.items():
             if isinstance(value, dict):
-                lines(value, f"{prefix}{name}.")
+                yield from lines(value, f"{prefix}{name}.")
             else:
-                print(f"  {prefix}{name}: {value}")
+                yield f"  {prefix}{name}: {value}"
 
-    print("options:")
-    lines(resolved, "")
-    print("derived:")
-    lines(derived, "")
-    sys.stdout.flush()
+    tell("\n".join(["options:", *lines(resolved), "derived:", *lines(derived)]))
 
 
-def write(summary: RunSummary) -> None:
-    """Write result.json and the tables into the run folder and print the numbers; then what decorates them.
-
-    A picture that fails is a warning: the run is finished without it.
-    """
-    m, folder = summary, summary.folder.path
-    train_set, test_set, rule = m.datasets["train"], m.datasets["test"], m.options.data.group_rule()
-    counts = train_set.samples_per_class
+def write_result(m: RunSummary) -> None:
+    """Write result.json: from here on the run has its numbers, whatever else fails."""
     write_json(m.folder.result, result(m))
-    per_class = folder / "per_class.csv"
-    write_per_class(per_class, test_set, counts, rule, m.last, m.details, {"recall_best": m.best.recall})
-    write_predictions(folder / "predictions.csv", test_set, m.last.predictions)
+
+
+def decorate_run(m: RunSummary) -> None:
+    """Print the table; write per_class.csv, predictions.csv, the pictures and the page into the run folder."""
     print_table(m)
-    for name, draw in _decorations(m, shot_groups(counts, rule)).items():
-        try:
-            draw(folder / name)
-        except Exception as error:  # whatever a font, a full disk or a library may bring
-            logger.warning("%s was not written, the results are: %s: %s", folder / name, type(error).__name__, error)
+    folder, counts, rule = m.folder.path, m.datasets["train"].samples_per_class, m.options.data.group_rule()
+    measured = m.datasets[m.derived["reported_on"]]
+    best = {"recall_best": m.best.recall}
+    path = folder / "per_class.csv"
+    decorate(path, lambda: write_per_class(path, measured, counts, rule, m.last, m.details, best))
+    decorate(folder / "predictions.csv", lambda: _write_predictions(m, measured))
+    decorate(folder, lambda: _draw(m, measured))
 
 
-def _decorations(m: RunSummary, groups: dict[str, np.ndarray]) -> dict[str, Callable[[Path], None]]:
-    """How the pictures of a run are drawn, by file name."""
-    train_set, test_set = m.datasets["train"], m.datasets["test"]
+def _write_predictions(m: RunSummary, measured: ShardSet) -> None:
+    write_predictions(m.folder.path / "predictions.csv", measured, m.last.predictions)
+
+
+def _draw(m: RunSummary, measured: ShardSet) -> None:
+    # A library for plots or pages that does not start must not cost a run its result.
+    from train.evaluation import pictures
+    from train.evaluation.examples import write_thumbnails
+    from train.evaluation.page.render import PAGE, write_page
+
+    train_set, folder, last = m.datasets["train"], m.folder.path, m.last
     counts, names = train_set.samples_per_class, train_set.class_names
-    drawn: dict[str, Callable[[Path], None]] = {
-        "curves.png": lambda path: pictures.curves(m.folder.metrics.records(), path),
-        "accuracy_by_class_size.png": lambda path: pictures.accuracy_by_class_size(
-            counts, m.last.recall, groups, names, path
-        ),
-        "confusion.png": lambda path: pictures.confusion(m.last.confusion, names, counts, groups, path),
-    }
+    groups = shot_groups(counts, m.options.data.group_rule())
+
+    def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
+        decorate(folder / name, lambda: picture(*content, folder / name))
+
+    draw("curves.png", pictures.curves, m.folder.metrics.records())
+    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, last.recall, groups, names)
+    draw("confusion.png", pictures.confusion, last.confusion, names, counts, groups)
     if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
-        drawn["pasted.png"] = lambda path: pictures.pasted_sheet(m.plan, path)
-    drawn["thumbnails.json"] = lambda path: write_thumbnails(path, train_set, test_set, m.last)
-    drawn[PAGE] = lambda path: write_page([m.folder.path], path)  # made of all that is there by now
-    return drawn
+        draw("pasted.png", pictures.pasted_sheet, m.plan)
+    draw("thumbnails.json", write_thumbnails, train_set, measured, last)
+    draw(PAGE, write_page, [folder])  # made of all that is there by now
 
 
 def result(m: RunSummary) -> dict[str, Any]:
-    """The content of result.json."""
-    last, best = m.history.last or {}, m.history.best or {}
+    """The content of result.json: numbers under "test", or "validation" in a run without a test set; epochs from 1."""
+    selected = {"selected_on": m.derived["selected_on"], "selected_by": m.options.run.select_by}
+    measured = m.datasets[m.derived["reported_on"]]
     return {
-        "test": {
-            "last": {"epoch": last.get("epoch"), **_rounded(m.last.numbers)},
-            "best": {"epoch": best.get("epoch"), "selected_on": m.derived["selected_on"], **_rounded(m.best.numbers)},
+        m.derived["reported_on"]: {
+            "last": {"epoch": _epoch(m.history.last), **_rounded(m.last.numbers)},
+            "best": {"epoch": _epoch(m.history.best), **selected, **_rounded(m.best.numbers)},
+            "classes_without_images": classes_without_samples(measured),
         },
         "reliability": None if m.details is None else m.details.reliability,
+        "warnings": m.derived["warnings"],
         "group_rule": m.derived["group_rule"],
         "method": {"name": m.options.method_name, **m.options.resolved["method"]},
         "model": m.options.resolved["model"],
@@ -158,6 +162,7 @@ def describe_data(dataset: ShardSet) -> dict[str, Any]:
         "classes": dataset.num_classes,
         "imbalance_ratio": round(imbalance_ratio(present), 3),
         "checksum": dataset.checksum,
+        "images_checksum": dataset.images_checksum,
     }
 
 
@@ -203,15 +208,26 @@ _PRINTED = {
 
 def print_table(m: RunSummary) -> None:
     """The numbers a reader came for."""
-    print(f"\ntest results in percent ({m.derived['group_rule']})")
-    print(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
+    reported = m.derived["reported_on"]
+    lines = [f"\n{reported} results in percent ({m.derived['group_rule']})"]
+    lines.append(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
     for name, scores in (("last", m.last), ("best", m.best)):
         values = [scores.numbers.get(key) for key in _PRINTED.values()]
-        print(f"{name:6}" + "".join(f"{'-':>10}" if v is None else f"{v:10.2f}" for v in values))
-    print("All and Top-5 are averages over images, the others over classes.")
-    print(f"best: epoch {(m.history.best or {}).get('epoch')}, selected on the {m.derived['selected_on']} set")
-    print(f"written to {m.folder.path}")
-    sys.stdout.flush()
+        lines.append(f"{name:6}" + "".join(f"{'-':>10}" if v is None else f"{v:10.2f}" for v in values))
+    lines.append("All and Top-5 are averages over images, the others over classes.")
+    selected = f"selected on the {m.derived['selected_on']} set by {m.options.run.select_by}"
+    lines.append(f"best: epoch {_epoch(m.history.best)}, {selected}")
+    lacking = classes_without_samples(m.datasets[reported])
+    if lacking:
+        lines.append(f"the {reported} set has no image of {len(lacking)} classes: {shown(lacking)}")
+    lines += [f"WARNING: {warning}" for warning in m.derived["warnings"]]
+    lines.append(f"written to {m.folder.path}")
+    tell("\n".join(lines))
+
+
+def _epoch(entry: Mapping[str, Any] | None) -> int | None:
+    """Counted from one, as everywhere that people read; metrics.jsonl and checkpoints count from zero."""
+    return None if entry is None else entry["epoch"] + 1
 
 
 def _rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:

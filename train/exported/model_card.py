@@ -39,7 +39,8 @@ def write_model_card(
         files: name, input and description of what is there beside timm's two files.
     """
     result, weights = run_result(trained.path)
-    numbers = result.get("test", {}).get(weights, {})
+    reported = "test" if "test" in result else "validation"
+    numbers = result.get(reported, {}).get(weights, {})
     normalization = trained.preset.normalization
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "assets"), trim_blocks=True, lstrip_blocks=True
@@ -57,10 +58,14 @@ def write_model_card(
         meanings=MEANINGS,
         weights=weights,
         group_rule=result.get("group_rule"),
-        test_name=result.get("data", {}).get("test", {}).get("name"),
+        test_name=_name_of(result.get("data", {}).get(reported)),
         data=result.get("data", {}),
     )
     (folder / CARD).write_text(text, encoding="utf-8")
+
+
+def _name_of(data: dict[str, Any] | None) -> str | None:
+    return None if data is None else f"{data['name']} ({data['split']})"
 
 
 def run_result(checkpoint: Path) -> tuple[dict[str, Any], str]:

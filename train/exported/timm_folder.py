@@ -53,7 +53,8 @@ def loaded(folder: Path) -> nn.Module:
 def _write(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-    (folder / CONFIG).write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")  # which JSON reads as it was
 
 
 def _config(

@@ -30,11 +30,11 @@ def rows(runs: Sequence[RunData]) -> list[dict[str, Any]]:
     """{"name", "seeds", "epochs", "weights", "cells", "published"}, two rows per family where "best" is not "last"."""
     families: dict[tuple[str, str], list[RunData]] = {}
     for run in runs:
-        if "test" in run.result:
+        if run.measured:
             families.setdefault((run.family, kind(run)), []).append(run)
     found = []
     for (family, _), members in families.items():
-        tests = [run.result["test"] for run in members]
+        tests = [run.measured for run in members]
         options = [run.result["options"] for run in members]
         same = all(test["best"].get("epoch") == test["last"].get("epoch") for test in tests)
         for weights in ("last",) if same else ("last", "best"):
@@ -60,10 +60,12 @@ def kind(run: RunData) -> str:
 
 
 def weights_in_words(weights: str, members: Sequence[RunData]) -> str:
-    """Which weights a row is of, epochs counted from 1."""
-    tests = [run.result["test"][weights] for run in members]
-    epochs = sorted({test["epoch"] + 1 for test in tests if test.get("epoch") is not None})
+    """Which weights a row is of."""
+    tests = [run.measured[weights] for run in members]
+    epochs = sorted({test["epoch"] for test in tests if test.get("epoch") is not None})
     shown = f"{weights}, epoch {', '.join(map(str, epochs))}" if epochs else weights
+    if members[0].reported != "test":
+        shown += f", on the {members[0].reported} set"
     selected_on = tests[0].get("selected_on")
     return f"{shown} (by {selected_on} set)" if weights == "best" and selected_on else shown
 

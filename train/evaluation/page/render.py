@@ -26,7 +26,7 @@ def write_page(run_dirs: Sequence[Path], path: Path) -> None:
     """
     text = render([read_run(run_dir) for run_dir in run_dirs])
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8")
+    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may hold half letters
     temporary.replace(path)
 
 
@@ -46,6 +46,7 @@ def render(runs: Sequence[RunData]) -> str:
     keys = {name: key for name, key in headline.COLUMNS.items() if any(_has(run, key) for run in runs)}
     return environment.get_template("page.html.j2").render(
         title=title,
+        reported=" or ".join(sorted({run.reported for run in runs})),
         runs=runs,
         rows=found,
         columns=list(headline.COLUMNS),
@@ -66,7 +67,7 @@ def _script(name: str) -> Markup:
 
 
 def _has(run: RunData, key: str) -> bool:
-    return run.result.get("test", {}).get("last", {}).get(key) is not None
+    return run.measured.get("last", {}).get(key) is not None
 
 
 def _json(value: Any) -> str:

@@ -41,6 +41,16 @@ class RunData:
     shown: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
+    @property
+    def reported(self) -> str:
+        """The set that the results are of: "test", or "validation" in a run without a test set."""
+        return "validation" if "test" not in self.result and "validation" in self.result else "test"
+
+    @property
+    def measured(self) -> dict[str, Any]:
+        """The results of the last and the best weights, empty where there are none."""
+        return self.result.get(self.reported, {})
+
     def read(self, file: str, reader: Callable[[Path], Found], without: str) -> Found | None:
         """A file of the folder; where it is missing or broken, None and a note that says what the page lacks."""
         path = self.path / file
