@@ -166,9 +166,9 @@ def confusion(
     for border in blocks.borders:
         axis.axhline(border - 0.5, color="tab:red", linewidth=0.8)
         axis.axvline(border - 0.5, color="tab:red", linewidth=0.8)
-    kind = "largest class first" if single else f"{len(blocks.members)} blocks of classes, largest classes first"
-    axis.set(xlabel="predicted", ylabel="true", title=f"Confusion (% of the true class; {kind}; red: group borders)")
-    axis.title.set_fontsize(9 if side > 6 else 7)
+    order = "largest class first" if single else f"{len(blocks.members)} blocks of classes, largest first"
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"Confusion (% of the true class)\n{order}; red: group borders", fontsize=8)
     figure.colorbar(image, shrink=0.8)
     _save(figure, path)
 
