@@ -12,7 +12,8 @@ from statistics import mean
 from typing import Any
 
 from shards.commandline import Parser, home_path, run_command, tell
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
+from train.evaluation.spread import mean_and_spread
 
 GROUPS = ("all", "many", "medium", "few")
 TITLE = "Test accuracy (%)"

@@ -3,7 +3,6 @@
 With several checkpoints of one method, for example of several seeds, mean ± standard deviation too.
 """
 
-import csv
 import json
 import logging
 import sys
@@ -31,20 +30,38 @@ from shards.commandline import (
 )
 from shards.object_store import is_url, set_location
 from shards.reader import ShardSet
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
 from train.checkpoints.files import checkpoint_file
 from train.checkpoints.trained import Trained, load_trained
 from train.datasets import classes_without_samples
+from train.evaluation.class_tables import write_per_class, write_predictions
 from train.evaluation.decoration import decorate
+from train.evaluation.details import Details, with_details
+from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
-from train.evaluation.scores import Scores, predict, score
+from train.evaluation.scores import Predictions, Scores, predict, score
+from train.evaluation.spread import mean_and_spread
 from train.launch import device_of
 from train.run_folder import write_json
 
 logger = logging.getLogger(__name__)
 
-SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
-TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")
+SHOWN = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 
 
 def read_train_counts(path: Path | str, trained: Trained) -> np.ndarray:
@@ -125,8 +142,8 @@ def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[st
     found = []
     if options.logit_adjustment is not None and trained.corrects_prior:
         found.append(
-            f"{trained.path}: trained with the loss {trained.settings['method.loss']}, which corrects the class prior "
-            "already; --logit-adjustment corrects it a second time"
+            f"{trained.path}: trained with a loss that corrects the class prior already; --logit-adjustment corrects "
+            "it a second time"
         )
     lacking = classes_without_samples(dataset)
     if lacking:
@@ -138,18 +155,28 @@ def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[st
     return found
 
 
-def evaluate(trained: Trained, dataset: ShardSet, counts: np.ndarray, options: Namespace) -> Scores:
-    """Scores of a network on every image of a shard set, which has the network's class ids."""
+def evaluate(
+    trained: Trained, dataset: ShardSet, counts: np.ndarray, options: Namespace
+) -> tuple[Scores, Details | None]:
+    """Scores of a network on every image of a shard set; no details where their logits are too many to keep."""
     if options.tau_norm is not None:
         tau_normalise(trained.model, options.tau_norm)
     if options.logit_adjustment is not None:
         adjust_logits(trained.model, counts, options.logit_adjustment)
-    device = trained.method.context.device
-    batches = evaluation_batches(
-        dataset, trained.preset.evaluation, options.batch_size, device, executor=options.executor
-    )
-    predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
-    return score(predictions, counts, GroupRule(options.many_min, options.few_max))
+    validation = None
+    if options.validation is not None:
+        validation_set = matched(trained, ShardSet.open(options.validation))
+        check_fit(trained, validation_set, counts)
+        validation = _predictions(trained, validation_set, options)
+    rule, predictions = GroupRule(options.many_min, options.few_max), _predictions(trained, dataset, options)
+    scores = score(predictions, counts, rule)
+    return (scores, None) if predictions.logits is None else with_details(scores, counts, rule, validation)
+
+
+def _predictions(trained: Trained, dataset: ShardSet, options: Namespace) -> Predictions:
+    device, view = trained.method.context.device, trained.preset.evaluation
+    batches = evaluation_batches(dataset, view, options.batch_size, device, executor=options.executor)
+    return predict(trained.method, trained.model, batches, len(dataset), nullcontext, keep_logits=True)
 
 
 def write(
@@ -157,56 +184,61 @@ def write(
     trained: Trained,
     dataset: ShardSet,
     counts: np.ndarray,
-    scores: Scores,
+    found: tuple[Scores, Details | None],
     rule: GroupRule,
     warnings: Sequence[str] = (),
 ) -> None:
-    """scores.json, per_class.csv, confusion.csv and the pictures of one checkpoint."""
+    """scores.json, per_class.csv, predictions.csv, confusion.csv and the pictures of one checkpoint."""
+    scores, details = found
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"checkpoint": str(trained.path), "network": trained.description, "preset": trained.preset.name}
-    content["data"] = str(dataset.path)
-    lacking = classes_without_samples(dataset)
-    about = {"group_rule": rule.describe(), "classes_without_images": lacking, "warnings": list(warnings)}
-    write_json(folder / "scores.json", {**content, **about, "test": scores.numbers})
+    names, groups = dataset.class_names, shot_groups(counts, rule)
+    write_json(
+        folder / "scores.json",
+        {
+            "checkpoint": str(trained.path),
+            "network": trained.description,
+            "preset": trained.preset.name,
+            "data": str(dataset.path),
+            "group_rule": rule.describe(),
+            "classes_without_images": classes_without_samples(dataset),
+            "warnings": list(warnings),
+            "test": scores.numbers,
+            "reliability": None if details is None else details.reliability,
+            "meanings": {name: meaning for name, meaning in MEANINGS.items() if name in scores.numbers},
+        },
+    )
     np.savetxt(folder / "confusion.csv", scores.confusion, fmt="%d", delimiter=",")
-    decorate(folder / "per_class.csv", lambda: _write_per_class(folder / "per_class.csv", dataset, counts, scores))
-    decorate(folder, lambda: _draw(folder, dataset, counts, scores, rule))
+    path = folder / "per_class.csv"
+    decorate(path, lambda: write_per_class(path, dataset, counts, rule, scores, details))
+    images = folder / "predictions.csv"
+    decorate(images, lambda: write_predictions(images, dataset, scores.predictions))
+    decorate(folder, lambda: _draw(folder, names, counts, scores, groups))
 
 
-def _write_per_class(path: Path, dataset: ShardSet, counts: np.ndarray, scores: Scores) -> None:
-    predicted = scores.confusion.sum(axis=0)
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall", "precision"])
-        for number, name in enumerate(dataset.class_names):
-            correct = scores.confusion[number, number]
-            shares = [_percent(correct, total) for total in (dataset.samples_per_class[number], predicted[number])]
-            writer.writerow([number, name, counts[number], dataset.samples_per_class[number], *shares])
-
-
-def _draw(folder: Path, dataset: ShardSet, counts: np.ndarray, scores: Scores, rule: GroupRule) -> None:
+def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, groups: Mapping[str, np.ndarray]) -> None:
     from train.evaluation import pictures  # a plotting library that does not start must not cost the numbers
 
     def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
         decorate(folder / name, lambda: picture(*content, folder / name))
 
-    groups = shot_groups(counts, rule)
-    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, scores.recall, groups)
-    if dataset.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        draw("confusion.png", pictures.confusion, scores.confusion, dataset.class_names)
-
-
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f}" if whole else ""
+    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, scores.recall, groups, names)
+    draw("confusion.png", pictures.confusion, scores.confusion, names, counts, groups)
 
 
 def table(scores: Mapping[str, Scores], with_mean: bool = True) -> str:
     """Markdown: one row per checkpoint, and mean ± standard deviation where there are several."""
-    rows = [[name, *(mean_and_spread([s.numbers[key]]) for key in SHOWN)] for name, s in scores.items()]
+    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in SHOWN.values())] for name, s in scores.items()]
     if len(scores) > 1 and with_mean:
-        columns = [[s.numbers[key] for s in scores.values()] for key in SHOWN]
+        columns = [[s.numbers.get(key) for s in scores.values()] for key in SHOWN.values()]
         rows.append([f"mean of {len(scores)}", *map(mean_and_spread, columns)])
-    return markdown(("checkpoint", *TITLES), rows)
+    return markdown(("checkpoint", *SHOWN), rows)
+
+
+def _explanation(scores: Mapping[str, Scores]) -> str:
+    """What the columns mean, one line each."""
+    numbers = [s.numbers for s in scores.values()]
+    there = [(title, key) for title, key in SHOWN.items() if any(n.get(key) is not None for n in numbers)]
+    return "".join(f"- {title}: {MEANINGS[key]}\n" for title, key in there)
 
 
 def differences(settings: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[str]:
@@ -240,16 +272,17 @@ def _main(options: Namespace) -> int:
         found = cautions(trained, own, options)
         for warning in found:
             logger.warning("%s", warning)
-        scores[name] = evaluate(trained, own, counts, options)
+        scored = evaluate(trained, own, counts, options)
+        scores[name] = scored[0]
         settings[name] = (trained.description, trained.settings)
         warnings += found
-        write(options.out / name, trained, own, counts, scores[name], rule, found)
+        write(options.out / name, trained, own, counts, scored, rule, found)
     differing = differences(settings)
     if differing:
         warnings.append(f"no mean over the checkpoints: they differ in {', '.join(differing[:8])}")
     notes = "".join(f"\n{warning}\n" for warning in dict.fromkeys(warnings))
-    text = f"Accuracy in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n"
-    text += f"{table(scores, with_mean=not differing)}{notes}"
+    text = f"Results in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n"
+    text += f"{table(scores, with_mean=not differing)}{notes}\n{_explanation(scores)}"
     (options.out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     tell(f"\n{text}\nTables and pictures are in {options.out}")
     return 0
@@ -295,6 +328,7 @@ def _parser() -> Parser:
     add("--data", required=True, metavar="DIR|URL", help="shard set to evaluate on")
     counts = "training shard set, or its class counts (default: the run's)"
     add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help=counts)
+    add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
     at_least_none = whole_number(0)

@@ -20,8 +20,10 @@ from typing import Any
 
 from shards.commandline import Parser, home_path, run_command, tell, whole_number
 from tools.launching import environment, train_command
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
+from train.evaluation.spread import mean_and_spread
+from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
 
@@ -46,7 +48,6 @@ class Sweep:
         Raises:
             ValueError: the folder holds runs with other options.
         """
-        from train.run_folder import write_json  # likewise
 
         self.out.mkdir(parents=True, exist_ok=True)
         settings = self.out / "settings.json"

@@ -334,10 +334,11 @@ class Run:
     def _report(self, derived: dict[str, Any], loader: Loader) -> None:
         """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
         history = self.trainer.history
-        best = last = self.evaluator.last_scores()
+        last, details = self.evaluator.final_scores()
+        best = last
         if history.best != history.last:
             self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
-            best = self.evaluator.scores(self.evaluator.reported)
+            best, _ = self.evaluator.final_scores()
         if self.accelerator.is_main_process:
             summary = run_report.RunSummary(
                 options=self.options,
@@ -348,6 +349,7 @@ class Run:
                 history=history,
                 last=last,
                 best=best,
+                details=details,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
             )
             run_report.write_result(summary)

@@ -218,6 +218,38 @@ def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ran
     assert "corrects it a second time" in text
 
 
+def test_other_methods_are_not_averaged_and_a_prior_corrected_twice_is_a_warning(
+    own: Path, released: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["--checkpoint", str(own), str(released), "--data", str(data / "test"), "--device", "cpu"]
+    command += ["--train-counts", str(data / "train"), "--out"]
+    assert evaluate.main([*command, str(tmp_path / "plain")]) == 0
+    assert "| mean of" not in (tmp_path / "plain" / "table.md").read_text()
+    assert "a second time" not in caplog.text
+    assert evaluate.main([*command, str(tmp_path / "adjusted"), "--logit-adjustment", "1"]) == 0
+    warnings = [message for message in caplog.messages if "corrects it a second time" in message]
+    assert [str(own) in message for message in warnings] == [True]  # the released one has the plain cross entropy
+
+
+def test_numbers_images_and_temperature_are_written(own: Path, data: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(own), "--data", str(data / "test"), "--train-counts", str(data / "train")]
+    command += ["--validation", str(data / "train"), "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    folder = tmp_path / own.with_suffix("").name
+    content = json.loads((folder / "scores.json").read_text())
+    assert {"f1_macro", "auroc", "average_precision", "temperature", "calibration_error_scaled"} <= set(content["test"])
+    assert content["meanings"].keys() >= {"f1_macro", "auroc", "temperature"}
+    assert content["reliability"].keys() == {"before", "after"}
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    probabilities = torch.from_numpy(logits(own, ShardSet.open(data / "test"))).softmax(dim=1).numpy()
+    assert [int(row["predicted"]) for row in rows] == probabilities.argmax(axis=1).tolist()
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(probabilities.max(axis=1).tolist(), abs=1e-4)
+    labels = ShardSet.open(data / "test").labels
+    expected = probabilities[np.arange(len(labels)), labels].tolist()
+    assert [float(row["class_probability"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert len({row["source"] for row in rows}) == len(rows)
+
+
 @pytest.mark.parametrize(
     ("counts", "message"),
     [

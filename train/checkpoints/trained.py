@@ -33,6 +33,7 @@ class Trained:
         class_names: of its outputs, in order; None for a released network, whose file has none.
         samples_per_class: int64 (classes,), of its training set; None likewise.
         settings: what decided the weights, but for the seed; a released file has none.
+        method_name, model_options: what the network is built from.
     """
 
     path: Path
@@ -44,11 +45,14 @@ class Trained:
     class_names: tuple[str, ...] | None = None
     samples_per_class: np.ndarray | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    method_name: str = "vanilla"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
 
     @property
     def corrects_prior(self) -> bool:
         """Whether training compensated for the class sizes in the logits already."""
-        return self.settings.get("method.loss") in ("bs", "la")
+        chosen = {name: self.settings.get(f"method.{name}") for name in ("loss", "rebalance", "objective")}
+        return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or chosen["objective"] == "ncl"
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
@@ -85,7 +89,8 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
     chosen = make_preset(preset or fit["preset"])
     method = _method(name, sections["method"], fit["classes"], chosen, device)
     # Never fetch weights that the checkpoint replaces.
-    model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
+    model_options = ModelOptions(**{**sections["model"], "pretrained": False})
+    model = method.build_model(model_options, seed=0)
     model.load_state_dict(counting_weights(content))
     return Trained(
         path,
@@ -97,6 +102,8 @@ def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str 
         tuple(content["classes"]["names"]),
         np.array(content["classes"]["samples"], dtype=np.int64),
         {name: value for name, value in fit.items() if name != "plan.seed"},
+        name,
+        model_options,
     )
 
 
@@ -113,7 +120,16 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     except RuntimeError as error:
         raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
     description = f"released {architecture.describe()}"
-    return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        architecture.classes,
+        description,
+        method_name=architecture.method,
+        model_options=architecture.model,
+    )
 
 
 def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:

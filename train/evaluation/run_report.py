@@ -1,15 +1,13 @@
 """What a run leaves to read: the options it prints at the start, result.json, tables and pictures at the end."""
 
-import csv
+import logging
 import resource
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.plan import Plan
@@ -18,12 +16,16 @@ from shards.class_names import shown
 from shards.commandline import tell
 from shards.reader import ShardSet
 from train.datasets import classes_without_samples
+from train.evaluation.class_tables import write_per_class, write_predictions
 from train.evaluation.decoration import decorate
+from train.evaluation.details import Details
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
 from train.provenance import commit, hardware, versions
 from train.run_folder import RunFolder, write_json
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class RunSummary:
     Args:
         derived: options that follow from others, the machine and the data.
         last, best: test scores of the final weights and of those that were best on the selection set.
+        details: of the final weights; None where their logits were too many to keep.
         replaced_samples: data set → sample id → why another sample was trained on in its place.
     """
 
@@ -44,6 +47,7 @@ class RunSummary:
     history: History
     last: Scores
     best: Scores
+    details: Details | None
     replaced_samples: dict[str, dict[int, str]]
 
 
@@ -66,30 +70,41 @@ def write_result(m: RunSummary) -> None:
 
 
 def decorate_run(m: RunSummary) -> None:
-    """Print the table, write per_class.csv and the pictures into the run folder."""
+    """Print the table; write per_class.csv, predictions.csv, the pictures and the page into the run folder."""
     print_table(m)
-    path = m.folder.path / "per_class.csv"
+    folder, counts, rule = m.folder.path, m.datasets["train"].samples_per_class, m.options.data.group_rule()
     measured = m.datasets[m.derived["reported_on"]]
-    decorate(path, lambda: write_per_class(path, m.datasets["train"], measured, m.last, m.best))
-    decorate(m.folder.path, lambda: _draw(m))
+    best = {"recall_best": m.best.recall}
+    path = folder / "per_class.csv"
+    decorate(path, lambda: write_per_class(path, measured, counts, rule, m.last, m.details, best))
+    decorate(folder / "predictions.csv", lambda: _write_predictions(m, measured))
+    decorate(folder, lambda: _draw(m, measured))
 
 
-def _draw(m: RunSummary) -> None:
-    from train.evaluation import pictures  # a plotting library that does not start must not cost a run its result
+def _write_predictions(m: RunSummary, measured: ShardSet) -> None:
+    write_predictions(m.folder.path / "predictions.csv", measured, m.last.predictions)
 
-    train_set, folder = m.datasets["train"], m.folder.path
-    counts, last = train_set.samples_per_class, m.last
+
+def _draw(m: RunSummary, measured: ShardSet) -> None:
+    # A library for plots or pages that does not start must not cost a run its result.
+    from train.evaluation import pictures
+    from train.evaluation.examples import write_thumbnails
+    from train.evaluation.page.render import PAGE, write_page
+
+    train_set, folder, last = m.datasets["train"], m.folder.path, m.last
+    counts, names = train_set.samples_per_class, train_set.class_names
     groups = shot_groups(counts, m.options.data.group_rule())
 
     def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
         decorate(folder / name, lambda: picture(*content, folder / name))
 
     draw("curves.png", pictures.curves, m.folder.metrics.records())
-    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, last.recall, groups)
-    if train_set.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        draw("confusion.png", pictures.confusion, last.confusion, train_set.class_names)
+    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, last.recall, groups, names)
+    draw("confusion.png", pictures.confusion, last.confusion, names, counts, groups)
     if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
         draw("pasted.png", pictures.pasted_sheet, m.plan)
+    draw("thumbnails.json", write_thumbnails, train_set, measured, last)
+    draw(PAGE, write_page, [folder])  # made of all that is there by now
 
 
 def result(m: RunSummary) -> dict[str, Any]:
@@ -102,6 +117,7 @@ def result(m: RunSummary) -> dict[str, Any]:
             "best": {"epoch": _epoch(m.history.best), **selected, **_rounded(m.best.numbers)},
             "classes_without_images": classes_without_samples(measured),
         },
+        "reliability": None if m.details is None else m.details.reliability,
         "warnings": m.derived["warnings"],
         "group_rule": m.derived["group_rule"],
         "method": {"name": m.options.method_name, **m.options.resolved["method"]},
@@ -149,33 +165,27 @@ def describe_data(dataset: ShardSet) -> dict[str, Any]:
     }
 
 
-def write_per_class(path: Path, train_set: ShardSet, test_set: ShardSet, last: Scores, best: Scores) -> None:
-    """One row a class: name, training and test samples, recall in percent of the last and of the best weights."""
-    columns = zip(
-        train_set.class_names,
-        train_set.samples_per_class,
-        test_set.samples_per_class,
-        100 * last.recall,
-        100 * best.recall,
-        strict=True,
-    )
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall_last", "recall_best"])
-        for number, (name, train_samples, test_samples, *recalls) in enumerate(columns):
-            shown = ["" if np.isnan(value) else f"{value:.2f}" for value in recalls]
-            writer.writerow([number, name, train_samples, test_samples, *shown])
+_PRINTED = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Top-5": "top5",
+    "Balanced": "balanced",
+    "F1 macro": "f1_macro",
+    "AUROC": "auroc",
+}
 
 
 def print_table(m: RunSummary) -> None:
     """The numbers a reader came for."""
     reported = m.derived["reported_on"]
-    lines = [f"\n{reported} accuracy in percent ({m.derived['group_rule']})"]
-    lines.append(f"{'':6}{'All':>8}{'Balanced':>10}{'Many':>8}{'Medium':>8}{'Few':>8}{'Top-5':>8}")
+    lines = [f"\n{reported} results in percent ({m.derived['group_rule']})"]
+    lines.append(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
     for name, scores in (("last", m.last), ("best", m.best)):
-        widths = {"all": 8, "balanced": 10, "many": 8, "medium": 8, "few": 8, "top5": 8}
-        values = [("-" if (v := scores.numbers[key]) is None else f"{v:.2f}", width) for key, width in widths.items()]
-        lines.append(f"{name:6}" + "".join(value.rjust(width) for value, width in values))
+        values = [scores.numbers.get(key) for key in _PRINTED.values()]
+        lines.append(f"{name:6}" + "".join(f"{'-':>10}" if v is None else f"{v:10.2f}" for v in values))
+    lines.append("All and Top-5 are averages over images, the others over classes.")
     selected = f"selected on the {m.derived['selected_on']} set by {m.options.run.select_by}"
     lines.append(f"best: epoch {_epoch(m.history.best)}, {selected}")
     lacking = classes_without_samples(m.datasets[reported])
