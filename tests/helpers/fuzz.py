@@ -24,10 +24,12 @@ from shards.verify import verify_shards
 from tests.helpers.archives import class_folders, tar_bytes, zip_bytes
 from tests.helpers.runs import arguments
 from tests.helpers.shard_sets import small_images
-from tools.sources.archives import Container, Tar, Zip
+from tools.sources.archives import Container
 from tools.sources.cifar import LAYOUTS, read_cifar
-from tools.sources.lists import read_listing
+from tools.sources.list_files import read_listing
 from tools.sources.spool import SpooledTar
+from tools.sources.tars import Tar
+from tools.sources.zips import Zip
 from train.checkpoints.files import load, save
 from train.options import parse
 

@@ -284,7 +284,7 @@ def test_absent_plug_ins_are_named_with_their_package(monkeypatch: pytest.Monkey
     monkeypatch.setattr("shards.image_formats.features.check", lambda name: False)
     with pytest.raises(BadImageError, match=r"HEIC, which needs pillow-heif .*longtail\[heif\]"):
         check_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), KEEP)
-    with pytest.raises(BadImageError, match="AVIF, which needs Pillow 11.3 or later"):
+    with pytest.raises(BadImageError, match=r"AVIF, which needs Pillow 11\.3 or later"):
         check_image(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(90), KEEP)
 
 

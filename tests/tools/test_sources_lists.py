@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.archives import class_folders, write_tree
 from tests.helpers.source_commands import contents, sources_of, the_source
-from tools.sources.listing import PLACES_LT, splits_of
-from tools.sources.lists import class_names_of_folders, parse_json, parse_lines, read_listing
+from tools.sources.list_files import class_names_of_folders, parse_json, parse_lines, read_listing
+from tools.sources.listed_images import PLACES_LT, splits_of
 
 SHARED_LISTS = Path(__file__).parents[3] / "shared" / "data" / "lists"
 
@@ -120,7 +120,10 @@ def test_inaturalist_images_and_labels_are_joined_by_id():
     ("change", "message"),
     [
         ({"annotations": COCO["annotations"][:1]}, r"images\[0\]: image 7 has no annotation; .* test files"),
-        ({"annotations": COCO["annotations"] * 2}, r"annotations\[2\]: a second label for image 5"),
+        (
+            {"annotations": [*COCO["annotations"], {"image_id": 5, "category_id": 0}]},
+            r"annotations\[2\]: a second label for image 5",
+        ),
         ({"annotations": None}, "no list `annotations`"),
         ({"images": {}}, "the file: images is '{}', expected list"),
         ({"images": []}, "list of images is empty"),
