@@ -86,7 +86,7 @@ def list_class_folders(container: Container, split_dir: str | None, allow_one_cl
     if split_dir is None:
         _refuse_splits(class_of, folders, prefix, container)
     if len(folders) == 1 and not allow_one_class:
-        raise ValueError(_one_class(folders, prefix, container))
+        _refuse_one_class(class_of, folders, prefix, container)
     tree = _tree(
         class_of, folders, root, {name: why for name, why in found.left_out.items() if name.startswith(prefix)}
     )
@@ -189,16 +189,18 @@ def _refuse_splits(class_of: dict[str, str], folders: set[str], prefix: str, con
         )
 
 
-def _one_class(folders: set[str], prefix: str, container: Container) -> str:
+def _refuse_one_class(class_of: dict[str, str], folders: set[str], prefix: str, container: Container) -> None:
+    """One folder such as `images`, or one that holds folders only, is no class; any other single one is just said."""
     (name,) = folders
-    hint = (
-        ": images without class folders need a list of their labels (source `list`)"
-        if name.lower() in _NOT_A_CLASS
-        else ""
-    )
-    return (
-        f"{container.path}: only one class folder, {prefix}{printable_name(name)}{hint}; give the folder that holds "
-        "the class folders with --split-dir, or pass --allow-partial if there is one class only"
+    text = f"{container.path}: only one class folder, {prefix}{printable_name(name)}"
+    unnamed = name.lower() in _NOT_A_CLASS
+    if not unnamed and any("/" not in image[len(prefix) + len(name) + 1 :] for image in class_of):
+        logger.warning("%s; a classifier needs two", text)
+        return
+    hint = ": images without class folders need a list of their labels (source `list`)" if unnamed else ""
+    raise ValueError(
+        f"{text}{hint}; give the folder that holds the class folders with --split-dir, or pass --allow-partial if "
+        "there is one class only"
     )
 
 

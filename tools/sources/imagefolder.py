@@ -13,7 +13,7 @@ from shards.source import Source
 from tools.sources.archives import file_stamp
 from tools.sources.class_folders import folder_in, list_class_folders
 from tools.sources.file_source import FileSource, check_no_class_is_empty
-from tools.sources.spool import archive_stem, container_of, scratch_folder
+from tools.sources.spool import archive_stem, container_of
 
 
 class ImageFolder:
@@ -50,7 +50,7 @@ class ImageFolder:
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         if not 0 <= namespace.holdout < 1:
             raise ValueError(f"--holdout is {namespace.holdout}, expected a share from 0 up to 1, such as 0.1")
-        container = container_of(namespace.images, scratch_folder(namespace.out))
+        container = container_of(namespace.images, namespace.out)
         split_dir = folder_in(namespace.images, namespace.split_dir)
         split = namespace.split or _split_of(split_dir or "")
         _refuse_output_among_images(namespace.images, split_dir or "", namespace.out)

@@ -12,7 +12,7 @@ from shards.source import Source
 from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
 from tools.sources.list_files import Listing, class_names_of_folders, read_listing
-from tools.sources.spool import container_of, scratch_folder
+from tools.sources.spool import container_of
 
 SPLITS = ("train", "val", "test")
 
@@ -95,7 +95,7 @@ class ListedImages:
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         """Opens what --images names; gives the container of a list's images."""
-        container = container_of(namespace.images, scratch_folder(namespace.out))
+        container = container_of(namespace.images, namespace.out)
         return lambda listing: container
 
     def class_names(self, listing: Listing) -> list[str]:

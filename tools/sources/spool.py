@@ -9,15 +9,17 @@ import gzip
 import logging
 import lzma
 import shutil
+import sys
 import zlib
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from shards.files import atomic_file, only_user_of, remove_temporary_files
+from shards.files import atomic_file, exclusive_lock, remove_temporary_files
+from shards.format import DATASET_FILE
 from shards.source import Fetcher
-from tools.sources.archives import Container, Folder, Member, sniff
+from tools.sources.archives import Container, Folder, Member, locate_by_walking, sniff
 from tools.sources.tars import Tar
 from tools.sources.zips import Zip
 
@@ -36,37 +38,45 @@ class SpooledTar:
     """The tar inside a compressed one, spooled into the folder `scratch` when a question about it is first asked.
 
     kind: "gzip", "bzip2", "xz" or "zstd".
+    only_names: what there is to be asked for is probably names only, as the set is finished: they are read from the
+        compressed archive, and nothing is unpacked until a fetcher is opened.
 
     Sources of one command share the object, and close it after all of them are built. Until then the scratch folder is
     locked: no other build may use it. A complete spool survives an interrupted or refused build and is found again; its
     name carries the archive's size and time, so that a replaced archive is spooled anew.
     """
 
-    def __init__(self, path: Path, scratch: Path, kind: str = "gzip") -> None:
+    def __init__(self, path: Path, scratch: Path, kind: str = "gzip", only_names: bool = False) -> None:
         status = path.stat()
         self.path = path
+        self._only_names = only_names
         self._kind = kind
         self._spool = scratch / f"{archive_stem(path.name)}-{status.st_size}-{status.st_mtime_ns}.tar"
         self._tar = Tar(self._spool)
         self._lock: AbstractContextManager[None] | None = None
 
-    @property
-    def kept(self) -> Path | None:
-        """The spool, where there is one that a later run would find."""
-        return self._spool if self._spool.exists() else None
-
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_lock": None}  # the lock stays with the process of the build
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
-        self._fill()
-        yield from self._tar.members()
+        if not self._only_names or self._spool.exists():
+            self._fill()
+            yield from self._tar.members()
+            return
+        logger.info("reading the names in %s; nothing is unpacked", self.path)
+        try:
+            with self.path.open("rb") as file, self._opened(file) as stream:
+                # Offsets are those in the spool. A list, as a damaged archive is to be refused before anything is used.
+                members = list(Tar(self.path).members_of(stream, sys.maxsize))
+        except (*_DAMAGE, *_zstd_errors()) as error:
+            raise self._damaged(error) from error
+        yield from members
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
-        self._fill()
-        return self._tar.locate(names)
+        return locate_by_walking(self, {name: name for name in names})
 
     def open(self) -> Fetcher:
+        self._fill()
         return self._tar.open()
 
     def close(self) -> None:
@@ -81,7 +91,7 @@ class SpooledTar:
         scratch = self._spool.parent
         if self._lock is None:
             scratch.mkdir(parents=True, exist_ok=True)
-            self._lock = only_user_of(
+            self._lock = exclusive_lock(
                 scratch, f"{scratch}: another build unpacks its archive there; wait for it or stop it"
             )
             self._lock.__enter__()
@@ -96,15 +106,18 @@ class SpooledTar:
             with self.path.open("rb") as file, atomic_file(self._spool) as spool:
                 _unpack(self._opened(file), file, spool, self.path.stat().st_size)
         except (*_DAMAGE, *_zstd_errors()) as error:
-            raise ValueError(f"{self.path}: truncated or damaged ({error}); download it again") from error
+            raise self._damaged(error) from error
         except OSError as error:
-            if isinstance(error, OSError) and error.errno is None:  # how bz2 says that data is damaged
-                raise ValueError(f"{self.path}: truncated or damaged ({error}); download it again") from error
+            if error.errno is None:  # how bz2 says that data is damaged
+                raise self._damaged(error) from error
             raise OSError(f"{scratch}: unpacking {self.path.name} failed, its remains are removed: {error}") from error
         if sniff_tar(self._spool):
             return
         self._spool.unlink()
         raise ValueError(f"{self.path}: no tar inside; unpack it and give the folder")
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.path}: truncated or damaged ({error}); download it again")
 
     def _check_space(self, scratch: Path) -> None:
         needed, free = int(self.path.stat().st_size * _EXPECTED_GROWTH), shutil.disk_usage(scratch).free
@@ -175,8 +188,8 @@ def _unpack(unpacked: Any, file: BinaryIO, spool: IO[bytes], compressed_bytes: i
                 logger.info("unpacked %d %%", 10 * tenths)
 
 
-def container_of(path: Path, scratch: Path) -> Container:
-    """The container at `path`, by its content. The folder `scratch` is only made for a compressed tar."""
+def container_of(path: Path, out: Path) -> Container:
+    """The container at `path`, by its content, for a build to `out`."""
     match sniff(path):
         case "folder":
             return Folder(path)
@@ -185,9 +198,15 @@ def container_of(path: Path, scratch: Path) -> Container:
         case "tar":
             return Tar(path)
         case kind:
-            return SpooledTar(path, scratch, kind)
+            finished = any(True for pattern in ("", "*/") for _ in out.glob(f"{pattern}{DATASET_FILE}"))
+            return SpooledTar(path, scratch_folder(out), kind, only_names=finished)
 
 
 def scratch_folder(out: Path) -> Path:
     """Where the archives of a build to `out` are spooled: beside it, on the disk that is meant for large files."""
     return out.parent / f".{out.name}-scratch"
+
+
+def scratch_left(out: Path) -> list[Path]:
+    """Spools that a build to `out` has left, for the next run of the same command."""
+    return sorted(scratch_folder(out).glob("*.tar"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import posixpath
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -42,7 +42,7 @@ class Tar:
         with self.path.open("rb") as file:
             end = self.path.stat().st_size
             if not self._nested:
-                yield from self._files(lambda: _walk(file, self.path, 0, end))
+                yield from self.members_of(file, end)
                 return
             for member in _walk(file, self.path, 0, end):
                 if member.isfile():
@@ -52,15 +52,16 @@ class Tar:
                         if inner.isfile():
                             yield f"{class_name}/{plain_name(inner.name)}", _member(inner)
 
-    def _files(self, walk: Callable[[], Iterator[tarfile.TarInfo]]) -> Iterator[tuple[str, Member | None]]:
+    def members_of(self, file: BinaryIO, end: int) -> Iterator[tuple[str, Member | None]]:
+        """The members of the tar that `file`, which can be read from its start, holds up to byte `end`."""
         links = 0
-        for member in walk():
+        for member in _walk(file, self.path, 0, end):
             if member.issym() or member.islnk():
                 links += 1
             elif not links and (name := plain_name(member.name)):  # "" is the folder that was packed
                 yield name, _member(member) if member.isfile() else None
         if links:  # from the start: what was said so far is said again, as it is after unpacking
-            yield from self._tree(walk()).walk()
+            yield from self._tree(_walk(file, self.path, 0, end)).walk()
 
     def _tree(self, members: Iterator[tarfile.TarInfo]) -> MemberTree:
         tree = MemberTree()
