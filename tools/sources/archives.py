@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from shards.source import JSON, Fetcher, SampleRef
-from tools.sources.member_tree import Member
+from tools.sources.member_tree import DEEPEST_FOLDER, Member
 
 __all__ = ["Container", "Folder", "Member", "NameKey", "file_stamp", "plain_name", "same_name", "sniff"]
 
@@ -128,6 +128,8 @@ class Folder:
         self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
     ) -> Iterator[tuple[str, Member | None]]:
         """`above`: device and inode of the folders on the way; one that is met again would be walked for ever."""
+        if len(above) > DEEPEST_FOLDER:
+            raise ValueError(f"more than {DEEPEST_FOLDER} folders in one another: {str(folder)[:200]}…")
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
@@ -152,6 +154,8 @@ class Folder:
             with suppress(OSError):  # such as a name that is too long
                 if path.is_file():
                     found[name] = Member(relative, path.stat().st_size)
+                elif path.is_symlink() and not path.exists():  # it leads nowhere, which fetching will say
+                    found[name] = Member(relative, 0)
         return found
 
     def open(self) -> Fetcher:

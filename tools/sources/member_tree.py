@@ -7,11 +7,12 @@ files and folders are followed, a folder that contains itself is entered once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 logger = logging.getLogger(__name__)
 
+DEEPEST_FOLDER = 200  # that is walked
 _MOST_LINKS = 40  # that one name may lead through, as on Linux
 
 
@@ -33,6 +34,11 @@ class Link(NamedTuple):
 
 _Folder: TypeAlias = dict[str, "_Node"]
 _Node: TypeAlias = "Member | Link | _Folder"
+_Path: TypeAlias = tuple[str, ...]
+
+
+class TreeError(ValueError):
+    """An archive whose tree cannot be followed; says why."""
 
 
 class MemberTree:
@@ -48,7 +54,7 @@ class MemberTree:
         for part in parents:
             node = folder.get(part)
             if isinstance(node, Link):
-                raise ValueError(f"{name!r} lies behind the link {part!r} -> {node.target!r}")
+                raise TreeError(f"{name!r} lies behind the link {part!r} -> {node.target!r}")
             if not isinstance(node, dict):
                 node = folder[part] = {}
             folder = node
@@ -59,58 +65,70 @@ class MemberTree:
 
     def add_hard_link(self, name: str, target: str) -> None:
         """A second name for what has been added as `target`."""
-        found = self._at(target)
+        found = self._at(target.split("/"))
         self.add(name, Member(target, 0) if found is None or isinstance(found, dict) else found)
 
     def walk(self) -> Iterator[tuple[str, Member | None]]:
-        """All files, and (None) folders, sorted by name; links are followed."""
-        yield from self._walk("", self._root, ())
+        """All files, and (None) folders, sorted by name; links are followed. Raises ValueError for too deep folders."""
+        yield from self._walk("", (), self._root, ())
 
-    def _walk(self, prefix: str, folder: _Folder, above: tuple[int, ...]) -> Iterator[tuple[str, Member | None]]:
+    def _walk(
+        self, prefix: str, real: _Path, folder: _Folder, above: tuple[int, ...]
+    ) -> Iterator[tuple[str, Member | None]]:
+        """prefix: the name by which the folder is reached; real: where it is without links."""
+        if len(above) > DEEPEST_FOLDER:
+            raise TreeError(f"more than {DEEPEST_FOLDER} folders in one another: {prefix[:200]}…")
         for name, node in sorted(folder.items()):
             path = f"{prefix}{name}"
-            found = self._resolved(path, node, 0)
-            if found is None:
+            step = self._resolved((*real, name), node, [_MOST_LINKS])
+            if step is None:
                 assert isinstance(node, Link)
                 yield path, Member(node.target, 0)
-            elif isinstance(found, Member):
+                continue
+            place, found = step
+            if isinstance(found, Member):
                 yield path, found
             elif id(found) in (id(folder), *above):
                 logger.warning("%s: a link to a folder above it; not entered again", path)
             else:
                 yield path, None
-                yield from self._walk(f"{path}/", found, (*above, id(folder)))
+                yield from self._walk(f"{path}/", place, found, (*above, id(folder)))
 
-    def _at(self, path: str) -> _Node | None:
+    def _at(self, path: Sequence[str]) -> _Node | None:
         node: _Node = self._root
-        for part in path.split("/"):
+        for part in path:
             if not isinstance(node, dict) or part not in node:
                 return None
             node = node[part]
         return node
 
-    def _resolved(self, path: str, node: _Node, links: int) -> Member | _Folder | None:
-        """What is found at `path`, where `node` is; None for a link that leads out of the archive or nowhere."""
-        if not isinstance(node, Link):
-            return node
-        if links == _MOST_LINKS or node.target.startswith("/"):
-            return None
-        return self._follow([*path.split("/")[:-1], *node.target.split("/")], links + 1)
+    def _resolved(self, path: _Path, node: _Node, links_left: list[int]) -> tuple[_Path, Member | _Folder] | None:
+        """What is found at `path`, where `node` is, and where that is without links.
 
-    def _follow(self, parts: list[str], links: int) -> Member | _Folder | None:
-        trail: list[str] = []
-        found: Member | _Folder | None = self._root
-        for part in parts:
+        None for a link that leads out of the archive, nowhere, or through too many others. links_left: one number,
+        counted down over all links on the way.
+        """
+        if not isinstance(node, Link):
+            return path, node
+        links_left[0] -= 1
+        if links_left[0] < 0 or node.target.startswith("/"):
+            return None
+        real, found = path[:-1], self._at(path[:-1])
+        for part in node.target.split("/"):
             if part in ("", "."):
                 continue
             if part == "..":
-                if not trail:
+                if not real:
                     return None
-                trail.pop()
-                found = self._follow(trail, links) if links < _MOST_LINKS else None
+                real = real[:-1]
+                found = self._at(real)
                 continue
             if not isinstance(found, dict) or part not in found:
                 return None
-            trail.append(part)
-            found = self._resolved("/".join(trail), found[part], links)
-        return found
+            step = self._resolved((*real, part), found[part], links_left)
+            if step is None:
+                return None
+            real, found = step
+        assert found is not None
+        assert not isinstance(found, Link)
+        return real, found

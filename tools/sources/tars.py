@@ -20,7 +20,7 @@ from tools.sources.archives import (
     read_ahead,
     same_name,
 )
-from tools.sources.member_tree import Link, Member, MemberTree
+from tools.sources.member_tree import Link, Member, MemberTree, TreeError
 
 _BLOCK = 512
 _CHUNK_BYTES = 1 << 20
@@ -46,11 +46,11 @@ class Tar:
                 return
             for member in _walk(file, self.path, 0, end):
                 if member.isfile():
-                    class_name = posixpath.splitext(plain_name(member.name))[0]
+                    class_name = posixpath.splitext(_name(member))[0]
                     yield class_name, None
                     for inner in _walk(file, self.path, member.offset_data, member.offset_data + member.size):
                         if inner.isfile():
-                            yield f"{class_name}/{plain_name(inner.name)}", _member(inner)
+                            yield f"{class_name}/{_name(inner)}", _member(inner)
 
     def members_of(self, file: BinaryIO, end: int) -> Iterator[tuple[str, Member | None]]:
         """The members of the tar that `file`, which can be read from its start, holds up to byte `end`."""
@@ -58,25 +58,23 @@ class Tar:
         for member in _walk(file, self.path, 0, end):
             if member.issym() or member.islnk():
                 links += 1
-            elif not links and (name := plain_name(member.name)):  # "" is the folder that was packed
+            elif not links and (name := _name(member)):  # "" is the folder that was packed
                 yield name, _member(member) if member.isfile() else None
         if links:  # from the start: what was said so far is said again, as it is after unpacking
-            yield from self._tree(_walk(file, self.path, 0, end)).walk()
+            try:
+                yield from self._tree(_walk(file, self.path, 0, end)).walk()
+            except TreeError as error:
+                raise ValueError(f"{self.path}: {error}; unpack it and give the folder") from error
 
     def _tree(self, members: Iterator[tarfile.TarInfo]) -> MemberTree:
         tree = MemberTree()
-        try:
-            for member in members:
-                name = plain_name(member.name)
-                if member.islnk():
-                    tree.add_hard_link(name, plain_name(member.linkname))
-                elif name:
-                    file = _member(member) if member.isfile() else None
-                    tree.add(name, Link(member.linkname) if member.issym() else file)
-        except RecursionError as error:
-            raise ValueError(f"{self.path}: folders too deep; unpack it and give the folder") from error
-        except ValueError as error:
-            raise ValueError(f"{self.path}: {error}; unpack it and give the folder") from error
+        for member in members:
+            name = _name(member)
+            if name and member.islnk():
+                tree.add_hard_link(name, plain_name(member.linkname))
+            elif name:
+                file = _member(member) if member.isfile() else None
+                tree.add(name, Link(member.linkname) if member.issym() else file)
         return tree
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
@@ -87,6 +85,11 @@ class Tar:
 
     def close(self) -> None:
         pass
+
+
+def _name(member: tarfile.TarInfo) -> str:
+    """Of sparse members in the pax format GNU tar keeps the name apart; a long "path" beside it is a made-up one."""
+    return plain_name(member.pax_headers.get("GNU.sparse.name", member.name))
 
 
 def _walk(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:

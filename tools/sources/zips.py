@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import stat
 import struct
 import zipfile
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from shards.source import Fetcher, SampleRef
 from tools.sources.archives import incomplete, locate_by_walking, not_in_the_archive, plain_name, read_ahead
-from tools.sources.member_tree import Link, Member, MemberTree
+from tools.sources.member_tree import Link, Member, MemberTree, TreeError
 
 _MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, seldom this long
 _LONGEST_LINK = 4096
@@ -20,6 +21,19 @@ _UNIX, _MACOS = 3, 19  # "made by", APPNOTE 4.4.2
 _UNICODE_PATH = 0x7075  # extra field, APPNOTE 4.6.9
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
+
+# RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError, OverflowError or
+# ValueError: the archive's directory leads to a place outside of it.
+_READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    RuntimeError,
+    EOFError,
+    OSError,
+    OverflowError,
+    ValueError,
+)
 
 
 class Zip:
@@ -33,7 +47,10 @@ class Zip:
             infos = archive.infolist()
             _refuse_a_second_archive(self.path, infos)
             if any(_is_link(info) for info in infos):
-                yield from self._tree(archive).walk()
+                try:
+                    yield from self._tree(archive).walk()
+                except TreeError as error:
+                    raise ValueError(f"{self.path}: {error}; unpack it and give the folder") from error
                 return
             for position, info in enumerate(infos):
                 if name := plain_name(member_name(info)):
@@ -41,13 +58,9 @@ class Zip:
 
     def _tree(self, archive: zipfile.ZipFile) -> MemberTree:
         tree = MemberTree()
-        try:
-            for position, info in enumerate(archive.infolist()):
-                if name := plain_name(member_name(info)):
-                    tree.add(name, _link(archive, info) if _is_link(info) else _member(position, info))
-        # Those of reading a link's target; ValueError of a name behind a link.
-        except (ValueError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, OverflowError) as error:
-            raise ValueError(f"{self.path}: {error}; unpack it and give the folder") from error
+        for position, info in enumerate(archive.infolist()):
+            if name := plain_name(member_name(info)):
+                tree.add(name, _link(archive, info) if _is_link(info) else _member(position, info))
         return tree
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
@@ -114,8 +127,11 @@ def _is_link(info: zipfile.ZipInfo) -> bool:
 
 def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Link:
     if info.file_size > _LONGEST_LINK:
-        raise ValueError(f"the link {info.filename!r} has a target of {info.file_size} bytes")
-    return Link(archive.read(info).decode("utf-8", "surrogateescape"))
+        raise TreeError(f"the link {info.filename!r} has a target of {info.file_size} bytes")
+    try:
+        return Link(archive.read(info).decode("utf-8", "surrogateescape"))
+    except _READ_ERRORS as error:
+        raise TreeError(f"the link {info.filename!r} cannot be read: {error}") from error
 
 
 def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
@@ -161,9 +177,7 @@ class _ZipFetcher:
             raise not_in_the_archive(ref, self._path)
         try:
             return self._archive.read(self._directory[ref.location])
-        # RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError or
-        # OverflowError: the archive's directory leads to a place outside of it.
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError, OverflowError) as error:
+        except _READ_ERRORS as error:
             raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
 
     def will_fetch(self, ref: SampleRef) -> None:
