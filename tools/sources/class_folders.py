@@ -7,6 +7,7 @@ import posixpath
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -118,6 +119,8 @@ def _read(container: Container) -> _Found:
     """Everything once. A name that comes twice counts once: the later member is the one that is fetched."""
     found = _Found()
     for name, member in container.members():
+        if member is not None:  # an archive need not list its folders
+            found.folders.add(_folder_of(name))
         if _is_clutter(name):
             if member is not None and _has_image_suffix(name):
                 found.left_out[name] = "clutter"
@@ -133,6 +136,11 @@ def _read(container: Container) -> _Found:
         else:
             found.images.add(name)
     return found
+
+
+def _folder_of(name: str) -> str:
+    """The folder of a file, up to the first that is clutter."""
+    return "/".join(takewhile(lambda part: not _is_clutter(part), name.split("/")[:-1]))
 
 
 def _has_image_suffix(name: str) -> bool:

@@ -22,18 +22,10 @@ _UNICODE_PATH = 0x7075  # extra field, APPNOTE 4.6.9
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA}
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
 
-# RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. OSError, OverflowError or
-# ValueError: the archive's directory leads to a place outside of it.
-_READ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    RuntimeError,
-    EOFError,
-    OSError,
-    OverflowError,
-    ValueError,
-)
+_DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
+# RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. The others: the
+# archive's directory leads to a place outside of it.
+_READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, OverflowError, ValueError)
 
 
 class Zip:
