@@ -10,7 +10,8 @@ from timm.data import auto_augment as timm_policies
 from torchvision import transforms
 from torchvision.transforms import functional
 
-from pipeline.executors.pillow_reference import reference_operation, reference_view
+from pipeline.augmentation.pillow_operations import pillow_operation
+from pipeline.executors.pillow_reference import reference_view
 from pipeline.views.operations import ColorJitter, Interpolation, Kind, PlannedOperation, Rotation
 from pipeline.views.policies import RandAugment
 from pipeline.views.presets import CENTER_224, SIM_32
@@ -95,7 +96,7 @@ def test_color_jitter_is_torchvisions_with_the_order_of_the_plan(image):
                 Kind.HUE: functional.adjust_hue,
             }[kind]
             expected = adjust(expected, factor)
-            actual = reference_operation(actual, operation, i)
+            actual = pillow_operation(actual, operation, i)
             order.append(kind)
         assert len(set(order)) == 4
         orders.add(tuple(order))
@@ -131,9 +132,9 @@ def test_hue_joins_without_moving_the_other_factors():
 
 
 def test_simclr_view_blurs_with_pillow_and_greys_three_channels(image):
-    grey = np.asarray(reference_operation(image, operation_of(Kind.GREY), 0))
+    grey = np.asarray(pillow_operation(image, operation_of(Kind.GREY), 0))
     np.testing.assert_array_equal(grey, np.asarray(transforms.Grayscale(3)(image)))
-    blurred = np.asarray(reference_operation(image, operation_of(Kind.BLUR, 1.3), 0))
+    blurred = np.asarray(pillow_operation(image, operation_of(Kind.BLUR, 1.3), 0))
     np.testing.assert_array_equal(blurred, np.asarray(image.filter(ImageFilter.GaussianBlur(1.3))))
     count = 4
     plan = plan_view(SIM_32, np.full(count, image.width), np.full(count, image.height), draw)
@@ -176,7 +177,7 @@ def test_rand_augment_is_timms(image, kind, magnitude, monkeypatch):
         arguments = arguments if isinstance(arguments, tuple) else (arguments,)
         resample = [Image.Resampling.NEAREST, Image.Resampling.BILINEAR, Image.Resampling.BICUBIC][int(second)]
         expected = timm_policies.NAME_TO_OP[TIMM[kind]](image, *arguments, fillcolor=fill, resample=resample)
-        np.testing.assert_array_equal(np.asarray(reference_operation(image, operation, i)), np.asarray(expected))
+        np.testing.assert_array_equal(np.asarray(pillow_operation(image, operation, i)), np.asarray(expected))
 
 
 def test_rotation_of_the_cifar_policy_leaves_grey_behind():
@@ -184,7 +185,7 @@ def test_rotation_of_the_cifar_policy_leaves_grey_behind():
     turned = image.convert("RGBA").rotate(20)  # as the official code: grey composited where alpha is 0
     expected = Image.composite(turned, Image.new("RGBA", turned.size, (128,) * 4), turned).convert("RGB")
     operation = operation_of(Kind.ROTATE, 20.0, Interpolation.NEAREST, fill=(128, 128, 128))
-    np.testing.assert_array_equal(np.asarray(reference_operation(image, operation, 0)), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(pillow_operation(image, operation, 0)), np.asarray(expected))
 
 
 def test_ride_rotation_is_torchvisions():
@@ -193,4 +194,4 @@ def test_ride_rotation_is_torchvisions():
     angles = operation.arguments[:, 0]
     assert -15 <= angles.min() < -14.5 and 14.5 < angles.max() <= 15
     expected = functional.rotate(image, float(angles[0]))
-    np.testing.assert_array_equal(np.asarray(reference_operation(image, operation, 0)), np.asarray(expected))
+    np.testing.assert_array_equal(np.asarray(pillow_operation(image, operation, 0)), np.asarray(expected))
