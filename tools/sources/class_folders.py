@@ -119,7 +119,7 @@ def _read(container: Container) -> _Found:
     """Everything once. A name that comes twice counts once: the later member is the one that is fetched."""
     found = _Found()
     for name, member in container.members():
-        if member is not None:  # an archive need not list its folders
+        if member is not None and "/" in name:  # an archive need not list its folders
             found.folders.add(_folder_of(name))
         if _is_clutter(name):
             if member is not None and _has_image_suffix(name):
@@ -176,7 +176,7 @@ def _only_folder(found: _Found, prefix: str) -> str:
 
 
 def _nothing(found: _Found, root: str, container: Container) -> str:
-    tops = sorted({name.partition("/")[0] for name in (*found.images, *found.folders, *found.left_out)})
+    tops = sorted({name.partition("/")[0] for name in (*found.images, *found.folders, *found.left_out)} - {""})
     suffixes = Counter(PurePosixPath(name).suffix.lower() or "none" for name in found.left_out)
     others = f" (files left out, by suffix: {_counted(suffixes)})" if suffixes else ""
     return (

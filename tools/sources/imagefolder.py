@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from shards.class_counts import Int64Array, cmo_subset, long_tailed_counts, samples_per_class
+from shards.class_counts import Int64Array, samples_per_class
 from shards.source import Source
 from tools.sources.archives import file_stamp
 from tools.sources.class_folders import folder_in, list_class_folders
 from tools.sources.file_source import FileSource, check_no_class_is_empty
 from tools.sources.spool import archive_stem, container_of
+from tools.sources.subsets import cmo_subset, long_tailed_counts
 
 
 class ImageFolder:
