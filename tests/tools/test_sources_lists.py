@@ -257,7 +257,7 @@ def test_categories_with_gaps_and_text_ids_are_numbered_in_their_order(caplog):
     }
     listing = parse_json(json.dumps(document))
     assert (listing.labels, listing.class_names, listing.num_classes) == ([1, 0], ["c\\ud800t", "dog"], 2)
-    assert "2 of 3 categories have images" in caplog.text
+    assert "2 with images, of 3" in caplog.text
     assert "2 annotations repeat the class" in caplog.text
     with pytest.raises(ValueError, match="2 categories have images, expected 3"):
         parse_json(json.dumps(document), num_classes=3)
