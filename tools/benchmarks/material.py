@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 
 from shards.build import BuildOptions, build_shard_set
-from shards.class_counts import long_tailed_counts
 from shards.images import ImagePolicy
 from shards.reader import ShardSet
 from tools.sources.archives import Folder
 from tools.sources.file_source import FileSource
 from tools.sources.imagefolder import list_class_folders
+from tools.sources.subsets import long_tailed_counts
 
 _CLASSES, _IMBALANCE = 20, 0.05
 IMAGENET_SIZE = (500, 375)  # the median photograph; of iNaturalist 2018 it is 800 x 600
