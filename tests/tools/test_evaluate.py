@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -315,3 +315,46 @@ def test_names_of_another_data_set_are_refused(
     command = [str(tmp_path / "a.png"), "--checkpoint", str(released), "--device", "cpu"]
     assert predict.main([*command, "--class-names", str(tmp_path / "three")]) == 1
     assert "has 3 classes, the network 4" in capsys.readouterr().err
+
+
+def test_a_set_in_another_order_and_with_a_class_less_is_matched_by_name(own: Path, data: Path, tmp_path: Path) -> None:
+    shuffled = tmp_path / "shuffled"
+    opened = small_images(shuffled, (3, 4, 5))
+    names = ("class 3", "class 0", "class 1")
+    (shuffled / "dataset.json").write_text(replace(opened.info, class_names=names).to_json())
+    command = ["--checkpoint", str(own), "--data", str(shuffled), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 0  # the run knows its counts
+    folder = tmp_path / "out" / own.with_suffix("").name
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["classes_without_images"] == ["class 2"]
+    confusion = np.loadtxt(folder / "confusion.csv", delimiter=",")
+    assert confusion.sum(axis=1).tolist() == [4, 5, 0, 3]
+    expected = np.zeros_like(confusion)
+    own_label = np.array([int(names[label][-1]) for label in opened.labels])
+    np.add.at(expected, (own_label, logits(own, opened).argmax(axis=1)), 1)
+    np.testing.assert_array_equal(confusion, expected)
+    rows = list(csv.DictReader((folder / "per_class.csv").open()))
+    assert [int(row["train_samples"]) for row in rows] == list(COUNTS)
+
+
+def test_a_set_with_other_classes_is_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    opened = small_images(other, (1, 1, 1, 1))
+    names = ("class 0", "class 1", "class 2", "class_3")
+    (other / "dataset.json").write_text(replace(opened.info, class_names=names).to_json())
+    command = ["--checkpoint", str(own), "--data", str(other), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 1
+    assert "1 of 4 classes of" in capsys.readouterr().err
+
+
+def test_networks_of_different_methods_have_no_mean(own: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / own.name
+    other.parent.mkdir()
+    content = torch.load(own, weights_only=True)
+    content["fit"]["method.loss"] = "ce"
+    save(other, {key: value for key, value in content.items() if key != "format_version"})
+    command = ["--checkpoint", str(own), str(other), "--data", str(data / "test"), "--device", "cpu"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "out")]) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "mean of" not in table
+    assert "no mean over the checkpoints: they differ in method.loss" in table

@@ -51,8 +51,8 @@ def kinds(folder: Path) -> list[Path]:
         "grey-alpha.png": grey.convert("LA"),
         "cmyk.jpg": colour.convert("CMYK"),
         "grey.jpg": grey,
-        "tiny.png": photo(3, 1, 5),
-        "wide.webp": photo(4, 90, 3),
+        "tiny.png": photo(3, 20, 20).resize((1, 5)),
+        "wide.webp": photo(4, 90, 20).resize((90, 3)),
     }
     for name, image in images.items():
         image.save(folder / name)

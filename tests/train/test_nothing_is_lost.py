@@ -65,7 +65,10 @@ def test_the_best_epoch_is_chosen_by_what_was_asked_for(data: Path, tmp_path: Pa
     small_images(tmp_path / "skewed", (9, 2, 2, 1))
     for select_by in ("balanced", "all"):
         run_dir = tmp_path / select_by
-        assert train(options(data, run_dir, select_by=select_by, **{"data.validation": tmp_path / "skewed"})) == 0
+        assert (
+            train(options(data, run_dir, select_by=select_by, epochs=2, **{"data.validation": tmp_path / "skewed"}))
+            == 0
+        )
         numbers = [r["validation"][select_by] for r in records(run_dir) if r["kind"] == "epoch"]
         _, result = outcome(run_dir)
         assert result["test"]["best"]["epoch"] == 1 + numbers.index(max(numbers))
@@ -88,4 +91,4 @@ def test_a_run_that_never_mixes_or_never_leaves_its_warm_up_says_so(
     assert load(best)["classes"] == {"names": [f"class {c}" for c in range(4)], "samples": [14, 7, 4, 2]}
     with pytest.raises(ValueError, match="holds weights to be used, not a state to go on from"):
         train(options(data, tmp_path / "run", resume=best, **changes))
-    assert train(options(data, tmp_path / "again", resume=tmp_path / "run", **changes)) == FINISHED
+    assert train(options(data, tmp_path / "run", resume=tmp_path / "run", **changes)) == FINISHED
