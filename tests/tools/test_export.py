@@ -70,7 +70,7 @@ def pictures() -> Tensor:
 
 @pytest.mark.parametrize(
     "kind",
-    [kind if kind in ("plain", "cosine") else pytest.param(kind, marks=pytest.mark.slow) for kind in NETWORKS],
+    [kind if kind == "cosine" else pytest.param(kind, marks=pytest.mark.slow) for kind in NETWORKS],
 )
 def test_every_kind_of_network_answers_the_same_everywhere(
     kind: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
