@@ -88,5 +88,8 @@ PRESETS = {
         Preset("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
         Preset("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS),
         Preset("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
+        # MiSLAS (Zhong et al., CVPR 2021) jitters on iNaturalist; BBN (Zhou et al., CVPR 2020) has ImageNet's numbers.
+        Preset("inat-jitter", JITTERED_224, CENTER_224, INAT_STATISTICS),
+        Preset("inat-imagenet-statistics", CROP_224, CENTER_224, IMAGENET_STATISTICS),
     )
 }

@@ -15,6 +15,10 @@ METHODS = {
     "glmc_maxnorm": {"optimizer.lr": 5.0},  # which takes rows over their bound in every step
     "metasaug": {"method.meta_from_epoch": 100},  # of 200: the second of two epochs
     "metasaug_large": {},
+    "ib": {},  # switches between the two epochs
+    "lade": {},
+    "tde": {},
+    "bbn": {},
 }
 FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}
 
