@@ -14,7 +14,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import ensurepip' || { echo "The venv module is missing: sudo apt install python3-venv"; exit 1; }
 	@echo "Installing into .venv: about 6 GB, one to four minutes"
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA),dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cuda$(CUDA),dev,store,ray]'
 	@touch $@
 
 demo: setup
