@@ -111,9 +111,9 @@ def power_law_with(classes: int, largest: int, smallest: int, total: int) -> np.
 
 
 @cache
-def training_set(path: Path) -> UnreadableSet:
+def training_set(path: str) -> UnreadableSet:
     """A set with the numbers of classes and samples of the real one."""
-    name = path.parent.name
+    name = Path(path).parent.name
     if name == "digits-lt":
         return UnreadableSet(long_tailed_counts(134, 10, 0.01).tolist())
     cifar = re.fullmatch(r"cifar(10|100)-lt(?:-glmc|(-metasaug))?(?:-ir(\d+))?", name)
