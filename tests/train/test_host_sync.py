@@ -34,6 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_from_epoch": 0},
     "ride": {"method.name": "ride", "method.mixing": "paste", "method.reweight_from_epoch": 0},
     "metasaug": {"method.name": "metasaug", "method.meta_from_epoch": 0},
+    "paco": {"method.name": "paco", "method.key_queue": 16},
+    "gpaco": {"method.name": "gpaco", "method.key_queue": 16, "method.group": 4},
     "ib, influence": {"method.name": "ib", "method.ib_from_epoch": 0},
     "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
     "ncl": {**NCL, "method.mixing": "paste"},

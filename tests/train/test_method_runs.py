@@ -19,6 +19,8 @@ METHODS = {
     "lade": {},
     "tde": {},
     "bbn": {},
+    "paco": {"method.key_queue": 16},
+    "gpaco": {"method.key_queue": 16},
 }
 FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}
 

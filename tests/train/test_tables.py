@@ -54,6 +54,7 @@ ROWS_AND_MISSING = {
     "mislas": (16, 1),
     "tde": (8, 0),
     "bbn": (10, 0),
+    "paco": (7, 3),
 }
 RATIOS = (200, 100, 50, 20, 10)
 # Accuracy, by ratio: without and with MaxNorm; on subsets without repeated samples, and on the first ones.
@@ -89,7 +90,7 @@ NCL = {  # from secondary listings; whether of a single expert
     "ImageNet-LT, single expert": (57.4, True),
 }
 GROUP_SIZES = {"cifar100": (35, 35, 30), "imagenet": (385, 479, 136), "inat18": (842, 3701, 3599)}
-LARGE = ("wide_resnet50_2", "resnet101", "resnet152", "resnet152.tv_in1k")
+LARGE = ("wide_resnet50_2", "resnet101", "resnet152", "resnet152.tv_in1k", "resnext101_32x4d")
 NETWORK_OPTIONS = ("experts", "reduced", "head", "contrastive", "copies")
 SIDE = 64
 SMALL_COUNTS = (8, 4, 2)
@@ -324,6 +325,11 @@ def rates(recipe: str, epochs: list[int]) -> list[float]:
         ("imagenet-lt/mislas-first", {1: 0.099992385, 179: 7.6152423e-6}),
         ("cifar100-lt/mislas", {0: 0.1, 5: 0.05, 9: 0.0024471742}),
         ("imagenet-lt/tde", {70: 0.021198925, 71: 0.019098301, 79: 0.0060307379, 88: 6.0917298e-5, 89: 0}),
+        (
+            "cifar100-lt/paco",
+            {0: 0.005, 9: 0.05, 10: 0.055, 11: 0.05, 320: 0.05, 321: 0.005, 360: 0.005, 361: 0.0005},
+        ),
+        ("imagenet-lt/paco", {0: 0.002, 9: 0.02, 10: 0.019999677, 200: 0.010361486, 399: 3.2278541e-07}),
         ("cifar10-lt/bbn", {0: 0.033333333, 1: 0.046666667, 4: 0.086666667, 5: 0.1, 119: 0.1, 120: 0.001, 160: 1e-5}),
         ("inat18/bbn", {119: 0.05, 120: 0.005, 160: 0.0005}),
     ],
@@ -409,6 +415,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         changes["method.mixup_prob"] = 1.0
     if method == "ncl":
         changes["method.hard_classes"] = 2  # of the three classes
+    if method in ("paco", "gpaco"):  # groups of two, and a copy that follows at once
+        changes |= {"method.group": 2, "method.key_queue": 16, "method.key_momentum": 0.5, "accumulation": 1}
     if row.first_stage is not None:
         changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
     if method.startswith("metasaug"):
@@ -421,7 +429,9 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         assert run.plan.pastes(0, 0)
     for name, value in model.named_parameters():
         assert torch.isfinite(value).all(), name
-        moves = run.method.trainable(name) or name.startswith("backbone_MA.")  # momentum encoders follow untrained
+        moves = run.method.trainable(name) or name.startswith(
+            ("backbone_MA.", "encoder_k.")
+        )  # momentum encoders follow untrained
         assert torch.equal(value, before[name]) is not moves, name
 
 

@@ -40,6 +40,11 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
     "ib": MethodPreset(
         "samples weighted by their influence (influence-balanced loss; Park et al., ICCV 2021)", objective="ib"
     ),
+    "gpaco": MethodPreset(
+        "PaCo whose keys are trained too, without a momentum copy (GPaCo; Cui et al., TPAMI 2023)",
+        objective="paco",
+        defaults={"keys": "own"},
+    ),
     "lade": MethodPreset("logits that know no class prior (LADE; Hong et al., CVPR 2021)", objective="lade"),
     "logit_adjustment": MethodPreset(
         "cross entropy on logits shifted by the class prior (Menon et al., ICLR 2021)", defaults={"loss": "la"}
@@ -62,6 +67,9 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
     "mixup": MethodPreset("blend whole images and their labels (Zhang et al., ICLR 2018)", mixing="mixup"),
     "ncl": MethodPreset(
         "experts that learn together (nested collaborative learning; Li et al., CVPR 2022)", objective="ncl"
+    ),
+    "paco": MethodPreset(
+        "balanced softmax and supervised contrast in one softmax (PaCo; Cui et al., ICCV 2021)", objective="paco"
     ),
     "pc_softmax": MethodPreset(
         "plain training, logits corrected by the class prior (PC softmax; Hong et al., CVPR 2021)",
