@@ -52,7 +52,7 @@ class RemoteShardSet(ShardSet):
         self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
 
-    def __reduce__(self) -> tuple[type[ShardSet], tuple]:
+    def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
         return RemoteShardSet, (self.bucket.url, self._cache, self.bucket.patience)
 
     def encoded(self, sample: int) -> np.ndarray:

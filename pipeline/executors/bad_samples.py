@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.plan import StreamPlan
 from pipeline.views.view import ViewPlan
+from shards.files import OutsideError
 from shards.reader import CorruptSampleError, ShardSet
 
 logger = logging.getLogger(__name__)
@@ -58,21 +59,21 @@ class BadSamples:
         return sample not in self._reasons
 
     def add(self, sample: int, reason: str) -> None:
-        """Record a bad sample. Raises RuntimeError when there are more than the budget."""
+        """Record a bad sample. Raises OutsideError when there are more than the budget."""
         with self._lock:
             if sample in self._reasons:
                 return
             self._reasons[sample] = reason
             found = len(self._reasons)
         if found > self._budget:
-            raise RuntimeError(
+            raise OutsideError(
                 f"{self._dataset.path}: {found} samples cannot be used, {self._budget} are tolerated; the last is "
                 f"{reason}. Run tools.verify_shards on the folder, then restore it or build it again"
             )
         logger.warning("bad sample %d of at most %d, replaced by another of its class: %s", found, self._budget, reason)
 
     def replaced(self, request: StreamPlan) -> StreamPlan:
-        """The request with every bad sample replaced; raises RuntimeError where a class has no usable sample."""
+        """The request with every bad sample replaced; raises OutsideError where a class has no usable sample."""
         bad = [position for position, sample in enumerate(request.sample_ids.tolist()) if not self.check(sample)]
         if not bad:
             return request
@@ -91,7 +92,7 @@ class BadSamples:
             candidate = int(members[(position + offset) % len(members)])
             if self.check(candidate):
                 return candidate
-        raise RuntimeError(
+        raise OutsideError(
             f"{self._dataset.path}: no sample of class {label} ({self._dataset.class_names[label]}) can be used; "
             f"sample {sample}: {self._reasons[sample]}"
         )

@@ -4,7 +4,9 @@ The names without a suffix are the standard ones of the official CMO code (Park 
 its long schedules, where a fair coin per image picks one of two pipelines.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.views.operations import ColorJitter, Cutout, GaussianBlur, Grayscale, Rotation
 from pipeline.views.policies import AutoAugmentCifar10, RandAugment
@@ -24,6 +26,7 @@ class Preset:
     """The views of a data set: `train` is drawn, `evaluation` is not.
 
     `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
+    `changes`: how a preset of one's own differs from a named one, see `own_presets.py`.
     """
 
     name: str
@@ -31,6 +34,12 @@ class Preset:
     evaluation: View
     normalization: Normalization
     second: View | OneOf | None = None
+    changes: Mapping[str, Any] | None = None
+
+    @property
+    def record(self) -> str | dict[str, Any]:
+        """What a checkpoint keeps, and `own_presets.make_preset` takes back: the name, or all that was changed."""
+        return self.name if self.changes is None else dict(self.changes)
 
 
 # The methods were published with different CIFAR statistics; a number is only reproduced with its own.
