@@ -39,7 +39,7 @@ from train.launch import (
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
-from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
+from train.loop.trainer import FACTOR, NonFiniteLossError, PreemptedError, Trainer, TrainerParts
 from train.losses.precision import autocast
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
@@ -169,12 +169,9 @@ class Run:
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        # Captured steps know the learning rate by its address.
-        lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         optimizer = torch.optim.SGD(
-            trained,
-            lr,
+            self._parameter_groups(),
+            o.lr,
             o.momentum,
             weight_decay=o.weight_decay,
             nesterov=o.nesterov,
@@ -201,6 +198,19 @@ class Run:
             },
         )
         return Trainer(parts, self.options.run)
+
+    def _parameter_groups(self) -> list[dict[str, Any]]:
+        """Trained parameters by the factor on their learning rate, which the trainer sets epoch by epoch."""
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self.method.rate_factor(name), []).append(parameter)
+        lr, device = self.options.optimizer.lr, self.accelerator.device
+        return [
+            # Captured steps know the learning rate by its address.
+            {"params": members, "lr": lr if self.capture is None else torch.tensor(lr, device=device), FACTOR: factor}
+            for factor, members in groups.items()
+        ]
 
     def _fit(self) -> dict[str, Any]:
         """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""

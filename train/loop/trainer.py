@@ -35,6 +35,7 @@ from train.schedules import Schedule
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | None]
+FACTOR = "rate_factor"  # of a parameter group: on the learning rate of the epoch
 
 
 class NonFiniteLossError(RuntimeError):
@@ -258,10 +259,11 @@ class Trainer:
     def _set_lr(self, epoch: int) -> None:
         self._lr = self.parts.schedule.lr(epoch)
         for group in self.parts.optimizer.param_groups:
+            rate = self._lr * group[FACTOR]
             if isinstance(group["lr"], Tensor):  # of captured steps
-                group["lr"].fill_(self._lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = self._lr
+                group["lr"] = rate
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
@@ -388,10 +390,10 @@ class Trainer:
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         """Momenta; the learning rates stay the run's own objects, and get their values with the next epoch."""
         groups = self.parts.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
+        own = [{name: group[name] for name in ("lr", FACTOR)} for group in groups]
         self.parts.optimizer.load_state_dict(state)
-        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, kept in zip(self.parts.optimizer.param_groups, own, strict=True):
+            group.update(kept)
 
     def _selected(self, scores: dict[str, Any]) -> float:
         """What "best" compares: numbers of the validation set, or of the test set where there is none."""

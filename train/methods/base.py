@@ -171,6 +171,10 @@ class Method(ABC):
         """
         return False
 
+    def rate_factor(self, parameter_name: str) -> float:
+        """Factor on the learning rate of a parameter that is trained; 1 unless the method has several rates."""
+        return 1.0
+
     def before_optimizer(self, model: nn.Module) -> None:
         """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
 

@@ -65,6 +65,9 @@ class Composed(Method):
     def requires(self, parameter_name: str) -> bool:
         return self.stage.requires(parameter_name)
 
+    def rate_factor(self, parameter_name: str) -> float:
+        return self.stage.rate_factor(parameter_name)
+
     # ------------------------------------------------------------------ a step
 
     def values(self, plan: MicroPlan) -> StepInputs:

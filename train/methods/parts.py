@@ -204,6 +204,10 @@ class Stage:
         """Whether `model.init_from` must have a parameter that is inherited."""
         return False
 
+    def rate_factor(self, parameter_name: str) -> float:
+        """Factor on the learning rate of a parameter."""
+        return 1.0
+
     def set_mode(self, model: nn.Module) -> None:
         """Before each forward pass: parts that stay in evaluation mode."""
 
