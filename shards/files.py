@@ -44,9 +44,12 @@ def remove_temporary_files(folder: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write; it becomes `path` when the block ends without an error, and vanishes otherwise."""
-    temporary = temporary_name(path)
+def atomic_file(path: Path, temporary: Path | None = None) -> Iterator[IO[bytes]]:
+    """A file to write; it becomes `path` when the block ends without an error, and vanishes otherwise.
+
+    temporary: its name until then, where the folder has one writer (default: a name that no other process takes).
+    """
+    temporary = temporary or temporary_name(path)
     try:
         with temporary.open("wb") as file:
             yield file

@@ -9,15 +9,15 @@ from typing import Any
 
 import yaml
 
-from shards.files import exclusive_lock
+from shards.files import atomic_file, exclusive_lock
 from train.checkpoints.files import CheckpointFolder
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that ``path`` never holds half of it."""
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    data = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    with atomic_file(path, path.with_name(path.name + ".partial")) as file:
+        file.write(data.encode())
 
 
 class MetricsFile:

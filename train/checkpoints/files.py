@@ -6,7 +6,6 @@ anything. It is written under a temporary name and renamed when it is whole: a f
 
 import errno
 import logging
-import os
 import pickle
 import re
 import shutil
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from pipeline.plan import Position
-from shards.files import OutsideError
+from shards.files import OutsideError, atomic_file
 from train.checkpoints.released import state_dict_of
 
 logger = logging.getLogger(__name__)
@@ -40,24 +39,15 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """
     temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
     try:
-        with temporary.open("wb") as file:
+        with atomic_file(path, temporary) as file:
             torch.save({"format_version": FORMAT_VERSION, **content}, file)
-            file.flush()
-            os.fsync(file.fileno())
     except OSError as error:
-        temporary.unlink(missing_ok=True)  # it would keep the last free bytes from the retry
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise OutsideError(
             f"{path}: the disk is too full: about {_tensor_bytes(content):,} bytes needed, "
             f"{shutil.disk_usage(path.parent).free:,} free; make room and run the same command with --resume auto"
         ) from error
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # else the rename may not survive a power cut
-    finally:
-        os.close(directory)
 
 
 def checkpoint_file(path: Path) -> Path:
