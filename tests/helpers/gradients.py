@@ -72,6 +72,7 @@ def main() -> None:
             accelerator = accelerator or make_accelerator(chosen.run)
             assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"
             run = Run(chosen, RunFolder(run_dir, 1), open_datasets(chosen.data), accelerator)
+            torch.set_num_threads(1)  # a run takes all cores, and tests run beside each other
             found[f"{name} in {accumulation}"] = gradients_of_an_epoch(run)
     assert accelerator is not None
     if accelerator.is_main_process:
