@@ -14,11 +14,12 @@ import yaml
 from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
 from pipeline.views.view import OneOf, ResizeCenterCrop, View
-from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule, long_tailed_counts
+from shards.class_counts import CMO_RULE, NCL_RULE, SHIFTED_RULE, GroupRule
 from tests.helpers.shard_sets import UnreadableSet, small_images
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import CPU
 from tools.paper_tables import NUMBERS, RECIPES_FOLDER, Row, as_arguments, read_tables
+from tools.sources.subsets import long_tailed_counts
 from tools.sweep import first_stage
 from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
