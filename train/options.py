@@ -11,11 +11,11 @@ from typing import Any, Literal, NoReturn
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser
 
-from pipeline.views.presets import PRESETS
 from shards.class_counts import GroupRule
 from shards.local_copy import CacheOptions, default_cache_folder
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
+from train.models.backbone_views import preset_names
 from train.models.build import ModelOptions
 from train.schedules import ScheduleOptions
 
@@ -39,7 +39,8 @@ class DataOptions:
         meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
         cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
         cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
-        preset: augmentation, evaluation crop and normalisation, by name.
+        preset: augmentation, evaluation crop and normalisation, by name; backbone, backbone-mda and backbone-plain
+            follow the pretrained network.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
         many_min: a class with at least this many training samples is "many".
@@ -61,8 +62,8 @@ class DataOptions:
     bad_sample_budget: int = 10
 
     def __post_init__(self) -> None:
-        if self.preset not in PRESETS:
-            raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
+        if self.preset not in preset_names():
+            raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(preset_names())}")
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
         _at_least(0.001, cache_gigabytes=self.cache_gigabytes)

@@ -17,12 +17,14 @@ from pipeline.executors.decode_settings import decode_settings
 from pipeline.executors.factory import decode_threads_per_rank
 from pipeline.loader import Loader
 from pipeline.plan import Plan
-from pipeline.views.presets import PRESETS, Preset
+from pipeline.views.presets import Preset
 from shards.reader import ShardSet
-from train.checkpoints.files import load, load_weights
+from train.checkpoints.files import load, load_stored_part, load_weights
+from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
 from train.evaluation.evaluator import Evaluator
+from train.features import FeatureReader, HeadAlone, cache_features, class_vectors
 from train.inputs.input_builder import InputBuilder
 from train.launch import check_device, make_accelerator
 from train.loop.progress import Progress
@@ -32,6 +34,7 @@ from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, Trai
 from train.losses.precision import autocast
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
+from train.models.backbone_views import find_preset
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
@@ -52,11 +55,12 @@ def train(options: Options) -> int:
     check_device(options.run.device)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
+    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
     datasets = open_datasets(options.data)
     accelerator = make_accelerator(options.run)
     try:
         with folder.lock() if accelerator.is_main_process else nullcontext():
-            return Run(options, folder, datasets, accelerator).execute()
+            return Run(options, folder, datasets, accelerator, pretrained).execute()
     finally:
         # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
         # 2.11), and the launcher reports a finished run as failed.
@@ -77,9 +81,17 @@ def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
 class Run:
     """The parts of a run, made in the order in which they can fail cheaply."""
 
-    def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
+    def __init__(
+        self,
+        options: Options,
+        folder: RunFolder,
+        datasets: dict[str, ShardSet],
+        accelerator: Accelerator,
+        pretrained: Pretrained | None = None,
+    ):
+        self.pretrained = pretrained
         self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
-        self.preset: Preset = PRESETS[options.data.preset]
+        self.preset: Preset = find_preset(options.data.preset, options.model)
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
         self.capture: Capture | None = None
@@ -96,10 +108,13 @@ class Run:
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
+        if pretrained is not None:
+            load_pretrained(bare_model, pretrained, self.method.inherits)
         if options.model.init_from is not None:
             load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
+        bare_model = self._started(bare_model)
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile:
             # In place: the names in checkpoints stay. Sizes are fixed: a step has one, the short last one another.
@@ -130,6 +145,39 @@ class Run:
             )
         method.check_batch_size(self.options.run.batch_size)
         return method
+
+    def _started(self, model: nn.Module) -> nn.Module:
+        """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
+        cached."""
+        wanted, alone = self.method.starts_from(), self.method.trained_alone()
+        if wanted is None and alone is None:
+            return model
+        device, seed = self.accelerator.device, self.options.run.seed
+        reader = FeatureReader(
+            model.to(device), self.method.context.input_builder, device, self.options.run.batch_size, self.options.data
+        )
+        continues = self.options.run.resume != "never" and bool(self.folder.checkpoints.positions())
+        if wanted is not None and not continues:  # a checkpoint has the classifier
+            if self.preset.plain is None:
+                raise ValueError(
+                    f"method.start {self.options.method.start} needs a preset that follows the backbone, such as "
+                    f"backbone-mda; data.preset is {self.options.data.preset}"
+                )
+            vectors, known = class_vectors(wanted, self.datasets["train"], self.preset.plain, reader, seed)
+            self.method.start(model, vectors, known)
+        if alone is None:
+            return model
+        views = {role: self.preset.train if role == "train" else self.preset.evaluation for role in self.datasets}
+        key = f"{self._weights_key()} {self.preset.normalization}"
+        self.cached = cache_features(self.datasets, views, key, reader, self.accelerator.main_process_first)
+        return HeadAlone(alone, model.get_submodule(alone))
+
+    def _weights_key(self) -> str:
+        """Names the weights of a frozen backbone."""
+        if self.pretrained is not None:
+            return f"{self.options.model.name} {self.pretrained.sha256}"
+        assert self.options.model.init_from is not None, "the stage wants one of the two"
+        return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
         torch.use_deterministic_algorithms(self.options.run.deterministic)
@@ -166,6 +214,7 @@ class Run:
             averaged=self.averaged,
             capture=self.capture,
             fit=self._fit(),
+            stores=None if self.pretrained is None else self.method.stores,
         )
         return Trainer(parts, self.options.run)
 
@@ -176,6 +225,7 @@ class Run:
         return {
             "classes": self.datasets["train"].num_classes,
             "preset": self.options.data.preset,
+            **({} if self.pretrained is None else {"weights_sha256": self.pretrained.sha256}),
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
@@ -230,6 +280,7 @@ class Run:
         uses_dali = "dali" in loader.executor_names.values()
         return {
             "parameters": self.parameters,
+            **({} if self.pretrained is None else {"pretrained": self._describe_pretrained()}),
             "device": device.type,
             "processes": world_size,
             "micro_batch": -(-o.run.batch_size // (world_size * o.run.accumulation)),
@@ -243,6 +294,11 @@ class Run:
             "group_rule": o.data.group_rule().describe(),
             "selected_on": self.evaluator.selection,
         }
+
+    def _describe_pretrained(self) -> dict[str, Any]:
+        assert self.pretrained is not None
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {"name": self.pretrained.name, "sha256": self.pretrained.sha256, "trained_parameters": trained}
 
     def _announce(self, derived: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -288,7 +344,8 @@ class Run:
         history = self.trainer.history
         best = last = self.evaluator.last_test_scores()
         if history.best != history.last:
-            self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
+            best_weights = load(self.folder.checkpoints.best)["model"]
+            load_stored_part(self.trainer.evaluated_model, best_weights, self.trainer.parts.stores)
             best = self.evaluator.scores("test")
         if self.accelerator.is_main_process:
             summary = run_report.RunSummary(

@@ -24,6 +24,8 @@ class Preset:
     """The views of a data set: `train` is drawn, `evaluation` is not.
 
     `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
+    `plain` shows training images undrawn, for class means and cached features; `crops` are the pictures that a
+    test-time ensemble averages over.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Preset:
     evaluation: View
     normalization: Normalization
     second: View | OneOf | None = None
+    plain: View | None = None
+    crops: tuple[View, ...] = ()
 
 
 # The methods were published with different CIFAR statistics; a number is only reproduced with its own.

@@ -1,7 +1,7 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.views.presets import PRESETS, Preset
-from train.checkpoints.files import counting_weights, read
+from pipeline.views.presets import Preset
+from train.checkpoints.files import counting_weights, load_stored_part, read
+from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
+from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -43,11 +45,12 @@ class Trained:
         return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
 
 
-def load_trained(path: Path, device: torch.device, preset: str | None = None) -> Trained:
+def load_trained(path: Path, device: torch.device, preset: str | None = None, weights: Path | None = None) -> Trained:
     """Read a checkpoint of either kind.
 
     Args:
         preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
+        weights: of the backbone, where the checkpoint holds what was tuned alone and they have moved.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
@@ -55,21 +58,32 @@ def load_trained(path: Path, device: torch.device, preset: str | None = None) ->
     content = read(path)
     try:
         if isinstance(content, dict) and "fit" in content:
-            return _own(path, content, device, preset)
+            return _own(path, content, device, preset, weights)
         return _released(path, content, device, preset)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str | None) -> Trained:
+def _own(
+    path: Path, content: dict[str, Any], device: torch.device, preset: str | None, weights: Path | None
+) -> Trained:
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    chosen = _preset(preset or fit["preset"])
+    options = ModelOptions(**sections["model"])
+    chosen = find_preset(preset or fit["preset"], options)
     method = _method(name, sections["method"], fit["classes"], chosen, device)
-    # Never fetch weights that the checkpoint replaces.
-    model = method.build_model(ModelOptions(**{**sections["model"], "pretrained": False}), seed=0)
-    model.load_state_dict(counting_weights(content))
+    model = method.build_model(options, seed=0)
+    if "weights_sha256" in fit:
+        pretrained = find_pretrained(
+            options if weights is None else replace(options, weights=weights, pretrained=False)
+        )
+        check_same(path, fit["weights_sha256"], pretrained)
+        assert pretrained is not None
+        load_pretrained(model, pretrained, method.inherits)
+        load_stored_part(model, counting_weights(content), method.stores)
+    else:
+        model.load_state_dict(counting_weights(content))
     description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
     return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
 
@@ -78,7 +92,7 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     state = state_dict_of(content)
     weights = evaluated_weights(state)
     architecture = recognise(weights)
-    chosen = _preset(preset or usual_preset(state, architecture))
+    chosen = find_preset(preset or usual_preset(state, architecture), architecture.model)
     method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
     with torch.device("meta"):  # no initial weights: all of them are replaced
         model = method.build_model(architecture.model, seed=0)
@@ -97,12 +111,6 @@ def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset,
     context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)
     method = find_method(name, options)
     return method.make(method.Options(**options), context)
-
-
-def _preset(name: str) -> Preset:
-    if name not in PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(sorted(PRESETS))}")
-    return PRESETS[name]
 
 
 def _section(fit: dict[str, Any], section: str) -> dict[str, Any]:

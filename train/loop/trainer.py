@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
-from train.checkpoints.files import AVERAGED, check_fit, save
+from train.checkpoints.files import AVERAGED, check_fit, load_stored_part, save, stored_part
 from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
@@ -66,6 +66,7 @@ class TrainerParts:
             every rank.
         averaged: moving average of the weights, which is evaluated in their place, or None.
         capture: how whole steps are captured, to be replayed for steps like them; None runs each operation by itself.
+        stores: which tensors of the model a checkpoint holds, where a file has the others; None for all.
         fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
     """
 
@@ -83,6 +84,7 @@ class TrainerParts:
     averaged: ModelEmaV3 | None = None
     capture: Capture | None = None
     fit: dict[str, Any] = field(default_factory=dict)
+    stores: Callable[[str], bool] | None = None
 
 
 class Trainer:
@@ -313,7 +315,7 @@ class Trainer:
             state = {
                 "fit": self.parts.fit,
                 "position": asdict(self.position),
-                "model": self.bare_model.state_dict(),
+                "model": stored_part(self.bare_model.state_dict(), self.parts.stores),
                 "optimizer": self.parts.optimizer.state_dict(),
                 "method": self.parts.method.state_dict(),
                 "meters": meters,
@@ -321,14 +323,15 @@ class Trainer:
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
             }
             if self.parts.averaged is not None:
-                state[AVERAGED] = self.evaluated_model.state_dict()
+                state[AVERAGED] = stored_part(self.evaluated_model.state_dict(), self.parts.stores)
             self.parts.folder.checkpoints.save(self.position, state)
         self._saved = time.monotonic()
         self.parts.accelerator.wait_for_everyone()
 
     def _save_best(self) -> None:
         if self._first_rank:
-            content = {"fit": self.parts.fit, "model": self.evaluated_model.state_dict(), "scores": self.history.best}
+            weights = stored_part(self.evaluated_model.state_dict(), self.parts.stores)
+            content = {"fit": self.parts.fit, "model": weights, "scores": self.history.best}
             save(self.parts.folder.checkpoints.best, content)
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
@@ -339,9 +342,9 @@ class Trainer:
         """
         check_fit(path, state["fit"], self.parts.fit)
         self.position = Position(**state["position"])
-        self.bare_model.load_state_dict(state["model"])
+        load_stored_part(self.bare_model, state["model"], self.parts.stores)
         if self.parts.averaged is not None:
-            self.evaluated_model.load_state_dict(state[AVERAGED])
+            load_stored_part(self.evaluated_model, state[AVERAGED], self.parts.stores)
         self._restore_optimizer(state["optimizer"])
         self.parts.method.load_state_dict(state["method"])
         self.history = History(**state["history"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Stream
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import ClassVectors, Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.methods.parts import Mixing, Objective, Part, Stage
 from train.models.build import ModelOptions
 
@@ -64,6 +64,21 @@ class Composed(Method):
 
     def requires(self, parameter_name: str) -> bool:
         return self.stage.requires(parameter_name)
+
+    def stores(self, name: str) -> bool:
+        return self.stage.stores(name)
+
+    def rate_factor(self, parameter_name: str) -> float:
+        return self.stage.rate_factor(parameter_name)
+
+    def starts_from(self) -> ClassVectors | None:
+        return self.stage.starts_from()
+
+    def start(self, model: nn.Module, vectors: Tensor, known: Tensor) -> None:
+        self.stage.start(model, vectors, known)
+
+    def trained_alone(self) -> str | None:
+        return self.stage.trained_alone()
 
     # ------------------------------------------------------------------ a step
 

@@ -103,7 +103,8 @@ class LoRA(nn.Module):
 @torch.no_grad()
 def fold_lora(model: nn.Module) -> None:
     """Add every LoRA to its qkv matrix and take it out: the same function without modules."""
-    for attention in [module for module in model.modules() if isinstance(getattr(module, "lora", None), LoRA)]:
+    attentions: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "lora", None), LoRA)]
+    for attention in attentions:
         lora, qkv = attention.lora, attention.qkv
         rows = qkv.out_features // 3
         for part, low_rank in ((0, lora.q), (2, lora.v)):
