@@ -29,6 +29,7 @@ FLOORS = {
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
+        {"optimizers", "features"},
         {"loop", "launch", "datasets"},
         {"evaluation"},
         {"run"},

@@ -23,6 +23,7 @@ from train.checkpoints.trained import Trained, load_trained
 from train.evaluation import pictures
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Scores, predict, score
+from train.evaluation.test_prior import add_options, for_test_prior
 from train.run_folder import write_json
 
 SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
@@ -62,9 +63,10 @@ def evaluate(trained: Trained, dataset: ShardSet, counts: np.ndarray, options: a
     if options.logit_adjustment is not None:
         adjust_logits(trained.model, counts, options.logit_adjustment)
     device = trained.method.context.device
-    batches = evaluation_batches(
-        dataset, trained.preset.evaluation, options.batch_size, device, executor=options.executor
-    )
+    views = trained.preset.crops if options.crops == 5 else trained.preset.evaluation
+    if not views:
+        raise ValueError(f"--crops 5 needs a preset that follows the backbone; {trained.preset.name} has no such crops")
+    batches = evaluation_batches(dataset, views, options.batch_size, device, executor=options.executor)
     predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
     return score(predictions, counts, GroupRule(options.many_min, options.few_max))
 
@@ -113,7 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         counts, dataset = read_train_counts(options.train_counts), ShardSet.open(options.data)
         scores = {}
         for name, path in zip(names, options.checkpoint, strict=True):
-            trained = load_trained(path, torch.device(options.device), options.preset)
+            trained = load_trained(path, torch.device(options.device), options.preset, options.weights)
+            trained = for_test_prior(trained, options.test_prior, counts)
             check_fit(trained, dataset, counts)
             print(f"{path}: {trained.description}, preset {trained.preset.name}", flush=True)
             scores[name] = evaluate(trained, dataset, counts, options)
@@ -134,6 +137,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--data", type=set_location, required=True, metavar="DIR|URL", help="shard set to evaluate on")
     counts_help = "training shard set, or its class counts"
     add("--train-counts", type=set_location, required=True, metavar="DIR|URL|JSON", help=counts_help)
+    add_options(parser)
+    add("--crops", type=int, default=1, choices=(1, 5), help="test-time ensemble of five crops, beside one crop")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
     add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")

@@ -16,7 +16,9 @@ from pipeline.executors.pillow_reference import reference_view
 from pipeline.views.view import plan_view
 from shards.object_store import StoreError, set_location
 from shards.reader import ShardSet
+from tools.evaluate import read_train_counts
 from train.checkpoints.trained import Trained, load_trained
+from train.evaluation.test_prior import add_options, for_test_prior
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
 
@@ -107,6 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a run, or as released")
     add("--class-names", type=set_location, metavar="DIR|URL", help="shard set with the names of the classes")
+    add_options(parser)
+    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help="for --test-prior train")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--top", type=int, default=5, help="classes an image in the file (default: 5)")
     add("--batch-size", type=int, default=64, help="images at once (default: 64)")
@@ -117,7 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"--out is {options.out}, expected a name that ends in .csv or .json")
     try:
         images = find_images(options.images)
-        trained = load_trained(options.checkpoint, torch.device(options.device), options.preset)
+        trained = load_trained(options.checkpoint, torch.device(options.device), options.preset, options.weights)
+        counts = None if options.train_counts is None else read_train_counts(options.train_counts)
+        trained = for_test_prior(trained, options.test_prior, counts)
         names = class_names(trained, options.class_names)
         records = []
         for record in predictions(trained, images, names, options.top, options.batch_size):

@@ -81,22 +81,37 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Stochastic gradient descent on all parameters, batch norm and biases included.
+    """How parameters follow their gradients; by default stochastic gradient descent on all, norms and biases included.
 
     Args:
+        kind: sgd, or adamw (which takes neither momentum nor nesterov).
         lr: base learning rate; it is not scaled with the batch size.
         momentum: momentum.
         nesterov: Nesterov's form of it.
         weight_decay: weight decay.
+        decay: what it acts on: all, or matrices (no norms, biases, scales of adapters, nor what timm exempts).
+        layer_decay: factor on the learning rate from each layer to the one below, in timm's grouping; for tuning all
+            of a pretrained network, 0.65 to 0.9.
+        clip_norm: scale the gradients of a step down to this norm where theirs is larger.
     """
 
+    kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 2e-4
+    decay: Literal["all", "matrices"] = "all"
+    layer_decay: float | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.kind == "adamw" and self.nesterov:
+            raise ValueError("optimizer.nesterov is true, but adamw has no such form; leave it out")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay is {self.layer_decay}, expected above 0 and at most 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm is {self.clip_norm}, expected above 0")
 
 
 @dataclass(frozen=True)
@@ -109,7 +124,8 @@ class RunOptions:
         accumulation: micro-batches a process runs one after the other in a step, to fit the memory.
         seed: decides every draw: initial weights, samples, crops, pastes.
         device: auto (a GPU where there is one), cpu or cuda.
-        mixed_precision: bf16 runs the network (never the losses) in bfloat16.
+        mixed_precision: bf16 runs the network (never the losses) in bfloat16, fp16 in float16 with a loss scale, for
+            GPUs before Ampere.
         compile: torch.compile the network, which fuses its operations. The first steps take a minute or so.
         cuda_graphs: replay whole steps, from the paste to the optimizer, as CUDA graphs: for small networks, whose
             kernels are shorter than their launches. One process on a GPU; not under MetaSAug.

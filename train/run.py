@@ -31,10 +31,11 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.losses.precision import autocast
+from train.losses.precision import autocast, loss_scaler
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.models.backbone_views import find_preset
+from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
@@ -96,6 +97,8 @@ class Run:
         self.method = self._make_method()
         self.capture: Capture | None = None
         if options.run.cuda_graphs:
+            if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
+                raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
@@ -188,17 +191,14 @@ class Run:
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        trained = [p for p in self.model.parameters() if p.requires_grad]
         # Captured steps know the learning rate by its address.
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
-        optimizer = torch.optim.SGD(
-            trained,
-            lr,
-            o.momentum,
-            weight_decay=o.weight_decay,
-            nesterov=o.nesterov,
-            fused=self.accelerator.device.type == "cuda",
-        )
+        bare_model = self.accelerator.unwrap_model(self.model)
+        on_gpu = self.accelerator.device.type == "cuda"
+        optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
+        started = self.pretrained is not None or self.options.model.init_from is not None
+        inherited = (self.method.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
+        warn_of_destructive_rate(o, started and any(inherited))
         parts = TrainerParts(
             accelerator=self.accelerator,
             method=self.method,
@@ -214,6 +214,8 @@ class Run:
             averaged=self.averaged,
             capture=self.capture,
             fit=self._fit(),
+            scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
+            clip_norm=o.clip_norm,
             stores=None if self.pretrained is None else self.method.stores,
         )
         return Trainer(parts, self.options.run)
