@@ -1,10 +1,10 @@
-# make demo | make test | make setup [CUDA=12]
+# make demo | make demo-finetune | make test | make setup [CUDA=12]
 PYTHON ?= python3
 CUDA ?= 13
 BIN := .venv/bin
 SEEDS ?= 0 1 2
 
-.PHONY: setup demo test clean
+.PHONY: setup demo demo-finetune test clean
 
 setup: .venv/ready
 
@@ -25,6 +25,13 @@ demo: setup
 	@echo
 	@$(BIN)/python -m tools.compare_runs $(foreach s,$(SEEDS),runs/digits-lt-ce-seed$(s) runs/digits-lt-bs-cmo-seed$(s)) --out runs/digits-lt.md
 	@echo "Pictures and tables of each run are in its folder, for example runs/digits-lt-bs-cmo-seed0/pasted.png"
+
+demo-finetune: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-finetune]'
+	@$(BIN)/python -m tools.lite0_weights --out data/lite0.safetensors
+	@for split in train test; do $(BIN)/python -m tools.build_shards digits-lt --split $$split --out data/digits-lt/$$split || exit 1; done
+	@for seed in $(SEEDS); do $(BIN)/python -m train --recipe recipes/digits-lt/finetune-lite0.yaml --seed $$seed --resume auto || exit 1; done
+	@$(BIN)/python -m tools.compare_runs $(foreach s,$(SEEDS),runs/digits-lt-finetune-lite0-seed$(s))
 
 test: setup
 	$(BIN)/ruff check .

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 
 from pipeline.executors import features as features_executor
 from shards.reader import ShardSet
-from tests.helpers.runs import last_weights, options, records, same_weights
+from tests.helpers.runs import ROOT, last_weights, options, records, same_weights
 from tests.helpers.trainings import state_sha256
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
 from train.features import read_class_vectors, sample_per_class
+from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
-from train.options import Options
+from train.options import Options, parse
 from train.run import FINISHED, train
 
 NETWORK = "vit_tiny_patch16_224"
@@ -201,3 +202,18 @@ def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(
     with pytest.raises(ValueError, match=r"vit_tiny_patch16_224\.\S+ are not in the local cache.*--model.weights FILE"):
         find_pretrained(ModelOptions(NETWORK, pretrained=True))
     assert time.monotonic() - started < 10
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*/finetune-*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_resolve(recipe: Path) -> None:
+    """Their options fit each other, the tag of the weights is pinned, and the views are the backbone's."""
+    resolved = parse(["--recipe", str(recipe)])
+    assert "." in resolved.model.name
+    preset = find_preset(resolved.data.preset, resolved.model)
+    assert preset.train.size == preset.evaluation.size and preset.plain is not None and len(preset.crops) == 5
+    assert resolved.schedule.for_epochs == resolved.run.epochs and resolved.schedule.warmup_epochs == 0
+    expected = {"clip": 0.48145466, "augreg": 0.5, "dinov2": 0.485, "lite0": 0.5}[recipe.stem.removeprefix("finetune-")]
+    assert preset.normalization.mean[0] == expected and preset.train.resampling == "bicubic"

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from train.methods.base import ClassVectors, MethodContext
+from train.methods.objectives.classifier import Classifier
 from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions, replace_module
 from train.models.heads import ScaledCosine, UnitLinear, set_class_vectors
@@ -83,17 +84,13 @@ class Tune(Stage):
             )
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
-        if len(objective.views()) > objective.copies:
-            return (
-                "the contrastive branch needs a second network that follows the whole first; choose another objective"
-            )
+        if not isinstance(objective, Classifier):
+            return "the stage tune gives a network with one classifier a new head; choose the objective classifier"
         if self.options.cached_features and mixing.mixes:
             return "cached features are those of whole images, which a mixing changes; set cached_features to false"
         return None
 
     def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        if len(heads) != 1:
-            raise ValueError(f"the stage tune takes a network with one classifier, this one has {len(heads)}")
         self.heads = heads
         self.bottleneck = insert(model, self.options.tuning(), len(self.context.samples_per_class))
         if type(model.get_submodule(heads[0])) is nn.Linear:
