@@ -155,6 +155,13 @@ class Plan:
                 f"{global_batch_size}; choose a smaller batch"
             )
 
+    def __repr__(self) -> str:
+        mixing = "no mixing" if self.mix_rule is None else f"mixing by {self.mix_rule.kind}"
+        return (
+            f"Plan(seed {self.seed}: {self.epochs} epochs of {self.steps_per_epoch:,} steps of "
+            f"{self.global_batch_size} images, streams {', '.join(self.streams)}, {mixing})"
+        )
+
     def step(self, epoch: int, step: int) -> StepPlan:
         """The plan of one step, both counted from 0."""
         used = [name for name in self.streams if self.uses(name, epoch, step)]
@@ -167,8 +174,8 @@ class Plan:
         sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
 
         def labels(name: str) -> npt.NDArray[np.int64]:
-            records = self._records(name, self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name]))))
-            return records["label"].astype(np.int64)
+            ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
+            return self._index(name)["label"][ids].astype(np.int64)
 
         return GlobalBatch(epoch, step, sizes, cache(labels))
 
@@ -196,7 +203,7 @@ class Plan:
         rows, weights = part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
         draws = RowDraws(self.seed, epoch, step, rows)
         ids = self._ids(stream_name, draws)
-        records = self._records(stream_name, ids)
+        records = self._index(stream_name)[ids]
         views = tuple(
             plan_view(
                 view,
@@ -263,8 +270,8 @@ class Plan:
         start = self._slots(draws.epoch, draws.step).start
         return self._samplers[stream_name].ids(draws, f"{stream_name}/samples", start)
 
-    def _records(self, stream_name: str, ids: npt.NDArray[np.int64]) -> np.ndarray:
-        return self.datasets[self.streams[stream_name].dataset].index[ids]
+    def _index(self, stream_name: str) -> np.ndarray:
+        return self.datasets[self.streams[stream_name].dataset].index
 
     def _slots(self, epoch: int, step: int, stream_name: str | None = None) -> range:
         """Places in the epoch that the step shows, by default those of the first stream."""

@@ -16,6 +16,11 @@ from typing import IO
 
 logger = logging.getLogger(__name__)
 
+
+class OutsideError(RuntimeError):
+    """The machine or the data, not this program, is at fault; the message says what to do."""
+
+
 TEMPORARY_SUFFIX = ".tmp"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # Lustre without `flock`, some network file systems
 
@@ -64,14 +69,14 @@ def write_atomically(path: Path, data: bytes) -> None:
 def only_user_of(folder: Path, refusal: str) -> Iterator[None]:
     """Keep other processes that ask for the same out of `folder`. The lock ends with this process, however it ends.
 
-    Raises RuntimeError(refusal) when another one has it.
+    Raises OutsideError(refusal) when another one has it.
     """
     descriptor = os.open(folder, os.O_RDONLY)  # not inherited by the processes that this one starts
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(refusal) from error
+            raise OutsideError(refusal) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -1,7 +1,7 @@
 """Checking an encoded image before it enters a shard, and turning what the pipeline could not decode into PNG or JPEG.
 
-Kept byte for byte are JPEG (grey, colour, CMYK) and 8-bit grey or RGB PNG: every decoder of the pipeline reads these
-alike. Everything else becomes PNG. Pixels stay as stored: an EXIF orientation is counted, never applied, as in
+Kept byte for byte are JPEG (grey, colour, CMYK of Adobe) and 8-bit grey or RGB PNG: every decoder of the pipeline reads
+these alike. Everything else becomes PNG. Pixels stay as stored: an EXIF orientation is counted, never applied, as in
 torchvision's ImageFolder.
 """
 
@@ -16,18 +16,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image, ImageFile, features
 from PIL import __version__ as pillow_version
 
 from shards.format import MAX_IMAGE_SIDE
+from shards.image_formats import BadImageError, open_image
 
 # A decoded image must fit into memory: 178 million pixels are 0.5 GB. Pillow's own limit for certain bombs.
 MAX_PIXELS = 178_956_970
 
 REPAIR_QUALITY = 95  # a repaired image is encoded a second time; little is lost at this quality
-
-# Readers that Pillow may try on untrusted bytes. Not among them: EPS (starts Ghostscript) and rare formats.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -38,10 +37,6 @@ _BASELINE_TO_PROGRESSIVE = range(0xC0, 0xC3)  # SOF0..SOF2: the processes that a
 _OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, hierarchical, arithmetic
 _SEGMENT_START = struct.Struct(">BBH")  # 0xFF, marker, length without these first two bytes
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
-
-
-class BadImageError(ValueError):
-    """The bytes are no image that the pipeline could decode; says why."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +105,7 @@ def check_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
     if data.startswith(_PNG_SIGNATURE) and _PNG_END not in data:
         raise BadImageError("PNG without its end: the file is cut")
     with _opened(data) as image:
-        stored_format = str(image.format).lower()
+        stored_format = _format_of(image)
         keep = stored_format == "png" and policy.encode == "keep" and _is_plain_png(image, data)
         if not keep:
             return _encoded_again(image, policy, stored_format)
@@ -120,13 +115,26 @@ def check_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
         return CheckedImage(data, "png", *image.size, stored_format, notes)
 
 
+def as_rgb(data: bytes) -> NDArray[np.uint8]:
+    """The pixels that training sees of an image file, uint8 (height, width, 3): the one way from a file to pixels.
+
+    Whoever shows a file to a network without a shard set in between decodes it here. It is the image as the builder
+    would put it into a set, decoded: 16 bits are scaled, alpha is dropped, of many frames the first is taken, an
+    EXIF orientation is not applied.
+
+    Raises BadImageError where the builder would refuse the file.
+    """
+    with Image.open(io.BytesIO(check_image(data, ImagePolicy()).data)) as image:
+        return np.asarray(image.convert("RGB"))
+
+
 def repair_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
     """Save what can be decoded of a damaged image and encode that again; missing rows are grey.
 
     A cut JPEG stays a JPEG, anything else becomes PNG. Raises BadImageError where nothing can be decoded.
     """
     with _accepting_truncation(), _opened(data) as image:
-        stored_format = "jpeg" if image.format == "MPO" else str(image.format).lower()
+        stored_format = _format_of(image)
         if stored_format == "jpeg" and policy.encode == "keep":
             repaired = _as_jpeg(_rgb_or_grey(image), stored_format, REPAIR_QUALITY)
         else:
@@ -139,12 +147,17 @@ def repair_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What precedes the first scan: size in pixels, 1, 3 or 4 components, the EXIF segment (or b""), where it ends."""
+    """What precedes the first scan of a JPEG.
+
+    width, height: in pixels; components: 1, 3 or 4; exif: the EXIF segment, or b""; adobe: whether there is an Adobe
+    segment; scan_start: where all this ends, in bytes.
+    """
 
     width: int
     height: int
     components: int
     exif: bytes
+    adobe: bool
     scan_start: int
 
 
@@ -153,7 +166,7 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
     Raises BadImageError.
     """
-    position, frame, exif = 2, None, b""
+    position, frame, exif, adobe = 2, None, b"", False
     while True:
         if position + _SEGMENT_START.size > len(data):
             raise _broken_header(position)
@@ -177,13 +190,15 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
             frame = data[content:end]
         elif marker == 0xE1 and data.startswith(_EXIF_PREFIX, content, end):
             exif = data[content:end]
+        elif marker == 0xEE and data.startswith(b"Adobe", content, end):
+            adobe = True
         position = end
     if frame is None or len(frame) < 6:
         raise BadImageError("JPEG header has no frame")
     height, width = int.from_bytes(frame[1:3]), int.from_bytes(frame[3:5])
     if frame[0] != 8 or frame[5] not in (1, 3, 4):
         raise BadImageError(f"JPEG of {frame[0]} bits and {frame[5]} components; 8 bits and 1, 3 or 4 can be decoded")
-    return JpegHeader(width, height, frame[5], exif, end)
+    return JpegHeader(width, height, frame[5], exif, adobe, end)
 
 
 def _broken_header(position: int) -> BadImageError:
@@ -197,15 +212,18 @@ def _check_jpeg(data: bytes, policy: ImagePolicy) -> CheckedImage:
     if data.rfind(_EOI, header.scan_start) < 0:
         raise BadImageError("JPEG without an end marker: the file is cut")
     notes = {1: ("grey",), 3: (), 4: ("cmyk",)}[header.components] + _exif_notes(header.exif)
-    if policy.encode == "jpeg":
+    # Without an Adobe segment nothing says whether 0 is no ink or full ink, and decoders differ: as Pillow reads it.
+    if policy.encode == "jpeg" or (header.components == 4 and not header.adobe):
         with _opened(data) as image:
             encoded = _encoded_again(image, policy, "jpeg")
+        if policy.encode == "keep":
+            notes = ("transcoded", *notes)
         return CheckedImage(encoded.data, encoded.extension, encoded.width, encoded.height, "jpeg", notes)
     if policy.check == "full":
         with _opened(data) as image:
             # All coefficients are entropy-decoded, which is what finds damage; the inverse DCT, which cannot fail,
             # runs at 1/8 scale. Half the time of a full-size decode.
-            image.draft(None, (header.width // 8, header.height // 8))
+            image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
             image.load()
     return CheckedImage(data, "jpg", header.width, header.height, "jpeg", notes)
 
@@ -214,7 +232,7 @@ def _encoded_again(image: Image.Image, policy: ImagePolicy, stored_format: str) 
     if policy.encode == "jpeg":
         if policy.max_side is not None:
             scale = 2 * policy.max_side / max(image.size)  # decode at no more than twice the size that is needed
-            image.draft(None, (round(image.width * scale), round(image.height * scale)))
+            image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         pixels = _rgb_or_grey(image)
         if policy.max_side is not None:
             pixels.thumbnail((policy.max_side, policy.max_side), Image.Resampling.LANCZOS)
@@ -222,6 +240,10 @@ def _encoded_again(image: Image.Image, policy: ImagePolicy, stored_format: str) 
     pixels = _rgb_or_grey(image)
     notes = ("transcoded", "grey") if pixels.mode == "L" else ("transcoded",)
     return CheckedImage(_saved(pixels, "PNG"), "png", *pixels.size, stored_format, notes)
+
+
+def _format_of(image: Image.Image) -> str:
+    return "jpeg" if image.format == "MPO" else str(image.format).lower()
 
 
 def _as_jpeg(pixels: Image.Image, stored_format: str, quality: int) -> CheckedImage:
@@ -292,13 +314,11 @@ def _check_size(width: int, height: int) -> None:
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The image, opened and of acceptable size. Whatever Pillow raises inside the block becomes BadImageError."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data), formats=_FORMATS) as image:
+        with warnings.catch_warnings(action="ignore"), open_image(data) as image:
             _check_size(*image.size)
             yield image
     except (BadImageError, MemoryError):
         raise
-    except Image.UnidentifiedImageError as error:
-        raise BadImageError(f"no image of a known format ({', '.join(_FORMATS)})") from error
     except Exception as error:  # Pillow's parsers raise nearly anything on malformed files
         raise BadImageError(f"cannot be decoded: {error or type(error).__name__}") from error
 

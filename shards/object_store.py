@@ -18,6 +18,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shards.files import OutsideError
+
 logger = logging.getLogger(__name__)
 
 SCHEMES = ("s3", "gs", "az", "https", "http", "file")
@@ -33,7 +35,7 @@ _FINAL_STATUS = re.compile(r"status code: 4(?!00|08|25|29)\d\d")
 Result = TypeVar("Result")
 
 
-class StoreError(RuntimeError):
+class StoreError(OutsideError):
     """A store that cannot be read or written, with the object's URL and the cause."""
 
 
@@ -80,7 +82,7 @@ def is_url(path: Path | str) -> bool:
 
 def set_location(text: str) -> Path | str:
     """A folder or a URL as the user typed it, for command lines."""
-    return text.rstrip("/") if is_url(text) else Path(text)
+    return text.rstrip("/") if is_url(text) else Path(text).expanduser()
 
 
 class Bucket:

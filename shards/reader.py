@@ -5,19 +5,23 @@ Opening reads dataset.json, maps the index and compares sizes and counts; every 
 
 from __future__ import annotations
 
+import copy
 import errno
+import hashlib
 import itertools
 import mmap
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from shards.files import hash_file
+from shards.class_names import class_ids, one_form
+from shards.files import OutsideError, hash_file
 from shards.format import (
     BY_CLASS_FILE,
     INDEX_DTYPE,
@@ -25,6 +29,7 @@ from shards.format import (
     SOURCES_FILE,
     DatasetInfo,
     FileInfo,
+    by_class_array,
     content_checksum,
     npy_header,
     read_dataset_info,
@@ -40,7 +45,7 @@ if TYPE_CHECKING:
 HASHED_INDEX_BYTES = 512 * 2**20
 
 
-class CorruptSampleError(RuntimeError):
+class CorruptSampleError(OutsideError):
     """The bytes of a sample are not those that the build wrote.
 
     shard: file name of its tar; sample: sample id; source: where the image came from originally.
@@ -70,6 +75,7 @@ class ShardSet:
     checksum: hex, equal for sets whose training data are equal.
     """
 
+    _given_classes: tuple[str, ...] | None = None  # of `with_classes`
     samples_ahead = 0  # the kernel's own advice works on a few batches, however small
 
     def __init__(self, path: Path | str) -> None:
@@ -110,11 +116,64 @@ class ShardSet:
         if self.class_starts[0] != 0 or not np.array_equal(np.diff(self.class_starts), self.samples_per_class):
             raise ValueError(f"{self.path}: {BY_CLASS_FILE} and dataset.json disagree on the class sizes; {_REBUILD}")
 
-    def __reduce__(self) -> tuple[type[ShardSet], tuple[Path | str, ...]]:
+    def with_classes(self, names: Sequence[str], whose: str) -> ShardSet:
+        """This set under the class ids of `names`: labels, counts and names are those of `whose` set or network.
+
+        Its classes are found by name, in any order and Unicode form; it may lack some. Samples and their ids stay.
+
+        Raises:
+            ValueError: it has samples of a class that is not among `names`.
+        """
+        ids = class_ids(self.class_names, names, self.samples_per_class, str(self.path), whose)
+        given = tuple(names)
+        if given == self.info.class_names:
+            return self
+        adjusted = copy.copy(self)
+        adjusted.__dict__.pop("labels", None)  # cached under the old ids
+        if not np.array_equal(ids, np.arange(len(given))):
+            adjusted.index = np.array(self.index)
+            adjusted.index["label"] = ids[self.index["label"].astype(np.int64)]
+            by_class = by_class_array(adjusted.index["label"], len(given))
+            adjusted.class_starts = by_class[: len(given) + 1].astype(np.int64)
+            adjusted.sample_ids_by_class = by_class[len(given) + 1 :]
+            adjusted.samples_per_class = np.diff(adjusted.class_starts)
+        counts = tuple(adjusted.samples_per_class.tolist())
+        adjusted.info = replace(self.info, class_names=given, samples_per_class=counts)
+        adjusted._given_classes = given
+        return adjusted
+
+    @cached_property
+    def images_checksum(self) -> str:
+        """Hex, equal for sets that hold the same images in the same classes, whatever the order of classes and samples,
+        the Unicode form of the names and the division into shards; two different sets with an equal one are as unlikely
+        as collisions of 64 bits."""
+        record = self.index["size"].astype(np.uint64) << np.uint64(32) | self.index["crc32"].astype(np.uint64)
+        with np.errstate(over="ignore"):  # splitmix64's finaliser, so that sums of similar records differ
+            record = (record ^ record >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
+            record = (record ^ record >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
+            sums = np.zeros(self.num_classes, np.uint64)
+            np.add.at(sums, self.labels, record ^ record >> np.uint64(31))
+        classes = zip(self.class_names, self.samples_per_class.tolist(), sums.tolist(), strict=True)
+        present = sorted((one_form(name), count, total) for name, count, total in classes if count)
+        return hashlib.sha256(repr(present).encode("utf-8", "surrogatepass")).hexdigest()
+
+    def __reduce__(self) -> tuple[object, tuple[object, ...]]:
+        return _reopened, (*self._opening(), self._given_classes)
+
+    def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
+        """What another process opens this set with."""
         return ShardSet, (self.path,)
 
     def __len__(self) -> int:
         return len(self.index)
+
+    def __repr__(self) -> str:
+        counts = self.samples_per_class
+        sizes = f", {counts.max():,} … {counts.min():,} per class" if len(counts) else ""
+        return (
+            f"ShardSet({str(self.path)!r}: {self.info.name} {self.info.split}, {len(self):,} images of "
+            f"{self.num_classes:,} classes{sizes})"
+        )
 
     @property
     def num_classes(self) -> int:
@@ -173,6 +232,11 @@ class ShardSet:
         return CorruptSampleError(shard, int(sample), self.source_of(sample), fault)
 
 
+def _reopened(kind: type[ShardSet], where: tuple[object, ...], names: tuple[str, ...] | None) -> ShardSet:
+    opened = kind(*where)  # type: ignore[arg-type]
+    return opened if names is None else opened.with_classes(names, "the training set")
+
+
 _REBUILD = "the set was changed after it was built: restore the file, or delete the folder and build it again"
 
 
@@ -229,6 +293,6 @@ def _map_tar(path: Path) -> np.ndarray:
     except OSError as error:
         if error.errno != errno.EMFILE:
             raise
-        raise RuntimeError(
+        raise OutsideError(
             f"{path}: too many open files; raise the limit (ulimit -n) above the shards in use"
         ) from error

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -30,8 +30,6 @@ class RemoteShardSet(ShardSet):
     """A shard set at a URL. Picklable: another process opens the same URL with the same cache.
 
     bucket: where it is read; `bucket.traffic` counts. copy: what is kept of it on this machine.
-    next_use: gives int64 (N,), larger where a sample is needed later: what is evicted first when the copy reaches its
-        limit. By default the samples are taken to be read in the order of the ids, again and again.
     """
 
     samples_ahead = 2048
@@ -48,13 +46,13 @@ class RemoteShardSet(ShardSet):
         self._fetch_index(text)
         self._map_index()
         self.copy = LocalCopy(self.folder, self.info, self.index, self._cache.limit_bytes)
-        self.next_use: Callable[[], np.ndarray] = self._in_order
-        self._last_read = 0
+        self._reads = 0
+        self._read_at = np.zeros(len(self), np.int64)  # the number of a sample's last read; 0 before the first
         self._pending: dict[int, Future[None]] = {}
-        self._pending_lock = threading.Lock()
+        self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
 
-    def __reduce__(self) -> tuple[type[ShardSet], tuple]:
+    def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
         return RemoteShardSet, (self.bucket.url, self._cache, self.bucket.patience)
 
     def encoded(self, sample: int) -> np.ndarray:
@@ -63,7 +61,8 @@ class RemoteShardSet(ShardSet):
         Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
         object lastingly holds other bytes than the build wrote.
         """
-        self._last_read = sample
+        self._reads += 1  # two threads may take the same number: it only orders
+        self._read_at[sample] = self._reads
         data = self.copy.read(sample)
         if data is None and (pending := self._pending.get(sample)) is not None:
             pending.result()  # raises what went wrong
@@ -76,6 +75,7 @@ class RemoteShardSet(ShardSet):
 
     def will_read(self, sample_ids: np.ndarray) -> None:
         """Begin to fetch what is not here yet of these samples; returns at once."""
+        self._read_at[sample_ids] = 0  # whatever else is evicted, not these
         absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
         with self._pending_lock:
             for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
@@ -179,7 +179,7 @@ class RemoteShardSet(ShardSet):
             return
         self.copy.write(first, data, good)
         if self.copy.over_limit():
-            self.copy.make_room(self.next_use)
+            self.copy.make_room(self._next_use)
 
     def _done(self, samples: range, _: Future[None]) -> None:
         with self._pending_lock:
@@ -189,8 +189,14 @@ class RemoteShardSet(ShardSet):
     def _shard_of(self, sample: int) -> str:
         return shard_file(int(self.index["shard"][sample]))
 
-    def _in_order(self) -> np.ndarray:
-        return (np.arange(len(self)) - self._last_read) % len(self)
+    def _next_use(self) -> np.ndarray:
+        """int64 (N,), larger where a sample is needed later.
+
+        An epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what was
+        read longest ago, or not at all, comes back first. What was read just now is still on its way to the decoder.
+        """
+        on_its_way = self._reads - self._read_at < self.samples_ahead
+        return np.where(on_its_way, 0, self._read_at)
 
     # ------------------------------------------------------------------- opening
 

@@ -18,23 +18,13 @@ import numpy as np
 
 from shards.files import write_atomically
 from shards.format import INDEX_DTYPE, ShardInfo, printable_name, shard_file, shard_index_file
-from shards.images import BadImageError, CheckedImage, ImagePolicy, check_image, repair_image
+from shards.image_formats import BadImageError, is_misnamed
+from shards.images import CheckedImage, ImagePolicy, check_image, repair_image
 from shards.source import JSON, Fetcher, SampleRef
 from shards.writer import ShardWriter
 
 OnBad = Literal["fail", "skip", "repair"]
 
-# The endings that say what a file holds; a file of another ending is not misnamed, only unnamed.
-_SUFFIXES = {
-    "jpeg": {"jpg", "jpeg", "jpe", "jfif", "mpo"},
-    "png": {"png", "apng"},
-    "webp": {"webp"},
-    "bmp": {"bmp"},
-    "tiff": {"tif", "tiff"},
-    "gif": {"gif"},
-    "ppm": {"ppm", "pgm", "pbm", "pnm"},
-}
-_KNOWN_SUFFIXES = frozenset().union(*_SUFFIXES.values())
 # Samples whose reading begins ahead of time: enough to hide the latency of a disk behind checking and hashing.
 _AHEAD = 16
 
@@ -150,7 +140,7 @@ def run_shard_task(
             else:
                 writer.add(position, image.data, image.extension, ref.label, image.width, image.height)
                 counts.update((image.stored_format, *image.notes))
-                counts["misnamed"] += _is_misnamed(ref.name, image.stored_format)
+                counts["misnamed"] += is_misnamed(ref.name, image.stored_format)
             advance(1, len(data))
         info, records = writer.finish()
     ShardResult(info, records, skipped, bad, dict(+counts)).write(settings.folder)
@@ -183,8 +173,3 @@ def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: B
         return repair_image(data, settings.policy)
     except BadImageError:
         return None
-
-
-def _is_misnamed(name: str, stored_format: str) -> bool:
-    suffix = name.rpartition(".")[2].lower()
-    return suffix in _KNOWN_SUFFIXES and suffix not in _SUFFIXES[stored_format]

@@ -11,6 +11,7 @@ FOLDERS = {
     "pipeline": {"shards", "pipeline"},
     "train": {"shards", "pipeline", "train"},
     "tools": {"shards", "pipeline", "train", "tools"},
+    "longtail": {"shards", "pipeline", "train", "tools", "longtail"},
 }
 FOREIGN = {"shards": {"torch", "nvidia"}}
 MAX_DEPTH = 2
@@ -24,14 +25,18 @@ FLOORS = {
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules"},
+        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources"},
+        {"early"},
+        {"help_text"},
         {"models"},
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
         {"optimizers", "features"},
-        {"loop", "launch", "datasets"},
+        {"launch", "datasets", "cautions"},
+        {"loop"},
         {"evaluation"},
+        {"rehearsal"},
         {"run"},
     ],
 }

@@ -4,6 +4,7 @@ What is changed about them is `SHORTENED`: data sets are accepted although they 
 where a generated set lacks most of a data set's classes, training reads another.
 """
 
+import json
 import os
 import pickle
 import re
@@ -20,12 +21,12 @@ ROOT = Path(__file__).parents[1]
 TWO_STEPS = "--epochs 1 --max_steps 2 --batch_size 4 --trackers []"
 ON_OWN_IMAGES = "--data.train data/mine/train --data.test data/mine/test --model.name resnet18"
 SHORTENED = {
-    "tools.build_shards imagenet-lt": "--allow-partial",
-    "tools.build_shards inat18": "--allow-partial",
+    "build imagenet-lt": "--allow-partial",
+    "build inat18": "--allow-partial",
     "--archive cifar-100-python.tar.gz --split test": "--allow-partial",
-    "recipes/imagenet-lt/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/inat18/bs-cmo.yaml": f"{TWO_STEPS} {ON_OWN_IMAGES}",
-    "recipes/cifar100-lt/bs-cmo.yaml": TWO_STEPS,
+    "--recipe imagenet-lt/bs-cmo": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "--recipe inat18/bs-cmo": f"{TWO_STEPS} {ON_OWN_IMAGES}",
+    "--recipe cifar100-lt/bs-cmo": TWO_STEPS,
     "--run_dir runs/mine": f"{TWO_STEPS} --model.name resnet18",
 }
 
@@ -60,13 +61,15 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_full_cifar100(folder)
     counts = class_folders(prefix="train", counts=(30, 12, 5)) | class_folders(prefix="test", counts=(2, 2, 2))
     (folder / "photos.zip").write_bytes(zip_bytes(counts))
+    (folder / "photos" / "new").mkdir(parents=True)
+    (folder / "photos" / "new" / "one.png").write_bytes(next(iter(class_folders(prefix="new", counts=(1,)).values())))
     for split in ("train", "test"):
-        run(f".venv/bin/python -m tools.build_shards digits-lt --split {split} --out data/digits-lt/{split}", folder)
+        run(f"longtail build digits-lt --split {split} --out data/digits-lt/{split}", folder)
     for recipe in ("digits-lt/ce", "digits-lt/bs-cmo"):
-        run(f".venv/bin/python -m train --recipe recipes/{recipe}.yaml {TWO_STEPS}", folder)
+        run(f"longtail train --recipe recipes/{recipe}.yaml {TWO_STEPS}", folder)
     # Own images first: the others train on them.
     for command in commands():
-        if "data/mine" in command:
+        if "mine" in command:
             run(shortened(command), folder)
     return folder
 
@@ -78,15 +81,14 @@ def shortened(command: str) -> str:
 
 def run(command: str, folder: Path) -> str:
     """Run it with this environment's Python; returns its output."""
-    command = command.replace(".venv/bin/python", sys.executable)
-    command = command.replace(".venv/bin/accelerate", f"{sys.executable} -m accelerate.commands.accelerate_cli")
+    command = re.sub("^longtail", f"{sys.executable} -m longtail", command)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
     return done.stdout
 
 
-@pytest.mark.parametrize("command", [c for c in commands() if "make " not in c and "data/mine" not in c])
+@pytest.mark.parametrize("command", [c for c in commands() if c.startswith("longtail") and "mine" not in c])
 def test_command(command: str, workplace: Path) -> None:
     run(shortened(command), workplace)
 
@@ -101,9 +103,23 @@ def test_every_shortening_is_of_a_command() -> None:
         assert any(part in command for command in commands()), part
 
 
-@pytest.mark.parametrize("target", ["demo", "test"])
-def test_the_two_commands_are_targets(target: str) -> None:
-    assert f"make {target}" in commands()
+def test_the_first_screen_says_what_it_is_and_how_far() -> None:
+    screen = (ROOT / "README.md").read_text().splitlines()[:26]
+    text = " ".join(screen)
+    assert screen[0] == "# longtail" and screen[2].startswith("Train image classifiers on long-tailed data")
+    assert "not yet run on one" in text and "make demo" in text and "](docs/accuracy_by_class_size.png)" in text
+
+
+def test_the_numbers_of_the_text_are_those_of_the_results() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name in ("bs", "bs-cmo", "ce", "ce-cmo"):
+        result = json.loads((ROOT / "benchmarks" / "results" / f"cifar10-lt-{name}-15-epochs.json").read_text())
+        assert f"{result['test']['last']['all']:.1f}" in text, name
+
+
+@pytest.mark.parametrize("target", ["help", "setup", "demo", "test"])
+def test_the_makefile_has_what_is_named(target: str) -> None:
+    assert f"make {target}" in (ROOT / "README.md").read_text()
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: workers that build shards import this module again, and should not wait for torch.
     import torch
 
-    from tools.benchmarks.material import FULL, QUICK, Bench
+    from tools.benchmarks.material import FULL, QUICK, TOY, Bench
 
     namespace = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "tools.bench", *(arguments or sys.argv[1:])])
@@ -45,7 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(cores)
     try:
         with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
-            bench = Bench(Path(scratch), namespace.images, QUICK if namespace.quick else FULL, device, cores)
+            scale = TOY if namespace.toy else QUICK if namespace.quick else FULL
+            bench = Bench(Path(scratch), namespace.images, scale, device, cores)
             if namespace.subject != "all":
                 _measure(namespace.subject, bench, namespace.out, command)
                 return 0
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("subject", choices=[*SUBJECTS, "all"], metavar="SUBJECT")
     parser.add_argument("--quick", action="store_true", help="fewer images, batches and rounds: minutes on two cores")
+    parser.add_argument("--toy", action="store_true", help="a size that measures nothing: does it run at all?")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/SUBJECT.json")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
     parser.add_argument(

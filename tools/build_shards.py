@@ -30,21 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     namespace = _parser().parse_args(arguments)
     try:
-        options = _build_options(namespace)
-        workers, run = _executor(namespace)
-        target = namespace.out
-        if is_url(target):
-            namespace.out = staging_folder(target)  # beside which sources unpack what they have to
-        sources = SOURCES[namespace.source].from_args(namespace)
-        for suffix, source in sources.items():
-            place = f"{target}{suffix}"
-            folder, store = (staging_folder(place), StoreUpload(place)) if is_url(place) else (Path(place), None)
-            print(f"{place}: {source.name} {source.split}, {len(source.samples):,} images")
-            with _ProgressBar() as progress:
-                info = build_shard_set(source, folder, options, workers, progress, store, run)
-            print(_summary(place, info))
-        for source in sources.values():  # after all: they may share one spooled archive
-            source.close()
+        build(namespace)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -54,13 +40,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def build(namespace: argparse.Namespace) -> list[str]:
+    """Build what parsed options ask for; returns the folders or URLs of the sets, that of --out first."""
+    options = _build_options(namespace)
+    workers, run = _executor(namespace)
+    target = namespace.out
+    if is_url(target):
+        namespace.out = staging_folder(target)  # beside which sources unpack what they have to
+    sources = SOURCES[namespace.source].from_args(namespace)
+    for suffix, source in sources.items():
+        place = f"{target}{suffix}"
+        folder, store = (staging_folder(place), StoreUpload(place)) if is_url(place) else (Path(place), None)
+        print(f"{place}: {source.name} {source.split}, {len(source.samples):,} images")
+        with _ProgressBar() as progress:
+            info = build_shard_set(source, folder, options, workers, progress, store, run)
+        print(_summary(place, info))
+    for source in sources.values():  # after all: they may share one spooled archive
+        source.close()
+    return [f"{target}{suffix}" for suffix in sources]
+
+
+def add_arguments(source: str, parser: argparse.ArgumentParser) -> None:
+    """The options of a source, and those of every build."""
+    SOURCES[source].add_arguments(parser)
+    _add_build_arguments(parser)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tools.build_shards", description=__doc__)
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name, command in SOURCES.items():
-        subparser = sources.add_parser(name, help=command.help, description=command.help)
-        command.add_arguments(subparser)
-        _add_build_arguments(subparser)
+        add_arguments(name, sources.add_parser(name, help=command.help, description=command.help))
     return parser
 
 

@@ -3,17 +3,20 @@
 Runs of one recipe that differ in their seed become one row: mean ± standard deviation of the test accuracy.
 """
 
-import argparse
 import json
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from tools.markdown import markdown, mean_and_spread
+from shards.commandline import Parser, home_path, run_command, tell
+from tools.markdown import markdown
+from train.evaluation.spread import mean_and_spread
 
 GROUPS = ("all", "many", "medium", "few")
+TITLE = "Test accuracy (%)"
 
 
 def read_result(run_dir: Path) -> dict[str, Any]:
@@ -21,11 +24,44 @@ def read_result(run_dir: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: the run is not finished, or the folder is none.
+        ValueError: the file is damaged, or the run had no test set.
     """
     path = run_dir / "result.json"
     if not path.is_file():
         raise FileNotFoundError(f"{path}: not found; is the run finished? See {run_dir / 'status.json'}")
-    return json.loads(path.read_text())
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged: {error}") from error
+    missing = [key for key in ("options", "group_rule", "data") if key not in dict(result)]
+    if missing:
+        raise ValueError(f"{path}: no {', '.join(missing)} in it, so not the result of a run")
+    if "test" not in result:
+        raise ValueError(f"{path}: the run had no test set, so it has no test numbers to compare")
+    return result
+
+
+def read_results(run_dirs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """The results of the runs that have one; the others are said, on standard error.
+
+    Raises:
+        FileNotFoundError: none has one.
+    """
+    results = {}
+    for run_dir in run_dirs:
+        try:
+            results[run_dir] = read_result(run_dir)
+        except (OSError, ValueError) as error:
+            print(f"compare_runs: left out: {error}", file=sys.stderr)
+    if not results:
+        raise FileNotFoundError(f"none of {len(run_dirs)} folders has the result of a run")
+    return results
+
+
+def checksum(result: dict[str, Any], role: str) -> str:
+    """Of the images of a set in their classes, by name; runs of earlier versions noted that of the files."""
+    data = result["data"][role]
+    return data.get("images_checksum", data["checksum"])
 
 
 def row_name(run_dir: Path, result: dict[str, Any]) -> str:
@@ -36,8 +72,8 @@ def row_name(run_dir: Path, result: dict[str, Any]) -> str:
 def check_comparable(results: Sequence[dict[str, Any]]) -> None:
     """Refuse to put numbers beside each other that were measured on different data or by different group rules."""
     for what, values in {
-        "training sets": {r["data"]["train"]["checksum"] for r in results},
-        "test sets": {r["data"]["test"]["checksum"] for r in results},
+        "training sets": {checksum(r, "train") for r in results},
+        "test sets": {checksum(r, "test") for r in results},
         "group rules": {r["group_rule"] for r in results},
     }.items():
         if len(values) > 1:
@@ -84,31 +120,44 @@ def _mean_cost(members: Sequence[dict[str, Any]], key: str) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table, and write it where --out says."""
-    parser = argparse.ArgumentParser(prog="python -m tools.compare_runs", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
+    parser = Parser(prog="python -m tools.compare_runs", description=__doc__.splitlines()[0])
+    parser.add_argument("run_dirs", nargs="+", type=home_path, metavar="RUN_DIR")
     parser.add_argument("--weights", choices=("last", "best"), default="last", help="final weights or the best epoch's")
     parser.add_argument(
         "--cost",
         action="store_true",
         help="add training speed relative to the first run, and memory, as they were then",
     )
-    parser.add_argument("--out", type=Path, help="write the table (Markdown) to this file too")
+    parser.add_argument("--out", type=home_path, help="write the table (Markdown) to this file too")
     options = parser.parse_args(arguments)
-    try:
-        results = {run_dir: read_result(run_dir) for run_dir in options.run_dirs}
-        check_comparable(list(results.values()))
-        if options.cost:
-            check_cost_is_comparable(results)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"compare_runs: error: {error}", file=sys.stderr)
-        return 1
-    first = next(iter(results.values()))
-    title = f"Test accuracy (%), {options.weights} epoch; {first['group_rule']}."
-    text = f"{title}\n\n{table(results, options.weights, options.cost)}"
-    print(text)
+    return run_command("compare_runs", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
     if options.out is not None:
-        options.out.write_text(text)
+        claim(options.out)
+    results = read_results(options.run_dirs)
+    check_comparable(list(results.values()))
+    if options.cost:
+        check_cost_is_comparable(results)
+    first = next(iter(results.values()))
+    title = f"{TITLE}, {options.weights} epoch; {first['group_rule']}."
+    text = f"{title}\n\n{table(results, options.weights, options.cost)}"
+    if options.out is not None:
+        options.out.write_text(text, encoding="utf-8", errors="backslashreplace")
+    tell(text)
     return 0
+
+
+def claim(out: Path) -> None:
+    """Make the folder of a file to write, before anything is read.
+
+    Raises:
+        FileExistsError: there is a file that is no table of this command.
+    """
+    if out.is_dir() or (out.exists() and not out.read_bytes().startswith(TITLE.encode())):
+        raise FileExistsError(f"{out}: exists, and is no comparison of runs; give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
 
 
 if __name__ == "__main__":

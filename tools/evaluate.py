@@ -1,52 +1,134 @@
-"""Evaluate checkpoints of runs and released ones: python -m tools.evaluate --checkpoint FILE … --data DIR.
+"""Evaluate checkpoints of runs and released ones: python -m tools.evaluate --checkpoint FILE|RUN … --data DIR.
 
-With several checkpoints, for example of several seeds, mean ± standard deviation too.
+With several checkpoints of one method, for example of several seeds, mean ± standard deviation too.
 """
 
-import argparse
-import csv
 import json
+import logging
 import sys
-from collections.abc import Sequence
+from argparse import SUPPRESS, Namespace
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
-from shards.object_store import StoreError, is_url, set_location
+from shards.class_names import class_ids, shown
+from shards.commandline import (
+    OldPresetName,
+    Parser,
+    UsageError,
+    finite_number,
+    home_path,
+    run_command,
+    tell,
+    whole_number,
+)
+from shards.object_store import is_url, set_location
 from shards.reader import ShardSet
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
+from train.checkpoints.files import checkpoint_file
 from train.checkpoints.trained import Trained, load_trained
-from train.evaluation import pictures
+from train.datasets import classes_without_samples
+from train.evaluation.class_tables import write_per_class, write_predictions
+from train.evaluation.decoration import decorate
+from train.evaluation.details import Details, with_details
+from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
-from train.evaluation.scores import Scores, predict, score
+from train.evaluation.scores import Predictions, Scores, predict, score
+from train.evaluation.spread import mean_and_spread
 from train.evaluation.test_prior import add_options, for_test_prior
+from train.launch import device_of
 from train.run_folder import write_json
 
-SHOWN = ("all", "many", "medium", "few", "balanced", "worst", "harmonic", "calibration_error")
-TITLES = ("All", "Many", "Medium", "Few", "Balanced", "Worst class", "Harmonic", "ECE")
+logger = logging.getLogger(__name__)
+
+SHOWN = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 
 
-def read_train_counts(path: Path | str) -> np.ndarray:
-    """Training samples of each class, int64 (classes,): of a shard set, or from JSON.
+def read_train_counts(path: Path | str, trained: Trained) -> np.ndarray:
+    """Training samples of each class of a network, int64 (classes,): of a shard set, or from JSON.
 
-    The JSON is a list of counts, or an object with such a list under "samples_per_class" (as in a dataset.json).
+    The JSON is a list of counts in the network's order, or an object with such a list under "samples_per_class". Where
+    the network and the source name their classes (a shard set, or "class_names" beside the counts, as in a
+    dataset.json), they are matched by name.
     """
     if is_url(path) or Path(path).is_dir():
-        return ShardSet.open(path).samples_per_class
+        dataset = ShardSet.open(path)
+        return _counts_by_name(dataset.class_names, dataset.samples_per_class, trained, str(path))
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path}: expected the folder of a training shard set, or JSON of counts") from None
     except ValueError as error:
         raise ValueError(f"{path}: not JSON: {error}") from error
-    counts = content.get("samples_per_class") if isinstance(content, dict) else content
+    by_key = content if isinstance(content, dict) else {"samples_per_class": content}
+    counts, names = by_key.get("samples_per_class"), by_key.get("class_names")
     if not isinstance(counts, list) or not counts or not all(type(n) is int and n > 0 for n in counts):
         raise ValueError(f"{path}: expected a list of positive counts, alone or under 'samples_per_class'")
+    if isinstance(names, list) and len(names) == len(counts):
+        return _counts_by_name([str(name) for name in names], np.array(counts), trained, str(path))
     return np.array(counts, dtype=np.int64)
+
+
+def _counts_by_name(names: Sequence[str], counts: np.ndarray, trained: Trained, where: str) -> np.ndarray:
+    if trained.class_names is None:
+        return counts
+    ids = class_ids(names, trained.class_names, counts, where, f"the network {trained.path}")
+    if set(ids[ids >= 0].tolist()) != set(range(trained.classes)):
+        raise ValueError(f"{where}: {len(names)} classes, the network {trained.path} has {trained.classes} by name")
+    result = np.zeros(trained.classes, dtype=np.int64)
+    result[ids[ids >= 0]] = counts[ids >= 0]
+    return result
+
+
+def train_counts(options: Namespace, trained: Trained) -> np.ndarray:
+    """Training samples of each class, from --train-counts or from the checkpoint.
+
+    Raises:
+        UsageError: a released file has none, and the option is not given.
+    """
+    if options.train_counts is not None:
+        return read_train_counts(options.train_counts, trained)
+    if trained.samples_per_class is None:
+        raise UsageError(
+            f"{trained.path}: a released file does not say how many training samples its classes have; give "
+            "--train-counts, the training shard set or JSON of counts"
+        )
+    return trained.samples_per_class
+
+
+def matched(trained: Trained, dataset: ShardSet) -> ShardSet:
+    """The set under the network's class ids, by name; as it is for a released network, whose classes have no names.
+
+    Raises:
+        ValueError: it has a class that the network does not know.
+    """
+    if trained.class_names is None:
+        return dataset
+    result = dataset.with_classes(trained.class_names, f"the network {trained.path}")
+    if dataset.class_names != result.class_names:
+        logger.warning("%s has its own list of classes; matched by name to those of the network", dataset.path)
+    return result
 
 
 def check_fit(trained: Trained, dataset: ShardSet, counts: np.ndarray) -> None:
@@ -56,99 +138,231 @@ def check_fit(trained: Trained, dataset: ShardSet, counts: np.ndarray) -> None:
         raise ValueError(f"numbers of classes differ: {', '.join(f'{n} in {what}' for what, n in found.items())}")
 
 
-def evaluate(trained: Trained, dataset: ShardSet, counts: np.ndarray, options: argparse.Namespace) -> Scores:
-    """Scores of a network on every image of a shard set."""
+def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[str]:
+    """What a reader of the numbers has to know."""
+    found = []
+    if options.logit_adjustment is not None and trained.corrects_prior:
+        found.append(
+            f"{trained.path}: trained with a loss that corrects the class prior already; --logit-adjustment corrects "
+            "it a second time"
+        )
+    lacking = classes_without_samples(dataset)
+    if lacking:
+        found.append(f"{dataset.path}: no image of {len(lacking)} of {dataset.num_classes} classes: {shown(lacking)}")
+    if trained.class_names is None:
+        found.append(
+            f"{trained.path}: a released file names no classes; those of {dataset.path} are taken in their order"
+        )
+    return found
+
+
+def evaluate(
+    trained: Trained, dataset: ShardSet, counts: np.ndarray, options: Namespace
+) -> tuple[Scores, Details | None]:
+    """Scores of a network on every image of a shard set; no details where their logits are too many to keep."""
     if options.tau_norm is not None:
         tau_normalise(trained.model, options.tau_norm)
     if options.logit_adjustment is not None:
         adjust_logits(trained.model, counts, options.logit_adjustment)
+    validation = None
+    if options.validation is not None:
+        validation_set = matched(trained, ShardSet.open(options.validation))
+        check_fit(trained, validation_set, counts)
+        validation = _predictions(trained, validation_set, options)
+    rule, predictions = GroupRule(options.many_min, options.few_max), _predictions(trained, dataset, options)
+    scores = score(predictions, counts, rule)
+    return (scores, None) if predictions.logits is None else with_details(scores, counts, rule, validation)
+
+
+def _predictions(trained: Trained, dataset: ShardSet, options: Namespace) -> Predictions:
     device = trained.method.context.device
     views = trained.preset.crops if options.crops == 5 else trained.preset.evaluation
     if not views:
         raise ValueError(f"--crops 5 needs a preset that follows the backbone; {trained.preset.name} has no such crops")
     batches = evaluation_batches(dataset, views, options.batch_size, device, executor=options.executor)
-    predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
-    return score(predictions, counts, GroupRule(options.many_min, options.few_max))
+    return predict(trained.method, trained.model, batches, len(dataset), nullcontext, keep_logits=True)
 
 
 def write(
-    folder: Path, trained: Trained, dataset: ShardSet, counts: np.ndarray, scores: Scores, rule: GroupRule
+    folder: Path,
+    trained: Trained,
+    dataset: ShardSet,
+    counts: np.ndarray,
+    found: tuple[Scores, Details | None],
+    rule: GroupRule,
+    warnings: Sequence[str] = (),
 ) -> None:
-    """scores.json, per_class.csv, confusion.csv and the pictures of one checkpoint."""
+    """scores.json, per_class.csv, predictions.csv, confusion.csv and the pictures of one checkpoint."""
+    scores, details = found
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"checkpoint": str(trained.path), "network": trained.description, "preset": trained.preset.name}
-    write_json(folder / "scores.json", {**content, "group_rule": rule.describe(), "test": scores.numbers})
-    predicted = scores.confusion.sum(axis=0)
-    with (folder / "per_class.csv").open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall", "precision"])
-        for number, name in enumerate(dataset.class_names):
-            correct = scores.confusion[number, number]
-            shares = [_percent(correct, total) for total in (dataset.samples_per_class[number], predicted[number])]
-            writer.writerow([number, name, counts[number], dataset.samples_per_class[number], *shares])
+    names, groups = dataset.class_names, shot_groups(counts, rule)
+    write_json(
+        folder / "scores.json",
+        {
+            "checkpoint": str(trained.path),
+            "network": trained.description,
+            "preset": trained.preset.name,
+            "data": str(dataset.path),
+            "group_rule": rule.describe(),
+            "classes_without_images": classes_without_samples(dataset),
+            "warnings": list(warnings),
+            "test": scores.numbers,
+            "reliability": None if details is None else details.reliability,
+            "meanings": {name: meaning for name, meaning in MEANINGS.items() if name in scores.numbers},
+        },
+    )
     np.savetxt(folder / "confusion.csv", scores.confusion, fmt="%d", delimiter=",")
-    groups = shot_groups(counts, rule)
-    pictures.accuracy_by_class_size(counts, scores.recall, groups, folder / "accuracy_by_class_size.png")
-    if dataset.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        pictures.confusion(scores.confusion, dataset.class_names, folder / "confusion.png")
+    path = folder / "per_class.csv"
+    decorate(path, lambda: write_per_class(path, dataset, counts, rule, scores, details))
+    images = folder / "predictions.csv"
+    decorate(images, lambda: write_predictions(images, dataset, scores.predictions))
+    decorate(folder, lambda: _draw(folder, names, counts, scores, groups))
 
 
-def _percent(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.2f}" if whole else ""
+def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, groups: Mapping[str, np.ndarray]) -> None:
+    from train.evaluation import pictures  # a plotting library that does not start must not cost the numbers
+
+    def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
+        decorate(folder / name, lambda: picture(*content, folder / name))
+
+    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, scores.recall, groups, names)
+    draw("confusion.png", pictures.confusion, scores.confusion, names, counts, groups)
 
 
-def table(scores: dict[str, Scores]) -> str:
-    """Markdown: a row a checkpoint, and mean ± standard deviation where there are several."""
-    rows = [[name, *(mean_and_spread([s.numbers[key]]) for key in SHOWN)] for name, s in scores.items()]
-    if len(scores) > 1:
-        columns = [[s.numbers[key] for s in scores.values()] for key in SHOWN]
+def table(scores: Mapping[str, Scores], with_mean: bool = True) -> str:
+    """Markdown: one row per checkpoint, and mean ± standard deviation where there are several."""
+    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in SHOWN.values())] for name, s in scores.items()]
+    if len(scores) > 1 and with_mean:
+        columns = [[s.numbers.get(key) for s in scores.values()] for key in SHOWN.values()]
         rows.append([f"mean of {len(scores)}", *map(mean_and_spread, columns)])
-    return markdown(("checkpoint", *TITLES), rows)
+    return markdown(("checkpoint", *SHOWN), rows)
+
+
+def _explanation(scores: Mapping[str, Scores]) -> str:
+    """What the columns mean, one line each."""
+    numbers = [s.numbers for s in scores.values()]
+    there = [(title, key) for title, key in SHOWN.items() if any(n.get(key) is not None for n in numbers)]
+    return "".join(f"- {title}: {MEANINGS[key]}\n" for title, key in there)
+
+
+def differences(settings: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[str]:
+    """Names of what differs between networks beside their seeds: (description, settings) by checkpoint."""
+    flat = [{"network": description, **values} for description, values in settings.values()]
+    names = dict.fromkeys(name for one in flat for name in one)
+    return [name for name in names if any(one.get(name) != flat[0].get(name) for one in flat)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, write, print the table."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     options = _parser().parse_args(arguments)
-    names = _distinct_names(options.checkpoint)
-    try:
-        rule = GroupRule(options.many_min, options.few_max)
-        counts, dataset = read_train_counts(options.train_counts), ShardSet.open(options.data)
-        scores = {}
-        for name, path in zip(names, options.checkpoint, strict=True):
-            trained = load_trained(path, torch.device(options.device), options.preset, options.weights)
-            trained = for_test_prior(trained, options.test_prior, counts)
-            check_fit(trained, dataset, counts)
-            print(f"{path}: {trained.description}, preset {trained.preset.name}", flush=True)
-            scores[name] = evaluate(trained, dataset, counts, options)
-            write(options.out / name, trained, dataset, counts, scores[name], rule)
-    except (ValueError, FileNotFoundError, StoreError) as error:
-        print(f"evaluate: error: {error}", file=sys.stderr)
-        return 1
-    text = f"Accuracy in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n{table(scores)}"
-    (options.out / "table.md").write_text(text)
-    print(f"\n{text}\nTables and pictures are in {options.out}")
+    return run_command("evaluate", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
+    device = device_of(options.device)
+    rule = _group_rule(options)
+    paths = [checkpoint_file(path) for path in options.checkpoint]
+    names = _distinct_names(paths)
+    options.out = options.out or Path("runs/evaluation") / _default_name(paths, options.data)
+    claim(options.out, paths, options)
+    dataset = ShardSet.open(set_location(options.data))
+    scores, settings, warnings = {}, {}, []
+    for name, path in zip(names, paths, strict=True):
+        trained = load_trained(path, device, options.preset, options.weights)
+        counts, own = train_counts(options, trained), matched(trained, dataset)
+        trained = for_test_prior(trained, options.test_prior, counts)
+        check_fit(trained, own, counts)
+        tell(f"{path}: {trained.description}, preset {trained.preset.name}")
+        found = cautions(trained, own, options)
+        for warning in found:
+            logger.warning("%s", warning)
+        scored = evaluate(trained, own, counts, options)
+        scores[name] = scored[0]
+        settings[name] = (trained.description, trained.settings)
+        warnings += found
+        write(options.out / name, trained, own, counts, scored, rule, found)
+    differing = differences(settings)
+    if differing:
+        warnings.append(f"no mean over the checkpoints: they differ in {', '.join(differing[:8])}")
+    notes = "".join(f"\n{warning}\n" for warning in dict.fromkeys(warnings))
+    text = f"Results in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n"
+    text += f"{table(scores, with_mean=not differing)}{notes}\n{_explanation(scores)}"
+    (options.out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
+    tell(f"\n{text}\nTables and pictures are in {options.out}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.evaluate", description=__doc__)
+_SETTINGS = ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max", "test_prior", "crops")
+
+
+def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
+    """Make the output folder this evaluation's own, before anything is computed.
+
+    Raises:
+        FileExistsError: it holds the numbers of another one.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    own = {
+        "checkpoints": [str(path.absolute()) for path in checkpoints],
+        "data": str(options.data),
+        **{name: getattr(options, name) for name in _SETTINGS},
+    }
+    path = out / "evaluation.json"
+    found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own
+    differing = [name for name, value in own.items() if found.get(name) != value]
+    if differing:
+        raise FileExistsError(
+            f"{out} holds the numbers of another evaluation: {differing[0]} {found.get(differing[0])}, here "
+            f"{own[differing[0]]}; give another --out"
+        )
+    if (out / "options.yaml").exists() or (out / "result.json").exists():
+        raise FileExistsError(f"{out} is the folder of a run; give another --out, such as {out / 'evaluation'}")
+    write_json(path, own)
+
+
+def _group_rule(options: Namespace) -> GroupRule:
+    try:
+        return GroupRule(options.many_min, options.few_max)
+    except ValueError as error:
+        raise UsageError(f"--many-min and --few-max: {error}") from error
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.evaluate", description=__doc__)
     add = parser.add_argument
-    add("--checkpoint", type=Path, nargs="+", required=True, metavar="FILE", help="of a run, or as released")
-    add("--data", type=set_location, required=True, metavar="DIR|URL", help="shard set to evaluate on")
-    counts_help = "training shard set, or its class counts"
-    add("--train-counts", type=set_location, required=True, metavar="DIR|URL|JSON", help=counts_help)
+    file = "a checkpoint or the folder of a run, or a file as released"
+    add("--checkpoint", type=home_path, nargs="+", required=True, metavar="FILE|RUN", help=file)
+    add("--data", required=True, metavar="DIR|URL", help="shard set to evaluate on")
+    counts = "training shard set, or its class counts (default: the run's)"
+    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help=counts)
+    add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
     add_options(parser)
-    add("--crops", type=int, default=1, choices=(1, 5), help="test-time ensemble of five crops, beside one crop")
+    add("--crops", type=int, default=1, choices=(1, 5), help="average over five crops (default: one)")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
-    add("--many-min", type=int, default=101, metavar="N", help="many: at least N training samples (default: 101)")
-    add("--few-max", type=int, default=19, metavar="N", help="few: at most N (default: 19; the 224-pixel trainers: 20)")
-    add("--tau-norm", type=float, metavar="TAU", help="divide class vectors by their norm to this power (Kang et al.)")
-    add("--logit-adjustment", type=float, metavar="TAU", help="subtract TAU · log prior from the logits (Menon et al.)")
-    add("--batch-size", type=int, default=256, help="images at once (default: 256)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
+    add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
+    at_least_none = whole_number(0)
+    many, few = "many: at least N training samples (default: 101)", "few: at most N (default: 19; some trainers: 20)"
+    add("--many-min", type=at_least_none, default=101, metavar="N", help=many)
+    add("--few-max", type=at_least_none, default=19, metavar="N", help=few)
+    norm = "divide class vectors by their norm to this power (Kang et al.)"
+    add("--tau-norm", type=finite_number, metavar="TAU", help=norm)
+    prior = "subtract TAU · log prior from the logits (Menon et al.)"
+    add("--logit-adjustment", type=finite_number, metavar="TAU", help=prior)
+    add("--batch-size", type=whole_number(1), default=256, help="images at once (default: 256)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
     add("--executor", default="auto", choices=("auto", "dali", "resident", "reference"), help="who decodes")
-    add("--out", type=Path, default=Path("runs/evaluation"), metavar="DIR", help="where to write (%(default)s)")
+    add("--out", type=home_path, metavar="DIR", help="where to write (default: runs/evaluation/RUN-on-DATA)")
     return parser
+
+
+def _default_name(paths: Sequence[Path], data: str) -> str:
+    """Such as "birds-cmo-seed0-best-on-birds-test"."""
+    first = paths[0].absolute()
+    run = first.parents[1] if first.parent.name == "checkpoints" else first.parent
+    more = f"-and-{len(paths) - 1}-more" if len(paths) > 1 else ""
+    return f"{run.name}-{first.stem}{more}-on-{'-'.join(Path(data).parts[-2:]).strip('/-')}"
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
@@ -157,7 +371,7 @@ def _distinct_names(paths: Sequence[Path]) -> list[str]:
         names = ["-".join((*path.with_suffix("").parts[-parts:],)).strip("/-") for path in paths]
         if len(set(names)) == len(names):
             return names
-    raise SystemExit("evaluate: error: the same checkpoint is given twice")
+    raise UsageError("the same checkpoint is given twice")
 
 
 if __name__ == "__main__":

@@ -10,13 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from matplotlib import get_data_path
+from PIL import Image, ImageDraw, ImageFont
 
 from shards.class_counts import CMO_RULE, imbalance_ratio, shot_groups
 from shards.files import atomic_file
 from shards.object_store import set_location
 from shards.reader import ShardSet
 from shards.source import JSON
+from tools.near_duplicates import describe as describe_duplicates
+from tools.near_duplicates import near_duplicates
 
 _SHEET_CLASSES, _SHEET_COLUMNS = 12, 8
 _TILE, _CAPTION = 112, 16  # pixels
@@ -30,11 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--contact-sheet", type=Path, metavar="PNG", help="draw samples of classes from largest to smallest"
     )
+    against = "another set, such as the test set: images that are nearly those of this one (reads all of both)"
+    parser.add_argument("--against", type=set_location, metavar="DIR|URL", help=against)
     namespace = parser.parse_args(arguments)
     try:
         shards = ShardSet.open(namespace.folder)
         summary = summarise(shards)
+        other = ShardSet.open(namespace.against) if namespace.against else None
+        pairs = near_duplicates(shards, other) if other is not None else []
+        if other is not None and namespace.json:
+            summary["near_duplicates"] = [vars(pair) for pair in pairs]
         print(json.dumps(summary, indent=1, ensure_ascii=False) if namespace.json else describe(summary))
+        if other is not None and not namespace.json:
+            print(describe_duplicates(shards, other, pairs))
         if namespace.contact_sheet:
             with atomic_file(namespace.contact_sheet) as file:
                 contact_sheet(shards).save(file, "PNG")
@@ -101,15 +112,23 @@ def contact_sheet(shards: ShardSet) -> Image.Image:
     by_size = np.argsort(-shards.samples_per_class, kind="stable")
     ranks = np.unique(np.linspace(0, len(by_size) - 1, _SHEET_CLASSES).round().astype(int))
     sheet = Image.new("RGB", (_SHEET_COLUMNS * _TILE, len(ranks) * (_TILE + _CAPTION)), "white")
-    draw = ImageDraw.Draw(sheet)
+    draw, font = ImageDraw.Draw(sheet), _font()
     for row, label in enumerate(by_size[ranks].tolist()):
         top = row * (_TILE + _CAPTION)
-        caption = f"{label}: {shards.info.class_names[label]}, {shards.samples_per_class[label]:,} images"
-        draw.text((3, top + 2), caption, fill="black")
+        count = int(shards.samples_per_class[label])
+        caption = f"{label}: {shards.info.class_names[label]}, {count:,} image{'s' if count != 1 else ''}"
+        if row == 0 and len(ranks) < len(by_size):
+            caption += f"   ({len(ranks)} of {len(by_size):,} classes, evenly by rank)"
+        draw.text((3, top + 1), caption, fill="black", font=font)
         start, end = shards.class_starts[label : label + 2]
         for column, sample in enumerate(shards.sample_ids_by_class[start:end][:_SHEET_COLUMNS].tolist()):
             sheet.paste(_tile(shards, sample), (column * _TILE, top + _CAPTION))
     return sheet
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Matplotlib's font, which has the letters of Latin, Greek and Cyrillic names; Pillow's own has no umlauts."""
+    return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
 
 
 def _tile(shards: ShardSet, sample: int) -> Image.Image:

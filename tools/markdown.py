@@ -1,6 +1,5 @@
 """Numbers as Markdown tables."""
 
-import statistics
 from collections.abc import Iterable, Sequence
 
 
@@ -8,12 +7,3 @@ def markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A Markdown table."""
     lines = [titles, ["---"] * len(titles), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
-def mean_and_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of what is there, one decimal; a dash where nothing is, no spread for one value."""
-    present = [value for value in values if value is not None]
-    if not present:
-        return "–"
-    spread = f" ± {statistics.stdev(present):.1f}" if len(present) > 1 else ""
-    return f"{statistics.mean(present):.1f}{spread}"

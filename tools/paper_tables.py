@@ -7,7 +7,8 @@ from typing import Any
 
 import yaml
 
-RECIPES_FOLDER = Path(__file__).parents[1] / "recipes"
+from train.resources import RECIPES_FOLDER
+
 TABLES_FILE = RECIPES_FOLDER / "tables.yaml"
 NUMBERS = ("all", "many", "medium", "few")
 

@@ -1,58 +1,84 @@
-"""Classes of image files: python -m tools.predict --checkpoint FILE IMAGE|FOLDER … [--out predictions.csv|.json]"""
+"""Classes of image files: python -m tools.predict --checkpoint FILE|RUN IMAGE|FOLDER … [--out predictions.csv|.json]
 
-import argparse
+Files that cannot be read are skipped and listed; the exit status is then 4.
+"""
+
 import csv
 import json
+import logging
 import sys
+from argparse import SUPPRESS, Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
 from PIL import Image
 
-from pipeline.executors.pillow_reference import reference_view
+from pipeline.executors.pillow_reference import picture_view
 from pipeline.views.view import plan_view
-from shards.object_store import StoreError, set_location
+from shards.class_names import class_ids
+from shards.commandline import OldPresetName, Parser, home_path, run_command, tell, whole_number
+from shards.image_formats import IMAGE_SUFFIXES
+from shards.images import as_rgb
+from shards.object_store import set_location
 from shards.reader import ShardSet
 from tools.evaluate import read_train_counts
 from train.checkpoints.trained import Trained, load_trained
 from train.evaluation.test_prior import add_options, for_test_prior
+from train.launch import device_of
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff"})
+logger = logging.getLogger(__name__)
+
+SKIPPED = 4  # exit status: some files could not be read; all others are done
+_CLUTTER = ("__MACOSX", "@eaDir")  # of file managers and network drives
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and the image files below folders, sorted.
+    """Files as given, and the image files below folders, sorted. Other files of folders are counted in the log.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image.
     """
     found: list[Path] = []
+    left_out: Counter[str] = Counter()
     for path in paths:
-        if not path.exists():
+        if path.is_dir():
+            files = [p for p in sorted(path.rglob("*")) if not p.is_dir() and not _is_clutter(p.relative_to(path))]
+            found += [p for p in files if p.suffix.lower() in IMAGE_SUFFIXES]
+            left_out.update(p.suffix.lower() or "no suffix" for p in files if p.suffix.lower() not in IMAGE_SUFFIXES)
+        elif path.exists():
+            found.append(path)
+        else:
             raise FileNotFoundError(f"{path}: no such file or folder")
-        below = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
-        found += below
+    if left_out:
+        logger.warning("left out, no images by their suffix: %s", ", ".join(f"{n} {s}" for s, n in left_out.items()))
     if not found:
-        raise FileNotFoundError(f"no image ({', '.join(sorted(SUFFIXES))}) in {', '.join(map(str, paths))}")
+        raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
     return found
 
 
+def _is_clutter(path: Path) -> bool:
+    return any(part.startswith(".") or part in _CLUTTER for part in path.parts)
+
+
 def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
-    """uint8 (height, width, 3): an image as the network is evaluated on it.
+    """uint8 (height, width, 3): an image as the network is evaluated on it, from the pixels that a set would hold.
 
     Raises:
-        ValueError: the file is no image that Pillow can decode.
+        ValueError, OSError: the file is no image that a shard set would take, or cannot be read.
     """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-        plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
-        return reference_view(path.read_bytes(), plan, 0)
-    except OSError as error:
-        raise ValueError(f"{path}: not an image that can be decoded: {error}") from error
+    return shown(as_rgb(path.read_bytes()), trained)
+
+
+def shown(pixels: np.ndarray, trained: Trained) -> np.ndarray:
+    """The same of pixels in RGB: both uint8 (height, width, 3)."""
+    height, width = pixels.shape[:2]
+    plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
+    return picture_view(Image.fromarray(pixels), plan, 0)
 
 
 def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -63,79 +89,167 @@ def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
 def predictions(
     trained: Trained, images: Sequence[Path], names: Sequence[str], top: int, batch_size: int
 ) -> Iterator[dict[str, Any]]:
-    """For each image {"image", "classes": [{"class", "name", "probability"} … `top` of them, best first]}."""
-    device = trained.method.context.device
+    """For each image {"image", "classes": [{"class", "name", "probability"} … `top` of them, best first]}.
+
+    A file that cannot be read has {"image", "error"} instead.
+    """
     for start in range(0, len(images), batch_size):
-        paths = images[start : start + batch_size]
-        pixels = torch.from_numpy(np.stack([evaluation_picture(path, trained) for path in paths])).to(device)
-        best = trained.logits(pixels).softmax(dim=1).topk(min(top, trained.classes))
-        for path, values, classes in zip(paths, best.values.tolist(), best.indices.tolist(), strict=True):
-            yield {
-                "image": str(path),
-                "classes": [
-                    {"class": c, "name": names[c], "probability": round(p, 6)}
-                    for c, p in zip(classes, values, strict=True)
-                ],
-            }
-
-
-def write(path: Path, records: Sequence[dict[str, Any]]) -> None:
-    """JSON, or CSV with one row for each image and rank."""
-    if path.suffix == ".json":
-        path.write_text(json.dumps(records, indent=2) + "\n")
-        return
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "rank", "class", "name", "probability"])
+        records = [{"image": str(path)} for path in images[start : start + batch_size]]
+        pictures = []
+        for path, record in zip(images[start : start + batch_size], records, strict=True):
+            try:
+                pictures.append(evaluation_picture(path, trained))
+            except (ValueError, OSError) as error:
+                record["error"] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        found = iter(_best_classes(trained, pictures, names, top))
         for record in records:
+            yield record if "error" in record else {**record, "classes": next(found)}
+
+
+def _best_classes(
+    trained: Trained, pictures: Sequence[np.ndarray], names: Sequence[str], top: int
+) -> list[list[dict[str, Any]]]:
+    if not pictures:
+        return []
+    pixels = torch.from_numpy(np.stack(pictures)).to(trained.method.context.device)
+    best = trained.logits(pixels).softmax(dim=1).topk(min(top, trained.classes))
+    return [
+        [{"class": c, "name": names[c], "probability": round(p, 6)} for c, p in zip(classes, values, strict=True)]
+        for values, classes in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    ]
+
+
+class PredictionFile:
+    """JSON, or CSV with one row per image and rank; what is predicted is in the file at once."""
+
+    def __init__(self, file: IO[str], as_json: bool):
+        self._file, self._as_json, self._records = file, as_json, 0
+        self._rows = csv.writer(file)
+        if as_json:
+            file.write("[")
+        else:
+            self._rows.writerow(["image", "rank", "class", "name", "probability", "error"])
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write what `predictions` yields."""
+        if self._as_json:
+            text = json.dumps(record, indent=2).replace("\n", "\n  ")
+            self._file.write(f"{',' if self._records else ''}\n  {text}")
+        elif "error" in record:
+            self._rows.writerow([record["image"], "", "", "", "", record["error"]])
+        else:
             for rank, one in enumerate(record["classes"], start=1):
-                writer.writerow([record["image"], rank, one["class"], one["name"], one["probability"]])
+                self._rows.writerow([record["image"], rank, one["class"], one["name"], one["probability"], ""])
+        self._records += 1
+        self._file.flush()
+
+    def finish(self) -> None:
+        """Complete the file."""
+        if self._as_json:
+            self._file.write("\n]\n")
+
+
+@contextmanager
+def prediction_file(path: Path | None, overwrite: bool) -> Iterator[PredictionFile | None]:
+    """The file to write, made before anything is predicted, its folder too; whole also where the block fails.
+
+    Raises:
+        FileExistsError: there is one of that name, and nobody said that it may go.
+    """
+    if path is None:
+        yield None
+        return
+    if path.exists() and not overwrite:
+        raise FileExistsError(f"{path}: exists; give another --out, or --overwrite")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = PredictionFile(file, path.suffix.lower() == ".json")
+        try:
+            yield writer
+        finally:
+            writer.finish()
 
 
 def class_names(trained: Trained, dataset: Path | str | None) -> list[str]:
-    """Names from a shard set; the numbers where none is given."""
-    if dataset is None:
-        return [str(number) for number in range(trained.classes)]
-    names = ShardSet.open(dataset).class_names
-    if len(names) != trained.classes:
-        raise ValueError(f"{dataset} has {len(names)} classes, the network {trained.classes}; give its own data set")
-    return names
+    """Names of the network's classes: from its checkpoint; for a released one from a shard set, else their numbers.
+
+    Raises:
+        ValueError: the shard set has other classes than the network.
+    """
+    found = None if dataset is None else ShardSet.open(dataset)
+    if found is not None and found.num_classes != trained.classes:
+        raise ValueError(
+            f"{dataset} has {found.num_classes} classes, the network {trained.classes}; give its own data set"
+        )
+    if trained.class_names is not None:
+        if found is not None:  # also classes without samples have to be the network's
+            everything = np.ones(found.num_classes, dtype=np.int64)
+            class_ids(found.class_names, trained.class_names, everything, str(dataset), f"the network {trained.path}")
+        return list(trained.class_names)
+    if found is not None:
+        return found.class_names
+    logger.warning("%s: a released file has no class names; give them with --class-names", trained.path)
+    return [f"class {number}" for number in range(trained.classes)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the best class of each image; write all that was asked for."""
-    parser = argparse.ArgumentParser(prog="python -m tools.predict", description=__doc__)
-    add = parser.add_argument
-    add("images", type=Path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
-    add("--checkpoint", type=Path, required=True, metavar="FILE", help="of a run, or as released")
-    add("--class-names", type=set_location, metavar="DIR|URL", help="shard set with the names of the classes")
-    add_options(parser)
-    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help="for --test-prior train")
-    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
-    add("--top", type=int, default=5, help="classes an image in the file (default: 5)")
-    add("--batch-size", type=int, default=64, help="images at once (default: 64)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda (default: %(default)s)")
-    add("--out", type=Path, metavar="FILE", help="write .csv or .json")
+    """Print the best class of each image; write all that was asked for. Returns 4 if files had to be skipped."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    parser = _parser()
     options = parser.parse_args(arguments)
-    if options.out is not None and options.out.suffix not in (".csv", ".json"):
+    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
         parser.error(f"--out is {options.out}, expected a name that ends in .csv or .json")
-    try:
-        images = find_images(options.images)
-        trained = load_trained(options.checkpoint, torch.device(options.device), options.preset, options.weights)
-        counts = None if options.train_counts is None else read_train_counts(options.train_counts)
+    return run_command("predict", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
+    device = device_of(options.device)
+    images = find_images(options.images)
+    with prediction_file(options.out, options.overwrite) as file:
+        trained = load_trained(options.checkpoint, device, options.preset, options.weights)
+        counts = trained.samples_per_class
+        if options.train_counts is not None:
+            counts = read_train_counts(options.train_counts, trained)
         trained = for_test_prior(trained, options.test_prior, counts)
         names = class_names(trained, options.class_names)
-        records = []
+        skipped = 0
         for record in predictions(trained, images, names, options.top, options.batch_size):
+            if file is not None:
+                file.add(record)
+            if "error" in record:
+                skipped += 1
+                logger.warning("skipped %s: %s", record["image"], record["error"])
+                continue
             best = record["classes"][0]
-            print(f"{record['image']}\t{best['name']}\t{best['probability']:.4f}", flush=True)
-            records.append(record)
-    except (ValueError, FileNotFoundError, StoreError) as error:
-        print(f"predict: error: {error}", file=sys.stderr)
-        return 1
-    if options.out is not None:
-        write(options.out, records)
-    return 0
+            line = f"{record['image']}\t{best['name']}\t{best['probability']:.4f}"
+            if file is None:
+                print(line, flush=True)  # for this alone: where nobody reads on, the work is over
+            else:
+                tell(line)
+    if skipped:
+        logger.warning("%d of %d files could not be read", skipped, len(images))
+    return SKIPPED if skipped else 0
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.predict", description=__doc__)
+    add = parser.add_argument
+    add("images", type=home_path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
+    file = "a checkpoint or the folder of a run, or a file as released"
+    add("--checkpoint", type=home_path, required=True, metavar="FILE|RUN", help=file)
+    names = "shard set with the names of the classes (default: the run's)"
+    add("--class-names", type=set_location, metavar="DIR|URL", help=names)
+    add_options(parser)
+    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help="for --test-prior train (default: the run's)")
+    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
+    add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
+    add("--top", type=whole_number(1), default=5, help="classes per image in the file (default: 5)")
+    add("--batch-size", type=whole_number(1), default=64, help="images at once (default: 64)")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    add("--device", default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
+    add("--out", type=home_path, metavar="FILE", help="write .csv or .json; its folder is made")
+    add("--overwrite", action="store_true", help="replace the file of --out")
+    return parser
 
 
 if __name__ == "__main__":

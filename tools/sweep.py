@@ -5,21 +5,24 @@ repeated and interrupted ones continue, so the same command is run again after a
 run share it.
 """
 
-import argparse
 import fnmatch
 import json
+import shlex
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from tools.markdown import markdown, mean_and_spread
+from shards.commandline import Parser, home_path, run_command, tell, whole_number
+from tools.launching import environment, train_command
+from tools.markdown import markdown
 from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
-from train.checkpoints.files import CheckpointFolder
+from train.evaluation.spread import mean_and_spread
 from train.run_folder import write_json
 
 PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
@@ -45,9 +48,10 @@ class Sweep:
         Raises:
             ValueError: the folder holds runs with other options.
         """
+
         self.out.mkdir(parents=True, exist_ok=True)
         settings = self.out / "settings.json"
-        found = json.loads(settings.read_text()) if settings.exists() else self.extra
+        found = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else self.extra
         if found != self.extra:
             raise ValueError(f"{self.out} holds runs with --set {found}, found --set {self.extra}; give another --out")
         write_json(settings, self.extra)
@@ -61,16 +65,15 @@ class Sweep:
         return (self.run_dir(row, seed) / "result.json").is_file()
 
     def command(self, row: Row, seed: int) -> list[str]:
-        """The command of a row's run; its first stage has to be finished."""
-        launcher = [sys.executable, "-m", "train"]
-        if self.processes > 1:
-            accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml"]
-            launcher = [*accelerate, "--num_processes", str(self.processes), "-m", "train"]
+        """The command of a row's run; to be run, its first stage has to be finished."""
         options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
         if row.first_stage is not None:
-            checkpoints = CheckpointFolder(self.run_dir(first_stage(row), seed) / "checkpoints", keep=1)
-            options["model.init_from"] = checkpoints.positions()[-1][1]
-        return [*launcher, *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
+            folder = self.run_dir(first_stage(row), seed) / "checkpoints"
+            from train.checkpoints.files import CheckpointFolder  # imports torch, which --help need not wait for
+
+            found = CheckpointFolder(folder, keep=1).positions()
+            options["model.init_from"] = found[-1][1] if found else folder / "(the last of its first stage)"
+        return [*train_command(self.processes), *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
         """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
@@ -98,7 +101,7 @@ def _wait_for(command: Sequence[str]) -> int:
     handler yet and dies of the signal; a sweep that took this for a failed row would start the next.
     """
     # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
-    process = subprocess.Popen(command, process_group=0)
+    process = subprocess.Popen(command, process_group=0, env=environment())
     asked_to_stop = False
 
     def pass_on(number: int, frame: FrameType | None) -> None:
@@ -118,7 +121,7 @@ def _wait_for(command: Sequence[str]) -> int:
 def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
     """Test numbers of the finished runs of a row, or of the best expert of each, whose groups are not reported."""
     done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
-    numbers = [json.loads(path.read_text())["test"][weights] for path in done]
+    numbers = [json.loads(path.read_text(encoding="utf-8"))["test"][weights] for path in done]
     if not row.single_expert:
         return numbers
     alone = ([value for name, value in scores.items() if name.startswith("expert")] for scores in numbers)
@@ -161,14 +164,17 @@ def choose(tables: dict[str, Table], numbers: Sequence[str], pattern: str) -> di
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run what is not finished, then print the tables. Returns 1 if a run failed, 75 if one was interrupted."""
     options = _parser().parse_args(arguments)
+    return run_command("sweep", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
     tables = read_tables()
-    try:
-        chosen = choose(tables, options.tables or list(tables), options.rows)
-        sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
-        sweep.claim()
-    except ValueError as error:
-        print(f"sweep: error: {error}", file=sys.stderr)
-        return 1
+    chosen = choose(tables, options.tables or list(tables), options.rows)
+    sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
+    if options.dry_run:
+        print("\n".join(plan(sweep, [row for rows in chosen.values() for row in rows], options.seeds)))
+        return 0
+    sweep.claim()
     failed: list[str] = []
     if not options.print_only:
         for seed in options.seeds:
@@ -181,11 +187,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     failed.append(f"{sweep.run_dir(row, seed)} (exit status {status})")
     shown = ((number, rows) for number, rows in chosen.items() if rows)
     text = "\n".join(table_text(n, tables[n], rows, sweep, options.seeds, options.weights) for n, rows in shown)
-    print(text)
-    (options.out / "tables.md").write_text(text)
+    (options.out / "tables.md").write_text(text, encoding="utf-8")
+    tell(text)
     for run in failed:
         print(f"sweep: failed: {run}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def plan(sweep: Sweep, rows: Sequence[Row], seeds: Sequence[int]) -> list[str]:
+    """The commands of all runs that are not finished, each once, first stages before what starts from them."""
+    commands: list[str] = []
+    for seed in seeds:
+        for row in rows:
+            for stage in (row,) if row.first_stage is None else (first_stage(row), row):
+                command = shlex.join(map(str, sweep.command(stage, seed)))
+                if not sweep.finished(stage, seed) and command not in commands:
+                    commands.append(command)
+    return commands
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -195,16 +213,23 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.sweep", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
     add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml (default: all)")
     add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
-    add("--seeds", type=int, nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
+    add("--seeds", type=whole_number(0), nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")
-    add("--out", type=Path, default=Path("runs/sweep"), metavar="DIR", help="folder of the runs (default: %(default)s)")
-    add("--processes", type=int, default=1, help="processes of each run, one a GPU (default: 1)")
+    add(
+        "--out",
+        type=home_path,
+        default=Path("runs/sweep"),
+        metavar="DIR",
+        help="folder of the runs (default: %(default)s)",
+    )
+    add("--processes", type=whole_number(1), default=1, help="processes of each run, one a GPU (default: 1)")
     add("--weights", choices=("last", "best"), default="last", help="numbers of the last or of the best epoch")
+    add("--dry-run", action="store_true", help="run nothing, print the commands of the runs that are not finished")
     add("--print-only", action="store_true", help="run nothing, print what is there")
     return parser
 

@@ -1,4 +1,4 @@
-"""`python -m train`, alone or under `accelerate launch`."""
+"""`python -m train`, alone or under `accelerate launch`; `longtail train` is the same."""
 
 import os
 
@@ -11,23 +11,39 @@ os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 import faulthandler
 import logging
 import sys
+from collections.abc import Sequence
 
-from shards.object_store import StoreError
-from train.options import parse
-from train.run import FAILED, train
+from shards.commandline import USAGE, run_command, say_error
+from train import early, help_text
+from train.option_forms import RENAMED, STILL_TAKEN
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None, program: str = "python -m train") -> int:
     """Train as the command line says; see train/run.py for the exit statuses."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        arguments = early.normalised(arguments)
+        if "--help" in arguments or "-h" in arguments:
+            print(help_text.text(program, arguments))
+            return 0
+        early.check(arguments, {**RENAMED, **STILL_TAKEN})
+    except (ValueError, FileNotFoundError) as error:
+        say_error("train", str(error))
+        return USAGE
+    return _train(arguments)
+
+
+def _train(arguments: Sequence[str]) -> int:
+    # Imported here: they take seconds, which a mistake in the options need not cost.
+    import torch
+
+    from train.options import parse
+    from train.run import train
+
     first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    options = parse(sys.argv[1:])
-    try:
-        return train(options)
-    except (ValueError, FileNotFoundError, FileExistsError, StoreError) as error:
-        print(f"python -m train: error: {error}", file=sys.stderr)
-        return FAILED
+    return run_command("train", lambda: train(parse(arguments)), (torch.OutOfMemoryError,))
 
 
 if __name__ == "__main__":

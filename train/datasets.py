@@ -1,30 +1,60 @@
 """The shard sets of a run, checked against each other before anything else starts."""
 
+import logging
+
+import numpy as np
+
+from shards.class_names import shown
 from shards.object_store import set_location
 from shards.reader import ShardSet
 from train.options import DataOptions
 
+logger = logging.getLogger(__name__)
+
 
 def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
-    """The shard sets of a run by role: train, test, and validation and meta where they are given.
+    """The shard sets of a run by role: train, and test, validation and meta where they are given.
+
+    All have the class ids of the training set: classes are matched by name. Evaluation sets may lack classes.
 
     Raises:
-        ValueError: training and evaluation sets have different classes, or a training class is empty.
+        ValueError: a set has other classes than the training set, or a class has no training or no meta sample.
     """
     paths = {"train": options.train, "test": options.test, "validation": options.validation, "meta": options.meta}
     cache = options.cache_options()
-    datasets = {role: ShardSet.open(set_location(path), cache) for role, path in paths.items() if path is not None}
-    train_set = datasets["train"]
-    for role, dataset in datasets.items():
-        if dataset.class_names != train_set.class_names:
-            pairs = zip(train_set.class_names, dataset.class_names, strict=False)
-            differing = [pair for pair in pairs if pair[0] != pair[1]]
-            example = f"; the first that differs: {differing[0][0]!r}, {differing[0][1]!r}" if differing else ""
-            raise ValueError(
-                f"classes differ: {train_set.num_classes} in {train_set.path}, {dataset.num_classes} in {dataset.path}"
-                f"{example}; the {role} set must be built from the same classes in the same order"
-            )
-    empty = [train_set.class_names[c] for c in (train_set.samples_per_class == 0).nonzero()[0]]
-    if empty:
-        raise ValueError(f"{train_set.path}: {len(empty)} classes have no training sample (first: {empty[:5]})")
+    opened = {role: ShardSet.open(set_location(path), cache) for role, path in paths.items() if path is not None}
+    train_set = opened["train"]
+    datasets = {role: _matched(role, dataset, train_set) for role, dataset in opened.items()}
+    for role in {"train", "meta"} & datasets.keys():
+        empty = classes_without_samples(datasets[role])
+        if empty:
+            what = "training" if role == "train" else "meta"
+            raise ValueError(f"{datasets[role].path}: {len(empty)} classes have no {what} sample: {shown(empty)}")
     return datasets
+
+
+def classes_without_samples(dataset: ShardSet) -> list[str]:
+    """Names of the classes that a set has no sample of."""
+    return [dataset.class_names[c] for c in np.flatnonzero(dataset.samples_per_class == 0)]
+
+
+def _matched(role: str, dataset: ShardSet, train_set: ShardSet) -> ShardSet:
+    matched = dataset.with_classes(train_set.class_names, f"the training set {train_set.path}")
+    if dataset is not train_set and dataset.class_names != train_set.class_names:
+        logger.warning(
+            "the %s set %s has its own list of classes; matched by name to those of the training set",
+            role,
+            dataset.path,
+        )
+    lacking = classes_without_samples(matched)
+    if role in ("test", "validation") and lacking:
+        logger.warning(
+            "the %s set %s has no image of %d of %d classes (%s): their accuracy stays unknown, and means are over the "
+            "others",
+            role,
+            dataset.path,
+            len(lacking),
+            matched.num_classes,
+            shown(lacking),
+        )
+    return matched

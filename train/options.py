@@ -4,19 +4,24 @@ import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NoReturn, get_args, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
+from pipeline.views.presets import Preset
 from shards.class_counts import GroupRule
+from shards.commandline import USAGE, say_error
 from shards.local_copy import CacheOptions, default_cache_folder
+from train.early import normalised
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
-from train.models.backbone_views import preset_names
+from train.models.backbone_views import BACKBONE_PRESETS, find_preset
 from train.models.build import ModelOptions
+from train.option_forms import current_arguments, current_recipe
+from train.resources import find_recipe
 from train.schedules import ScheduleOptions
 
 
@@ -33,14 +38,18 @@ class DataOptions:
     Args:
         train: folder of the training shard set (made by `python -m tools.build_shards`), or its URL in an object
             store: s3://bucket/imagenet-lt/train, gs://…, az://…, https://…
-        test: folder or URL of the shard set that the final numbers come from.
+        test: folder or URL of the shard set that the final numbers come from; without one they come from the
+            validation set.
         validation: folder or URL of a shard set to select the best epoch on; without one, the best epoch on the test
             set is reported too, as the papers do, and labelled so.
         meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
         cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
         cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
-        preset: augmentation, evaluation crop and normalisation, by name; backbone, backbone-mda and backbone-plain
-            follow the pretrained network.
+        preset: augmentation, evaluation crop and normalisation, by name (`longtail presets`) or from a .yaml file;
+            backbone, backbone-mda and backbone-plain follow the pretrained network.
+        image_size: side of the network's input in pixels, where it is to differ from the preset's.
+        mean: of red, green and blue, for pixel values from 0 to 1, where they are to differ from the preset's.
+        std: their standard deviations, likewise.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
         decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
         many_min: a class with at least this many training samples is "many".
@@ -49,12 +58,15 @@ class DataOptions:
     """
 
     train: str
-    test: str
+    test: str | None = None
     validation: str | None = None
     meta: str | None = None
     cache: Path | None = None
     cache_gigabytes: float | None = None
     preset: str = "imagenet"
+    image_size: int | None = None
+    mean: tuple[float, float, float] | None = None
+    std: tuple[float, float, float] | None = None
     executor: Literal["auto", "dali", "resident", "reference"] = "auto"
     decode_threads: int | None = None
     many_min: int = 101
@@ -62,8 +74,18 @@ class DataOptions:
     bad_sample_budget: int = 10
 
     def __post_init__(self) -> None:
-        if self.preset not in preset_names():
-            raise ValueError(f"data.preset {self.preset!r} is unknown; expected one of {', '.join(preset_names())}")
+        if self.preset not in BACKBONE_PRESETS:
+            self.make_preset(ModelOptions())
+        elif (self.image_size, self.mean, self.std) != (None, None, None):
+            raise ValueError(
+                f"data.preset {self.preset} takes size, mean and std from the backbone; another size is an option of "
+                "it, model.image_size"
+            )
+        if self.test is None and self.validation is None:
+            raise ValueError(
+                "neither data.test nor data.validation is given, so nothing would be measured; a validation set can be "
+                "held out of the training images: python -m tools.build_shards SOURCE --holdout 0.1"
+            )
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
         _at_least(0.001, cache_gigabytes=self.cache_gigabytes)
@@ -73,6 +95,10 @@ class DataOptions:
         """Where copies of sets in object stores go."""
         limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
         return CacheOptions(self.cache or default_cache_folder(), limit)
+
+    def make_preset(self, model: ModelOptions) -> Preset:
+        """The views and the normalisation; those of some presets follow the network."""
+        return find_preset(self.preset, model, self.image_size, self.mean, self.std)
 
     def group_rule(self) -> GroupRule:
         """Which classes are many, medium and few."""
@@ -114,6 +140,9 @@ class OptimizerOptions:
             raise ValueError(f"optimizer.clip_norm is {self.clip_norm}, expected above 0")
 
 
+SelectBy = Literal["balanced", "all", "harmonic", "worst"]
+
+
 @dataclass(frozen=True)
 class RunOptions:
     """Length, batch, device and bookkeeping of a run.
@@ -132,15 +161,22 @@ class RunOptions:
         ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step, but
             at most 1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000 on, 0.999 from 31,600. Training does not notice.
         deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
-        run_dir: the run's folder; by default runs/RECIPE-seedSEED.
+        run_dir: the run's folder; by default runs/RECIPE-seedSEED, or runs/DATA-METHOD-seedSEED without a recipe.
         resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
         checkpoint_every_steps: steps between checkpoints, beside the one at the end of every epoch.
         checkpoint_every_minutes: minutes between checkpoints, likewise.
         keep_checkpoints: how many of the latest checkpoints to keep.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
+        select_by: what makes an epoch the best: balanced (mean recall of the classes), all (accuracy over the images,
+            as in the papers), harmonic (mean of the recalls) or worst (lowest recall). The first two agree where all
+            classes have equally many images in the set that is selected on.
+        patience: end the run after this many evaluations without a new best epoch; null runs all epochs.
         log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
         max_steps: end the run after this many steps, to try something out.
-        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …
+        dry_run: take a few steps, say how long the run would be and what it needs, and leave nothing behind.
+        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …; several after one another.
+        meet_within_seconds: how long processes wait for each other at the start. Later a process waits ten minutes for
+            an answer; one that dies closes its connections, which the others notice at once on the CPU.
     """
 
     epochs: int = 200
@@ -159,9 +195,13 @@ class RunOptions:
     checkpoint_every_minutes: float | None = None
     keep_checkpoints: int = 2
     evaluate_every: int = 1
+    select_by: SelectBy = "balanced"
+    patience: int | None = None
     log_every_steps: int = 50
     max_steps: int | None = None
+    dry_run: bool = False
     trackers: tuple[str, ...] = ("tensorboard",)
+    meet_within_seconds: float = 45.0
 
     def __post_init__(self) -> None:
         _at_least(
@@ -171,8 +211,10 @@ class RunOptions:
             checkpoint_every_steps=self.checkpoint_every_steps,
             keep_checkpoints=self.keep_checkpoints,
             evaluate_every=self.evaluate_every,
+            patience=self.patience,
             log_every_steps=self.log_every_steps,
             max_steps=self.max_steps,
+            meet_within_seconds=self.meet_within_seconds,
         )
         _at_least(2, batch_size=self.batch_size)  # batch normalisation needs two samples
         _at_least(0, seed=self.seed)
@@ -182,7 +224,12 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Options:
-    """All options of a run; `resolved` is the same as plain containers, as saved with the run."""
+    """All options of a run; made by `Options.of` in Python, by `parse` from a command line.
+
+    Attributes:
+        method_name, method: the method and its own options.
+        resolved: the same options as plain containers, as saved with the run.
+    """
 
     data: DataOptions
     model: ModelOptions
@@ -193,49 +240,141 @@ class Options:
     run: RunOptions
     resolved: dict[str, Any]
 
+    @classmethod
+    def of(cls, recipe: str | Path | None = None, **values: Any) -> "Options":
+        """Options from Python values, checked as those of a command line.
+
+            Options.of("cifar100-lt/bs-cmo", epochs=20)
+            Options.of(data={"train": "data/mine/train", "test": "data/mine/test"}, method={"loss": "bs"}, epochs=30)
+
+        Args:
+            recipe: a YAML file, or DATASET/METHOD of a recipe that comes along.
+            values: win over the recipe; sections (data, model, method, optimizer, schedule) are mappings.
+
+        Raises:
+            ValueError: an unknown option, a value of the wrong type, or options that contradict each other.
+            FileNotFoundError: there is no such recipe.
+        """
+        file = None if recipe is None else find_recipe(str(recipe))
+        content = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = _merged(current_recipe(content, _LISTS), current_recipe(_plain(values), _LISTS))
+        chosen = {k: str(v) for k, v in (content.get("method") or {}).items() if k in ("name", *KINDS)}
+        method_name = chosen.pop("name", "cmo")
+        method = find_method(method_name, chosen)
+        parser = _parser(method.Options, method.without, exit_on_error=False)
+        try:
+            namespace = parser.parse_object(content)
+            return _finished(parser, namespace, [] if file is None else [file], method_name, method.Options)
+        except ArgumentError as error:
+            raise ValueError(str(error)) from error
+
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from a command line such as ``--recipe recipes/demo.yaml --epochs 20``.
+    """Options from a command line such as ``--recipe recipes/digits-lt/ce.yaml --epochs 20``.
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """
-    chosen = _chosen_method(arguments)
-    method_name = chosen.pop("name", "cmo")
     try:
+        arguments = current_arguments(normalised(arguments), _LISTS)
+        chosen = _chosen_method(arguments)
+        method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
-    except ValueError as error:
-        print(f"python -m train: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    method_options = method.Options
-    parser = _parser(method_options, method.without)
+    except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
+        say_error("train", str(error))
+        sys.exit(USAGE)
+    parser = _parser(method.Options, method.without)
     namespace = parser.parse_args(list(arguments))
     recipes = namespace.pop("recipe")
-    resolved = yaml.safe_load(parser.dump(namespace))
-    values = namespace.as_dict()
-    method_values = values.pop("method")
-    del method_values["name"]
     try:
-        sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items()}
-        run = RunOptions(**values)
-        if run.run_dir is None:
-            run = replace(run, run_dir=Path("runs") / f"{_run_name(recipes, method_name)}-seed{run.seed}")
-        return Options(
-            **sections, method_name=method_name, method=method_options(**method_values), run=run, resolved=resolved
-        )
-    except ValueError as error:
+        return _finished(parser, namespace, recipes or [], method_name, method.Options)
+    except (ValueError, FileNotFoundError) as error:
         parser.error(str(error))
         raise AssertionError("parser.error does not return") from error
 
 
-def _run_name(recipes: Sequence[Any], method_name: str) -> str:
+def _finished(
+    parser: ArgumentParser, namespace: Any, recipes: Sequence[Any], method_name: str, method_options: type
+) -> Options:
+    """From parsed values to checked options, with what follows from others filled in."""
+    namespace.pop("recipe", None)
+    _expand_home(namespace, parser)
+    values = namespace.as_dict()
+    data = DataOptions(**values["data"])
+    if namespace["model.name"] == _AUTO:
+        namespace["model.name"] = _network_for(data.make_preset(ModelOptions()).train.size)
+        values = namespace.as_dict()
+    resolved = yaml.safe_load(parser.dump(namespace))
+    method_values = values.pop("method")
+    del method_values["name"]
+    # The network's name comes last: looking it up imports timm.
+    sections = {name: section(**values.pop(name)) for name, section in _SECTIONS.items() if name != "model"}
+    model = ModelOptions(**values.pop("model"))
+    run = RunOptions(**values)
+    if run.run_dir is None:
+        name = _run_name(recipes) if recipes else _data_and_method(data, method_name, method_values)
+        run = replace(run, run_dir=Path("runs") / f"{name}-seed{run.seed}")
+    method = method_options(**method_values)
+    return Options(**sections, model=model, method_name=method_name, method=method, run=run, resolved=resolved)
+
+
+_AUTO = "auto"  # model.name where nobody chose one
+LARGEST_SMALL_IMAGE = 64  # pixels a side, up to which the networks for 32 pixels make sense
+
+
+def _network_for(image_size: int) -> str:
+    return "resnet32" if image_size <= LARGEST_SMALL_IMAGE else "resnet50"
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text and tuples as lists, as in a recipe."""
+    if isinstance(value, Mapping):
+        return {name: _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _merged(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, section by section; where both have a value, the second's."""
+    result = dict(first or {})
+    for name, value in second.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
+        result[name] = _merged(result[name], value) if both else value
+    return result
+
+
+def _run_name(recipes: Sequence[Any]) -> str:
     """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
-    if not recipes:
-        return method_name
     path = Path(str(recipes[-1]))
     return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
+def _data_and_method(data: Any, method_name: str, method: Mapping[str, Any]) -> str:
+    """Such as "birds-cmo-bs" of data/birds/train: what tells two first tries apart."""
+    folder = Path(data.train).absolute()
+    name = folder.parent.name if folder.name in ("train", "training") else folder.name
+    return "-".join(filter(None, (name, method_name, method.get("loss"))))
+
+
+def _expand_home(namespace: Any, parser: ArgumentParser) -> None:
+    """`~` is the home folder in every path, from the command line and from a recipe."""
+    for name, value in list(namespace.items()):
+        is_text_for_path = isinstance(value, str) and (name == "resume" or name.startswith("data."))
+        if (is_text_for_path or isinstance(value, Path)) and str(value).startswith("~"):
+            try:
+                expanded = Path(value).expanduser()
+                namespace[name] = str(expanded) if isinstance(value, str) else expanded
+            except RuntimeError as error:  # ~nobody
+                parser.error(f"{name}: {value}: {error}")
+
+
 _SECTIONS = {"data": DataOptions, "model": ModelOptions, "optimizer": OptimizerOptions, "schedule": ScheduleOptions}
+_LISTS = {
+    f"{section}.{field.name}".removeprefix(".")
+    for section, options in {**_SECTIONS, "": RunOptions}.items()
+    for field in fields(options)
+    if any(get_origin(kind) is tuple for kind in (field.type, *get_args(field.type)))
+}
 
 
 class _Parser(ArgumentParser):
@@ -249,11 +388,19 @@ class _Parser(ArgumentParser):
             for name, why in self.reasons.items()
             if re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
         ]
-        super().error("\n".join([message, *told]), ex)
+        if not self.exit_on_error:
+            super().error("\n".join([message, *told]), ex)
+        say_error("train", "\n".join([*told, f"{message}; see python -m train --help"]))
+        sys.exit(USAGE)
+
+    def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
+        """Read a recipe, whose options may be written in other ways."""
+        content = current_recipe(yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")), _LISTS)
+        return self.parse_string(yaml.safe_dump(content), path=Path(str(path)).name, **settings)
 
 
-def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
-    parser = _Parser(prog="python -m train", description="Train a classifier on a long-tailed shard set.")
+def _parser(method_options: type, without: Mapping[str, str], exit_on_error: bool = True) -> ArgumentParser:
+    parser = _Parser(prog="python -m train", allow_abbrev=False, exit_on_error=exit_on_error)
     parser.reasons = without
     parser.add_argument("--recipe", action=ActionConfigFile, help="a YAML file with any of the options below")
     parser.add_argument("--method.name", default="cmo", help=f"one of {', '.join(method_names())}")
@@ -261,6 +408,7 @@ def _parser(method_options: type, without: Mapping[str, str]) -> ArgumentParser:
     for name, section in _SECTIONS.items():
         parser.add_class_arguments(section, name)
     parser.add_class_arguments(RunOptions)
+    parser.set_defaults({"model.name": _AUTO})
     return parser
 
 
@@ -281,7 +429,7 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
 def _method_section(recipe: Path) -> dict[str, Any]:
     """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+        content = current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), _LISTS)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return {}
     method = content.get("method") if isinstance(content, dict) else None

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
@@ -19,14 +20,24 @@ from pipeline.loader import Loader
 from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
-from train.checkpoints.files import load, load_stored_part, load_weights
+from train import rehearsal
+from train.cautions import cautions, network_cautions
+from train.checkpoints.files import load, load_stored_part, load_weights, newest_of
 from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
 from train.evaluation.evaluator import Evaluator
 from train.features import FeatureReader, HeadAlone, cache_features, class_vectors
 from train.inputs.input_builder import InputBuilder
-from train.launch import check_device, make_accelerator
+from train.launch import (
+    bare,
+    check_device,
+    check_launcher,
+    check_trackers,
+    end,
+    make_accelerator,
+    start_trackers,
+)
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
@@ -34,7 +45,6 @@ from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, Trai
 from train.losses.precision import autocast, loss_scaler
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
-from train.models.backbone_views import find_preset
 from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
@@ -54,19 +64,23 @@ def train(options: Options) -> int:
         RuntimeError: another process trains in the folder of this run.
     """
     check_device(options.run.device)
+    check_launcher(options.run)
+    check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
     pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
-    datasets = open_datasets(options.data)
+    # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
+        datasets = open_datasets(options.data)
+        if options.run.dry_run:
+            return _rehearse(options, datasets, accelerator, pretrained)
         with folder.lock() if accelerator.is_main_process else nullcontext():
             return Run(options, folder, datasets, accelerator, pretrained).execute()
     finally:
         # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
         # 2.11), and the launcher reports a finished run as failed.
-        accelerator.free_memory()
-        accelerator.end_training()  # destroys the group
+        end(accelerator)
 
 
 def _run_dir(options: Options) -> Path:
@@ -77,6 +91,22 @@ def _run_dir(options: Options) -> Path:
 def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
     return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+
+
+def _rehearse(
+    options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator, pretrained: Pretrained | None
+) -> int:
+    """Take a few steps and say what the whole run takes; weights and files are thrown away."""
+    with rehearsal.trial(options) as few:
+        run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator, pretrained)
+        ends, started = [], time.perf_counter()
+        with run.make_loader() as loader:
+            for loaded in loader:
+                run.trainer.train_step(loaded)
+                ends.append(time.perf_counter() - started)
+    if accelerator.is_main_process:
+        print(rehearsal.summary(options, run.plan.steps_per_epoch, run.parameters, ends))
+    return FINISHED
 
 
 class Run:
@@ -92,7 +122,7 @@ class Run:
     ):
         self.pretrained = pretrained
         self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
-        self.preset: Preset = find_preset(options.data.preset, options.model)
+        self.preset: Preset = options.data.make_preset(options.model)
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
         self.capture: Capture | None = None
@@ -125,7 +155,7 @@ class Run:
         self.model: nn.Module = accelerator.prepare_model(
             bare_model.to(accelerator.device).to(memory_format=torch.channels_last)
         )
-        self.averaged = _moving_average(accelerator.unwrap_model(self.model), options.run.ema_decay)
+        self.averaged = _moving_average(bare(accelerator, self.model), options.run.ema_decay)
         evaluated = self.model if self.averaged is None else self.averaged.module
         self.autocast = autocast(accelerator.device, options.run.mixed_precision)
         self.evaluator = Evaluator(options, datasets, self.preset, self.method, evaluated, accelerator, self.autocast)
@@ -193,7 +223,7 @@ class Run:
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
         # Captured steps know the learning rate by its address.
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
-        bare_model = self.accelerator.unwrap_model(self.model)
+        bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
         optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
         started = self.pretrained is not None or self.options.model.init_from is not None
@@ -217,6 +247,10 @@ class Run:
             scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
             clip_norm=o.clip_norm,
             stores=None if self.pretrained is None else self.method.stores,
+            classes={
+                "names": self.datasets["train"].class_names,
+                "samples": self.datasets["train"].samples_per_class.tolist(),
+            },
         )
         return Trainer(parts, self.options.run)
 
@@ -226,7 +260,8 @@ class Run:
         sections = ("model", "method", "optimizer", "schedule")
         return {
             "classes": self.datasets["train"].num_classes,
-            "preset": self.options.data.preset,
+            "select_by": self.options.run.select_by,
+            "preset": self.preset.record,
             **({} if self.pretrained is None else {"weights_sha256": self.pretrained.sha256}),
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
@@ -240,7 +275,8 @@ class Run:
         if choice == "never":
             return
         if choice != "auto":
-            self.trainer.restore(Path(choice), load(Path(choice)))
+            path = Path(choice)
+            self.trainer.restore(*(newest_of(path) if path.is_dir() else (path, load(path))))
         elif (found := self.folder.checkpoints.load_latest()) is not None:
             self.trainer.restore(*found)
             logger.info("continuing from %s", found[0])
@@ -295,6 +331,11 @@ class Run:
             **({"decode": asdict(decode_settings(device, threads))} if uses_dali else {}),
             "group_rule": o.data.group_rule().describe(),
             "selected_on": self.evaluator.selection,
+            "reported_on": self.evaluator.reported,
+            "warnings": [
+                *cautions(self.plan, self.schedule),
+                *network_cautions(o.model.name, self.preset.train.size),
+            ],
         }
 
     def _describe_pretrained(self) -> dict[str, Any]:
@@ -304,17 +345,25 @@ class Run:
 
     def _announce(self, derived: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
+            start_trackers(self.accelerator, self.options.run.trackers)
             self.folder.prepare(self.options.resolved, derived)
             self.folder.write_status("running", pid=os.getpid())
             run_report.print_options(self.options.resolved, derived)
-            self.accelerator.init_trackers("longtail")
+            for warning in derived["warnings"]:
+                logger.warning("%s", warning)
         self.accelerator.wait_for_everyone()
 
     def _train(self, loader: Loader) -> int:
         try:
             self.progress.start(self.trainer.total_steps, self.trainer.done_steps)
             self.trainer.run(loader)
+            if self.trainer.ended_early:
+                logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
         except PreemptedError:
+            logger.info(
+                "stopped; the state is in %s. The same command with --resume auto goes on from there",
+                self.folder.checkpoints.positions()[-1][1] if self.accelerator.is_main_process else "its folder",
+            )
             self._write_status("preempted", signal=self.stop_request.signal)
             return PREEMPTED
         except NonFiniteLossError as error:
@@ -344,11 +393,12 @@ class Run:
     def _report(self, derived: dict[str, Any], loader: Loader) -> None:
         """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
         history = self.trainer.history
-        best = last = self.evaluator.last_test_scores()
+        last, details = self.evaluator.final_scores()
+        best = last
         if history.best != history.last:
             best_weights = load(self.folder.checkpoints.best)["model"]
             load_stored_part(self.trainer.evaluated_model, best_weights, self.trainer.parts.stores)
-            best = self.evaluator.scores("test")
+            best, _ = self.evaluator.final_scores()
         if self.accelerator.is_main_process:
             summary = run_report.RunSummary(
                 options=self.options,
@@ -359,8 +409,10 @@ class Run:
                 history=history,
                 last=last,
                 best=best,
+                details=details,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
             )
-            run_report.write(summary)
+            run_report.write_result(summary)
             self._write_status("finished")
+            run_report.decorate_run(summary)
         self.accelerator.wait_for_everyone()

@@ -16,7 +16,7 @@ from train.checkpoints.files import CheckpointFolder
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON so that ``path`` never holds half of it."""
     temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)
 
 
@@ -43,12 +43,13 @@ class MetricsFile:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Add a line."""
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
     def records(self) -> list[dict[str, Any]]:
         """All lines."""
-        return [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.exists() else []
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        return [json.loads(line) for line in lines]
 
 
 class RunFolder:
@@ -87,7 +88,7 @@ class RunFolder:
         """Make the folders and save the resolved and the derived options."""
         self.checkpoints.prepare()
         text = yaml.safe_dump({**options, "derived": dict(derived)}, sort_keys=False)
-        (self.path / "options.yaml").write_text(text)
+        (self.path / "options.yaml").write_text(text, encoding="utf-8")
 
     def write_status(self, outcome: str, **details: Any) -> None:
         """status.json: running, finished, preempted, non-finite or failed, and where."""

@@ -17,7 +17,11 @@ FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BI
 def reference_view(encoded: bytes | memoryview | np.ndarray, plan: ViewPlan, i: int) -> np.ndarray:
     """Decodes an image and makes view `i` of the plan: uint8 (H, W, 3)."""
     with Image.open(io.BytesIO(bytes(encoded))) as opened:
-        image = opened.convert("RGB")
+        return picture_view(opened.convert("RGB"), plan, i)
+
+
+def picture_view(image: Image.Image, plan: ViewPlan, i: int) -> np.ndarray:
+    """View `i` of the plan of a decoded RGB image: uint8 (H, W, 3)."""
     top, left, height, width = (int(value) for value in plan.region[i])
     image = image.crop((left, top, left + width, top + height))
     resized_height, resized_width = (int(value) for value in plan.resized[i])

@@ -4,7 +4,9 @@ The names without a suffix are the standard ones of the official CMO code (Park 
 its long schedules, where a fair coin per image picks one of two pipelines.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from pipeline.views.operations import ColorJitter, Cutout, GaussianBlur, Grayscale, Rotation
 from pipeline.views.policies import AutoAugmentCifar10, RandAugment
@@ -26,6 +28,7 @@ class Preset:
     `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
     `plain` shows training images undrawn, for class means and cached features; `crops` are the pictures that a
     test-time ensemble averages over.
+    `changes`: how a preset of one's own differs from a named one, see `own_presets.py`.
     """
 
     name: str
@@ -35,6 +38,12 @@ class Preset:
     second: View | OneOf | None = None
     plain: View | None = None
     crops: tuple[View, ...] = ()
+    changes: Mapping[str, Any] | None = None
+
+    @property
+    def record(self) -> str | dict[str, Any]:
+        """What a checkpoint keeps, and `own_presets.make_preset` takes back: the name, or all that was changed."""
+        return self.name if self.changes is None else dict(self.changes)
 
 
 # The methods were published with different CIFAR statistics; a number is only reproduced with its own.

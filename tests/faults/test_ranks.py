@@ -57,6 +57,19 @@ def test_a_dead_rank_ends_the_others_with_the_cause(data: Path, tmp_path: Path) 
     assert "onnection" in status["error"]
 
 
+@pytest.mark.parametrize("dead", [0, 1])
+def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_other_too(data: Path, tmp_path: Path, dead: int) -> None:
+    command = arguments(data, tmp_path / "run", epochs=2000, meet_within_seconds=4)
+    training = start(command, tmp_path / "log", ranks=2)
+    training.ranks[dead].kill()
+    killed = time.monotonic()
+    codes = training.wait(RANKS_END_WITHIN_SECONDS)
+    assert (codes[dead], codes[1 - dead]) == (-signal.SIGKILL, FAILED), training.output()
+    assert time.monotonic() - killed < 15
+    assert "did not meet all of the 2 processes" in training.output().splitlines()[-1]
+    assert "within 4 s" in training.output().splitlines()[-1]
+
+
 @pytest.mark.parametrize(("number", "ranks"), [(signal.SIGTERM, 1), (signal.SIGINT, 1), (signal.SIGUSR1, 2)])
 def test_a_signal_ends_all_ranks_with_a_checkpoint(data: Path, tmp_path: Path, number: int, ranks: int) -> None:
     training = start(arguments(data, tmp_path / "run", epochs=2000), tmp_path / "log", ranks)

@@ -6,7 +6,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -51,11 +51,23 @@ class Behaviour:
         self._rng = random.Random(self.seed)
         self._lock = threading.Lock()
         self._free_at = 0.0
+        self._countdown = 0
+        self._then: Callable[[], None] = lambda: None
+
+    def on_next_requests(self, requests: int, then: Callable[[], None]) -> None:
+        """Call `then` once, after so many further requests."""
+        with self._lock:
+            self._countdown, self._then = requests, then
 
     def next_fault(self, method: str) -> str | None:
         """Counts a request, and says what is to go wrong with it."""
         with self._lock:
             self.requests += 1
+            self._countdown -= 1
+            due = self._countdown == 0
+        if due:
+            threading.Thread(target=self._then, daemon=True).start()  # it may send requests through this proxy
+        with self._lock:
             if method not in self.methods or self._rng.random() >= self.fault_rate:
                 return None
             return self._rng.choice(self.faults)

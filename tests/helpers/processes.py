@@ -74,7 +74,7 @@ def start(
 ) -> Training:
     """Start a training with this command line on so many ranks.
 
-    ids: a file that gets a line a step and rank with the sample ids. hooks: see `_record_sample_ids`.
+    ids: a file that gets a line a step and rank with the sample ids. hooks: see `record_sample_ids`.
     variables: added to the environment, which is otherwise that of the first start.
     """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
@@ -96,11 +96,11 @@ def _train(arguments: list[str], log: Path, environment: dict[str, str], ids: Pa
     os.environ.update(environment)
     sys.argv = ["train", *arguments]
     if ids is not None:
-        _record_sample_ids(ids, **hooks)
+        record_sample_ids(ids, **hooks)
     runpy.run_module("train", run_name="__main__")
 
 
-def _record_sample_ids(path: Path, stop_after: int | None = None) -> None:
+def record_sample_ids(path: Path, stop_after: int | None = None) -> None:
     """Have each training step append (epoch, step, rank, ids by stream); after `stop_after` of them comes a SIGTERM."""
     train_step, steps = Trainer.train_step, 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from shards.images import BadImageError, ImagePolicy, check_image, read_jpeg_header, repair_image
+from shards.image_formats import IMAGE_SUFFIXES, BadImageError, is_misnamed
+from shards.images import ImagePolicy, as_rgb, check_image, read_jpeg_header, repair_image
 from tests.helpers.making import picture
 
 KEEP, HEADER = ImagePolicy(), ImagePolicy(check="header")
@@ -214,3 +216,94 @@ def test_header_of_a_jpeg_agrees_with_pillow() -> None:
     for mode, components in (("L", 1), ("RGB", 3), ("CMYK", 4)):
         header = read_jpeg_header(picture(3, 57, 33, mode))
         assert (header.width, header.height, header.components) == (57, 33, components)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7, 40), (40, 7), (1, 5000), (3, 3)])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}])
+def test_jpegs_with_a_tiny_side_enter(size: tuple[int, int], options: dict) -> None:
+    data = encoded(smooth("RGB", *size), "JPEG", **options)
+    assert check_image(data, KEEP).data is data
+    small = check_image(data, ImagePolicy(encode="jpeg", max_side=4))
+    assert max(small.width, small.height) == min(4, max(size))
+    assert min(small.width, small.height) >= 1
+
+
+def test_cmyk_that_no_adobe_segment_explains_is_kept_as_pillow_reads_it() -> None:
+    data = picture(3, mode="CMYK")
+    at = data.index(b"\xff\xee")
+    data = data[:at] + data[at + 2 + int.from_bytes(data[at + 2 : at + 4]) :]
+    image = check_image(data, KEEP)
+    assert (image.extension, image.stored_format, image.notes) == ("png", "jpeg", ("transcoded", "cmyk"))
+    with Image.open(io.BytesIO(data)) as original:
+        assert np.array_equal(pixels(image.data), np.asarray(original.convert("RGB")))
+
+
+@pytest.mark.parametrize(
+    ("data", "stored"),
+    [
+        (encoded(smooth(), "AVIF"), "avif"),
+        (encoded(smooth(), "JPEG2000"), "jpeg2000"),
+        (encoded(smooth(), "TGA"), "tga"),
+        (encoded(smooth(), "PCX"), "pcx"),
+        (encoded(smooth(), "SGI"), "sgi"),
+        (encoded(smooth(), "ICO", sizes=[(40, 32)]), "ico"),
+        (encoded(smooth("1"), "PPM"), "ppm"),
+    ],
+)
+def test_rarer_formats_are_read(data: bytes, stored: str) -> None:
+    image = check_image(data, KEEP)
+    assert (image.stored_format, image.extension, image.width, image.height) == (stored, "png", 40, 32)
+
+
+def test_heic_is_read_where_its_plug_in_is_installed() -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    data = encoded(smooth(), "HEIF", quality=95)
+    image = check_image(data, KEEP)
+    assert (image.stored_format, image.extension) == ("heif", "png")
+    assert np.abs(pixels(image.data).astype(int) - np.asarray(smooth()).astype(int)).mean() < 6
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), "HEIC"),
+        (b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf" + bytes(90), "AVIF"),
+        (b"\xff\x0a" + bytes(90), "it is JPEG XL"),
+        (b"  <html>not found</html>", "it is a web page or SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS"),
+    ],
+)
+def test_what_cannot_be_read_is_called_by_its_name(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImageError, match=reason):
+        check_image(data, KEEP)
+
+
+def test_absent_plug_ins_are_named_with_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    monkeypatch.setitem(sys.modules, "pillow_avif", None)
+    monkeypatch.setattr("shards.image_formats.features.check", lambda name: False)
+    with pytest.raises(BadImageError, match=r"HEIC, which needs pillow-heif .*longtail\[heif\]"):
+        check_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(90), KEEP)
+    with pytest.raises(BadImageError, match=r"AVIF, which needs Pillow 11\.3 or later"):
+        check_image(b"\0\0\0\x18ftypavif\0\0\0\0mif1avif" + bytes(90), KEEP)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["L", "LA", "P", "RGB", "RGBA", "CMYK", "1", "I;16"]), st.integers(1, 9), st.integers(1, 9))
+def test_pixels_of_a_file_are_those_of_the_set(mode: str, width: int, height: int) -> None:
+    image = Image.new("I;16", (width, height), 40_000) if mode == "I;16" else smooth(mode, width, height)
+    data = encoded(image, "TIFF" if mode == "CMYK" else "PNG")
+    with Image.open(io.BytesIO(check_image(data, KEEP).data)) as in_the_set:
+        expected = np.asarray(in_the_set.convert("RGB"))
+    assert np.array_equal(as_rgb(data), expected)
+    assert as_rgb(data).shape == (height, width, 3)
+    if mode == "I;16":
+        assert (as_rgb(data) == round(40_000 / 65535 * 255)).all()
+
+
+def test_suffixes_say_what_files_should_hold() -> None:
+    assert {".jpg", ".jfif", ".ppm", ".gif", ".heic", ".avif"} <= IMAGE_SUFFIXES
+    assert is_misnamed("a/b.JPG", "avif")
+    assert not is_misnamed("a/b.JPEG", "jpeg")
+    assert not is_misnamed("a/b", "png")
+    assert not is_misnamed("a/b.jpg.1", "png")

@@ -21,7 +21,7 @@ class Store:
 @pytest.fixture(scope="session")
 def server() -> Iterator[str]:
     pytest.importorskip("obstore", reason="needs the extra 'store'")
-    pytest.importorskip("moto", reason="needs moto's S3 server (the extra 'cluster-tests')")
+    pytest.importorskip("moto", reason="needs moto's S3 server (the extra 'dev')")
     with s3.s3_server() as endpoint:
         yield endpoint
 

@@ -12,24 +12,12 @@ from pipeline.augmentation import compiled
 from tools import bench
 from tools.benchmarks import bench_loader, bench_step, measuring, rig
 from tools.benchmarks.figures import Report
-from tools.benchmarks.material import Bench, Scale, photo, write_class_folders
-
-SMALLEST = Scale(
-    images=40,
-    copied_images=50,
-    cached_images=50,
-    checked_images=40,
-    rounds=1,
-    batch_size=6,
-    batches=1,
-    many_samples=200_000,
-    many_classes=2000,
-)
+from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
 
 
 @pytest.fixture(scope="module")
 def smallest(tmp_path_factory) -> Bench:
-    return Bench(tmp_path_factory.mktemp("bench"), None, SMALLEST, torch.device("cpu"), cores=1)
+    return Bench(tmp_path_factory.mktemp("bench"), None, TOY, torch.device("cpu"), cores=1)
 
 
 def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():

@@ -80,3 +80,35 @@ def test_a_result_without_cost_is_named(tmp_path: Path, capsys: pytest.CaptureFi
     (run / "result.json").write_text(json.dumps(result))
     assert main([str(run), "--cost"]) == 1
     assert "old/result.json has no cost" in capsys.readouterr().err
+
+
+def test_unfinished_and_foreign_folders_are_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    finished = write_result(tmp_path / "ce-seed0", 10.0, 0)
+    for name, text in {"cut": '{"test": ', "list": "[]", "other": "{}"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(text)
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "file.md").write_text("mine")
+    assert main([finished, *(str(tmp_path / n) for n in ("cut", "list", "other", "unfinished", "file.md"))]) == 0
+    printed = capsys.readouterr()
+    assert printed.err.count("compare_runs: left out: ") == 5
+    assert "| ce | 1 |" in printed.out
+    assert main([finished, "--out", str(tmp_path / "file.md")]) == 1
+    assert (tmp_path / "file.md").read_text() == "mine"
+    assert main([finished, "--out", str(tmp_path / "new" / "table.md")]) == 0
+    assert main([finished, "--out", str(tmp_path / "new" / "table.md")]) == 0  # its own
+
+
+def test_sets_are_the_same_where_their_images_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs = [write_result(tmp_path / f"ce-seed{seed}", 10.0, seed, checksum=f"files {seed}") for seed in range(2)]
+    assert main(runs) == 1
+    for run in runs:
+        path = Path(run) / "result.json"
+        result = json.loads(path.read_text())
+        result["data"]["train"]["images_checksum"] = "images"
+        path.write_text(json.dumps(result))
+    capsys.readouterr()
+    assert main(runs) == 0
+    assert "| ce | 2 |" in capsys.readouterr().out

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -195,7 +195,7 @@ def test_released_layouts_are_scored_with_the_classifier_of_their_authors(
 
 
 def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ranking(
-    own: Path, data: Path, tmp_path: Path
+    own: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = tmp_path / "other" / own.name
     other.parent.mkdir()
@@ -208,8 +208,46 @@ def test_several_checkpoints_have_a_mean_and_post_hoc_corrections_change_the_ran
     table = (tmp_path / "out" / "table.md").read_text()
     assert "mean of 2" in table
     assert " ± " in table
-    assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 0  # everything is the smallest class
-    assert " 25.0 ± 0.0 " in (tmp_path / "out" / "table.md").read_text()
+    assert evaluate.main([*command, "--logit-adjustment", "1000"]) == 1
+    assert "holds the numbers of another evaluation: logit_adjustment None, here 1000" in capsys.readouterr().err
+    assert (tmp_path / "out" / "table.md").read_text() == table
+    adjusted = [*command[:-1], str(tmp_path / "adjusted"), "--logit-adjustment", "1000"]
+    assert evaluate.main(adjusted) == 0  # everything is the smallest class
+    text = (tmp_path / "adjusted" / "table.md").read_text()
+    assert " 25.0 ± 0.0 " in text
+    assert "corrects it a second time" in text
+
+
+def test_other_methods_are_not_averaged_and_a_prior_corrected_twice_is_a_warning(
+    own: Path, released: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = ["--checkpoint", str(own), str(released), "--data", str(data / "test"), "--device", "cpu"]
+    command += ["--train-counts", str(data / "train"), "--out"]
+    assert evaluate.main([*command, str(tmp_path / "plain")]) == 0
+    assert "| mean of" not in (tmp_path / "plain" / "table.md").read_text()
+    assert "a second time" not in caplog.text
+    assert evaluate.main([*command, str(tmp_path / "adjusted"), "--logit-adjustment", "1"]) == 0
+    warnings = [message for message in caplog.messages if "corrects it a second time" in message]
+    assert [str(own) in message for message in warnings] == [True]  # the released one has the plain cross entropy
+
+
+def test_numbers_images_and_temperature_are_written(own: Path, data: Path, tmp_path: Path) -> None:
+    command = ["--checkpoint", str(own), "--data", str(data / "test"), "--train-counts", str(data / "train")]
+    command += ["--validation", str(data / "train"), "--out", str(tmp_path), "--device", "cpu"]
+    assert evaluate.main(command) == 0
+    folder = tmp_path / own.with_suffix("").name
+    content = json.loads((folder / "scores.json").read_text())
+    assert {"f1_macro", "auroc", "average_precision", "temperature", "calibration_error_scaled"} <= set(content["test"])
+    assert content["meanings"].keys() >= {"f1_macro", "auroc", "temperature"}
+    assert content["reliability"].keys() == {"before", "after"}
+    rows = list(csv.DictReader((folder / "predictions.csv").open()))
+    probabilities = torch.from_numpy(logits(own, ShardSet.open(data / "test"))).softmax(dim=1).numpy()
+    assert [int(row["predicted"]) for row in rows] == probabilities.argmax(axis=1).tolist()
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(probabilities.max(axis=1).tolist(), abs=1e-4)
+    labels = ShardSet.open(data / "test").labels
+    expected = probabilities[np.arange(len(labels)), labels].tolist()
+    assert [float(row["class_probability"]) for row in rows] == pytest.approx(expected, abs=1e-4)
+    assert len({row["source"] for row in rows}) == len(rows)
 
 
 @pytest.mark.parametrize(
@@ -259,10 +297,12 @@ def test_predictions_for_files_and_folders(
     assert str(paths[0]) in capsys.readouterr().out
 
 
-def test_a_file_that_is_no_image_is_said(released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_image_is_said(
+    released: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
-    assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 1
-    assert "broken.jpg: not an image that can be decoded" in capsys.readouterr().err
+    assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 4
+    assert "broken.jpg: no image of a known format" in caplog.text
     assert predict.main([str(tmp_path / "none"), "--checkpoint", str(released), "--device", "cpu"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 
@@ -275,3 +315,46 @@ def test_names_of_another_data_set_are_refused(
     command = [str(tmp_path / "a.png"), "--checkpoint", str(released), "--device", "cpu"]
     assert predict.main([*command, "--class-names", str(tmp_path / "three")]) == 1
     assert "has 3 classes, the network 4" in capsys.readouterr().err
+
+
+def test_a_set_in_another_order_and_with_a_class_less_is_matched_by_name(own: Path, data: Path, tmp_path: Path) -> None:
+    shuffled = tmp_path / "shuffled"
+    opened = small_images(shuffled, (3, 4, 5))
+    names = ("class 3", "class 0", "class 1")
+    (shuffled / "dataset.json").write_text(replace(opened.info, class_names=names).to_json())
+    command = ["--checkpoint", str(own), "--data", str(shuffled), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 0  # the run knows its counts
+    folder = tmp_path / "out" / own.with_suffix("").name
+    scores = json.loads((folder / "scores.json").read_text())
+    assert scores["classes_without_images"] == ["class 2"]
+    confusion = np.loadtxt(folder / "confusion.csv", delimiter=",")
+    assert confusion.sum(axis=1).tolist() == [4, 5, 0, 3]
+    expected = np.zeros_like(confusion)
+    own_label = np.array([int(names[label][-1]) for label in opened.labels])
+    np.add.at(expected, (own_label, logits(own, opened).argmax(axis=1)), 1)
+    np.testing.assert_array_equal(confusion, expected)
+    rows = list(csv.DictReader((folder / "per_class.csv").open()))
+    assert [int(row["train_samples"]) for row in rows] == list(COUNTS)
+
+
+def test_a_set_with_other_classes_is_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    opened = small_images(other, (1, 1, 1, 1))
+    names = ("class 0", "class 1", "class 2", "class_3")
+    (other / "dataset.json").write_text(replace(opened.info, class_names=names).to_json())
+    command = ["--checkpoint", str(own), "--data", str(other), "--device", "cpu", "--out", str(tmp_path / "out")]
+    assert evaluate.main(command) == 1
+    assert "1 of 4 classes of" in capsys.readouterr().err
+
+
+def test_networks_of_different_methods_have_no_mean(own: Path, data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / own.name
+    other.parent.mkdir()
+    content = torch.load(own, weights_only=True)
+    content["fit"]["method.loss"] = "ce"
+    save(other, {key: value for key, value in content.items() if key != "format_version"})
+    command = ["--checkpoint", str(own), str(other), "--data", str(data / "test"), "--device", "cpu"]
+    assert evaluate.main([*command, "--out", str(tmp_path / "out")]) == 0
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "mean of" not in table
+    assert "no mean over the checkpoints: they differ in method.loss" in table

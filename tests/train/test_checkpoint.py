@@ -99,7 +99,7 @@ def test_a_missing_file_and_another_format_are_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         load(tmp_path / "none.pt")
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="checkpoint format None, expected 1"):
+    with pytest.raises(ValueError, match="checkpoint format None, expected 2"):
         load(tmp_path / "other.pt")
 
 

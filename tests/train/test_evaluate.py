@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from pipeline.loader import Batch
+from pipeline.plan import StreamPlan
 from shards.class_counts import CMO_RULE, SHIFTED_RULE, GroupRule
-from train.evaluation.scores import Predictions, expected_calibration_error, predict, score
+from train.evaluation.metrics import expected_calibration_error
+from train.evaluation.scores import Predictions, predict, score
 
 COUNTS = np.array([300, 101, 100, 20, 5])
 CONFUSION = np.array([[8, 1, 1, 0, 0], [2, 7, 1, 0, 0], [3, 1, 5, 1, 0], [4, 2, 1, 3, 0], [5, 2, 1, 1, 1]])
@@ -63,7 +65,8 @@ def method() -> SimpleNamespace:
 
 def batch(ids: list[int], scores: list[list[int]], labels: list[int]) -> Batch:
     images = torch.tensor(scores, dtype=torch.uint8)[:, None, :, None].expand(-1, 1, -1, 3)
-    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), np.array(ids))
+    plan = StreamPlan(np.arange(len(ids)), np.ones(len(ids), np.float32), np.array(ids), np.array(labels), ())
+    return Batch((images,), torch.tensor(labels), torch.ones(len(ids)), plan)
 
 
 def test_predictions_come_in_the_order_of_the_ids() -> None:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from pipeline.executors import features as features_executor
 from shards.reader import ShardSet
-from tests.helpers.runs import ROOT, last_weights, options, records, same_weights
+from tests.helpers.runs import ROOT, last_weights, options, same_weights
 from tests.helpers.trainings import state_sha256
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
@@ -84,7 +84,6 @@ def test_a_run_continues_exactly_and_keeps_what_was_tuned(
     assert train(tune_options(data, stopped, weights, **changes, max_steps=5)) == FINISHED
     assert train(tune_options(data, stopped, weights, **changes, resume="auto")) == FINISHED
     assert state_sha256(newest(straight)) == state_sha256(newest(stopped))
-    assert records(straight)[-1] == records(stopped)[-1]
     kept = last_weights(straight)
     assert "head.weight" in kept and "patch_embed.proj.weight" not in kept
     assert newest(straight).stat().st_size < 0.2 * weights.stat().st_size

@@ -13,6 +13,7 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.mix_rule import MixPlan
+from pipeline.rng import RowDraws
 from pipeline.views.presets import PRESETS, SIM_32
 from shards.class_counts import NCL_RULE
 from tests.helpers.runs import options as run_options
@@ -169,7 +170,8 @@ def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epo
         "ncl", context(counts, epochs=400), hard_classes=2, mixing="oversample", **sampling
     ).streams()
     # Epochs count from one in the official code; the first vector holds in any.
-    ids = stream.sampling.over(Data()).ids(0, "original/samples", max(epoch - 1, 0), 0, range(200_000))
+    draws = RowDraws(0, max(epoch - 1, 0), 0, np.arange(200_000))
+    ids = stream.sampling.over(Data()).ids(draws, "original/samples", 0)
     shares = np.bincount(np.repeat(np.arange(4), counts)[ids]) / len(ids)
     np.testing.assert_allclose(shares, expected, atol=0.004)  # four standard deviations
 

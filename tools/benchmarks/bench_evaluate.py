@@ -31,7 +31,7 @@ def run(bench: Bench) -> Report:
 
     variants = {
         OFFICIAL: lambda: rate(lambda: _official(bench, network, batch_size)),
-        OURS: lambda: rate(lambda: ours.evaluator.scores("test")),
+        OURS: lambda: rate(lambda: ours.evaluator.selection_scores()),
     }
     report.tables.append(compare("evaluated images", "images/s", variants, bench.scale.rounds))
     return report

@@ -1,9 +1,11 @@
-"""What planning and feeding cost, as a share of loading, and class-weighted draws from sets of up to 10^8 samples."""
+"""What planning and feeding cost: as a share of loading, by the number of ranks, and by the size of the set."""
 
 import itertools
 import mmap
+import multiprocessing
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,7 @@ WHOLE = "whole loader, colour jitter"
 _CPU = torch.device("cpu")
 _EPOCHS = 10**4
 _STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("foreground", ClassWeighted(), (JITTERED_224,)))
-_BATCHES, _PLANNED_STEPS = (64, 256, 1024), 20
+_RANKS, _OWN_IMAGES, _PLANNED_STEPS = (1, 8, 64, 1024), 256, 50
 _BATCH, _DRAWS = 128, 128 * 200  # of the comparison of sizes; draws of a round
 _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of ImageNet-LT and iNaturalist 2018
 
@@ -55,13 +57,17 @@ def run(bench: Bench) -> Report:
     report.targets.append(
         Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
     )
-    report.tables.append(_planning(bench))
+    planning, notes = _planning(bench)
+    report.tables.append(planning)
+    report.notes |= notes
     draws, notes = _draws(bench)
     report.tables.append(draws)
     largest = draws.rows[-2]
     report.notes |= notes
+    alone, many = planning.rows[0], planning.rows[-1]
     report.targets += [
         Target(f"microseconds a draw, {largest.name}", 1e6 / largest.rate, 1.0, at_most=True),
+        Target(f"milliseconds a step, {many.name} − 1 rank", 1000 / many.rate - 1000 / alone.rate, 1.0, at_most=True),
         Target(f"seconds to open, {largest.name}", notes["seconds_to_open"][largest.name], 2.0, at_most=True),
     ]
     return report
@@ -114,21 +120,74 @@ def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
     return bench.scale.batches * bench.scale.batch_size / (time.process_time() - started)
 
 
-def _planning(bench: Bench) -> Table:
-    """By size of the global batch, which every rank plans as a whole: B images a rank on R ranks are a batch of B R."""
+def _planning(bench: Bench) -> tuple[Table, dict[str, Any]]:
+    """Steps of CMO, both streams and boxes, as one rank of so many plans them with the largest index.
 
-    dataset = ShardSet.open(write_empty_set(bench.scratch / "index-of-images", *_PUBLISHED_SIZES[0], side=400))
+    Simulated: one process takes the part of the first rank. The images have no size, which costs a crop as much.
+    """
+    folder = _largest_set(bench)
+    ranks = [number for number in _RANKS if number * _OWN_IMAGES <= bench.scale.many_samples]
+    variants: dict[str, Variant] = {f"{number:,} ranks": partial(_planned_steps, folder, number) for number in ranks}
+    title = f"steps planned by one rank, {_OWN_IMAGES} images of its own in each stream"
+    table = compare(title, "steps/cpu-s", variants, bench.scale.rounds)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
+        notes = child.submit(_start_and_plan, folder, ranks[-1]).result()
+    plans = {f"{number:,} ranks": _plan_of_ranks(folder, number) for number in ranks}
+    notes["milliseconds_for_all_labels"] = {name: round(1000 * _label_seconds(plan), 2) for name, plan in plans.items()}
+    return table, notes
 
-    def rate(batch_size: int) -> float:
-        plan = Plan({"train": dataset}, _STREAMS, MixRule(plain_first=0, plain_last=0), 0, batch_size, _EPOCHS)
-        plan.step(0, 0)  # shuffles the epoch
-        started = time.process_time()
-        for step in range(_PLANNED_STEPS):
-            plan.step(0, 1 + step)
-        return batch_size * _PLANNED_STEPS / (time.process_time() - started)
 
-    variants: dict[str, Variant] = {f"batch {size}": partial(rate, size) for size in _BATCHES}
-    return compare("planning whole steps of CMO: both streams, boxes", "images/cpu-s", variants, bench.scale.rounds)
+def _plan_of_ranks(folder: Path, ranks: int) -> Plan:
+    rule = MixRule(probability=1.0, plain_first=0, plain_last=0)
+    return Plan({"train": ShardSet.open(folder)}, _STREAMS, rule, 0, ranks * _OWN_IMAGES, _EPOCHS)
+
+
+def _plan_own_rows(plan: Plan, step: int, ranks: int) -> None:
+    at = divmod(step, plan.steps_per_epoch)
+    for name in plan.streams:
+        plan.stream_step(name, *at, (0, ranks))
+    plan.mix(*at, _OWN_IMAGES)
+
+
+def _planned_steps(folder: Path, ranks: int) -> float:
+    plan = _plan_of_ranks(folder, ranks)
+    _plan_own_rows(plan, 0, ranks)
+    started = time.process_time()
+    for step in range(1, _PLANNED_STEPS + 1):
+        _plan_own_rows(plan, step, ranks)
+    return _PLANNED_STEPS / (time.process_time() - started)
+
+
+def _label_seconds(plan: Plan) -> float:
+    """For the labels of a whole step, both streams: what a loss with class weights needs besides."""
+    plan.global_batch(0, 0).labels("foreground")
+    started = time.process_time()
+    for step in range(1, 4):
+        whole = plan.global_batch(*divmod(step, plan.steps_per_epoch))
+        for name in plan.streams:
+            whole.labels(name)
+    return (time.process_time() - started) / 3
+
+
+def _start_and_plan(folder: Path, ranks: int) -> dict[str, Any]:
+    """In a process of its own: how long until a rank's first step is planned, and what it then keeps of its own."""
+    before, started = _own_megabytes(), time.perf_counter()
+    plan = _plan_of_ranks(folder, ranks)
+    _plan_own_rows(plan, 0, ranks)
+    seconds = time.perf_counter() - started
+    for step in range(1, _PLANNED_STEPS):
+        _plan_own_rows(plan, step, ranks)
+    checked_bits = len(plan.datasets["train"]) / 8e6  # of BadSamples, once an epoch or two have touched them all
+    return {
+        "seconds_to_the_first_step": round(seconds, 3),
+        "megabytes_of_a_rank_beside_the_maps": round(_own_megabytes() - before + checked_bits, 1),
+    }
+
+
+def _own_megabytes() -> float:
+    """Resident memory of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
 
 # ----------------------------------------------------------------- draws
@@ -142,7 +201,10 @@ def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
     first: dict[str, float] = {}
     for samples, classes in (*_PUBLISHED_SIZES, (bench.scale.many_samples, bench.scale.many_classes)):
         name = f"{samples:,} samples, {classes:,} classes"
-        folder = write_empty_set(bench.scratch / f"index-{samples}", samples, classes)
+        largest = (samples, classes) == (bench.scale.many_samples, bench.scale.many_classes)
+        folder = (
+            _largest_set(bench) if largest else write_empty_set(bench.scratch / f"index-{samples}", samples, classes)
+        )
         started = time.perf_counter()
         dataset = ShardSet.open(folder)
         sampler = ClassWeighted().over(dataset)
@@ -178,6 +240,11 @@ def _draw_rate(draw: Callable[[int], np.ndarray]) -> Variant:
         return _DRAWS / (time.perf_counter() - started)
 
     return once
+
+
+def _largest_set(bench: Bench) -> Path:
+    folder = bench.scratch / "index-of-the-largest-set"
+    return folder if folder.exists() else write_empty_set(folder, bench.scale.many_samples, bench.scale.many_classes)
 
 
 def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> Path:

@@ -15,6 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, get_args
 
+import timm
 import torch
 from torch import nn
 from torch.nn import functional
@@ -60,7 +61,7 @@ def _seconds_per_step(forward: Callable[[], torch.Tensor], model: nn.Module, bat
 def measure(network: str, kind: str, batch: int, steps: int) -> dict[str, float]:
     """Images per second, peak memory in MB beyond the loaded network, and trained parameters of one kind."""
     model = prepared(network, "head" if kind == CACHED else kind)  # type: ignore[arg-type]
-    side = model.pretrained_cfg["input_size"][-1]  # type: ignore[index,operator]
+    side = timm.get_pretrained_cfg(network).input_size[-1]
     images = torch.rand(batch, 3, side, side)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     forward = lambda: model(images)  # noqa: E731

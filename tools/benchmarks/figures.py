@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tools.benchmarks.measuring import Table, Target
-from train.evaluation.run_report import commit, versions
+from train.provenance import commit, versions
 from train.run_folder import write_json
 
 

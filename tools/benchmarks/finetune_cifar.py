@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from pipeline.rng import generator
-from tools.markdown import markdown, mean_and_spread
+from tools.markdown import markdown
 from train.evaluation.run_report import commit, hardware, versions
+from train.evaluation.spread import mean_and_spread
 
 LARGEST, SMALLEST, TEST_PER_CLASS = 100, 3, 60
 GROUPS = {"3 largest": slice(0, 3), "4 middle": slice(3, 7), "3 smallest": slice(7, 10)}

@@ -68,6 +68,19 @@ FULL = Scale(
     batches=50,
 )
 
+# Measures nothing: for tests, and to find what does not run.
+TOY = Scale(
+    images=40,
+    copied_images=50,
+    cached_images=50,
+    checked_images=40,
+    rounds=1,
+    batch_size=6,
+    batches=1,
+    many_samples=200_000,
+    many_classes=2000,
+)
+
 
 @dataclass
 class Bench:

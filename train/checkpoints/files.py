@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from pipeline.plan import Position
+from shards.files import OutsideError
 from train.checkpoints.released import state_dict_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 named no classes
 AVERAGED = "averaged"  # key of the moving average of the weights, in the checkpoints of runs that have one
 _NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
 _TEMPORARY_SUFFIX = ".partial"
@@ -35,7 +36,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
     """Write a checkpoint so that ``path`` never holds an incomplete one.
 
     Raises:
-        RuntimeError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
+        OutsideError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
     """
     temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
     try:
@@ -47,7 +48,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         temporary.unlink(missing_ok=True)  # it would keep the last free bytes from the retry
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RuntimeError(
+        raise OutsideError(
             f"{path}: the disk is too full: about {_tensor_bytes(content):,} bytes needed, "
             f"{shutil.disk_usage(path.parent).free:,} free; make room and run the same command with --resume auto"
         ) from error
@@ -57,6 +58,24 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
         os.fsync(directory)  # else the rename may not survive a power cut
     finally:
         os.close(directory)
+
+
+def checkpoint_file(path: Path) -> Path:
+    """The file that is meant: a run's folder stands for its best weights.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or the folder has no best checkpoint.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        return path
+    for best in (path / "checkpoints" / "best.pt", path / "best.pt"):
+        if best.is_file():
+            logger.info("%s is a folder; its best checkpoint is taken: %s", path, best)
+            return best
+    raise FileNotFoundError(
+        f"{path}: a folder without checkpoints/best.pt, so no run that has been evaluated yet; give a checkpoint file"
+    )
 
 
 def _tensor_bytes(content: Any) -> int:
@@ -119,8 +138,14 @@ def load(path: Path) -> dict[str, Any]:
     """
     content = read(path)
     _check_sums(path)
-    if not isinstance(content, dict) or content.get("format_version") != FORMAT_VERSION:
-        found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
+    found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
+    if found == 1:
+        raise ValueError(
+            f"{path}: checkpoint format 1, of an earlier version of this program; format {FORMAT_VERSION} names its "
+            "classes, and options have other names. Use the version that wrote it, whose commit is in the run's "
+            "result.json, or train again"
+        )
+    if found != FORMAT_VERSION:
         raise ValueError(
             f"{path}: checkpoint format {found}, expected {FORMAT_VERSION} as this version of the code writes"
         )
@@ -156,6 +181,7 @@ def load_weights(
     Raises:
         ValueError: a shared parameter differs in shape, nothing is shared, or one that is required is absent.
     """
+    path = checkpoint_file(path)
     content = read(path)
     is_ours = isinstance(content, dict) and "format_version" in content
     found = counting_weights(load(path)) if is_ours else state_dict_of(content)
@@ -211,7 +237,8 @@ def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any])
         listed = "\n  ".join(differences)
         raise ValueError(
             f"{path} does not fit this run:\n  {listed}\n"
-            "Give the options it was made with, or start over in another --run_dir"
+            "Give the options it was made with, or start over in another --run_dir. A finished run is trained for "
+            "longer by a new one that starts from its weights: --model.init_from RUN_FOLDER --run_dir ANOTHER"
         )
 
 
@@ -271,3 +298,17 @@ class CheckpointFolder:
                 "in another --run_dir"
             )
         return None
+
+
+def newest_of(run_dir: Path) -> tuple[Path, dict[str, Any]]:
+    """The newest state in the folder of a run, or in its checkpoints folder, to go on from.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: there are some, and all of them are damaged.
+    """
+    for folder in (run_dir / "checkpoints", run_dir):
+        found = CheckpointFolder(folder, keep=1).load_latest()
+        if found is not None:
+            return found
+    raise FileNotFoundError(f"{run_dir}: a folder without epoch….pt, so nothing to resume from")

@@ -22,7 +22,7 @@ from torch import Tensor
 from train.models.build import ModelOptions
 from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
 
-_PREFIX = "module."
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of data-parallel training, of torch.compile
 _INAT18_CLASSES = 8142
 _INAT17_CLASSES = 5089
 _ROUTING = ("backbone.expert_help_pred",)
@@ -88,7 +88,7 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
         state = {name: value for part in state.values() for name, value in part.items()}
     if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError("expected a dictionary of tensors, alone or under the key 'state_dict'")
-    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+    return {_WRAPPERS.sub("", name): value for name, value in state.items()}
 
 
 def evaluated_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:

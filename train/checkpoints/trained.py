@@ -1,7 +1,7 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.views.presets import Preset
-from train.checkpoints.files import counting_weights, load_stored_part, read
+from train.checkpoints.files import checkpoint_file, counting_weights, load, load_stored_part, read
 from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
@@ -31,6 +31,10 @@ class Trained:
         model: in evaluation mode, on its device.
         preset: how images are shown to it.
         description: the network in words.
+        class_names: of its outputs, in order; None for a released network, whose file has none.
+        samples_per_class: int64 (classes,), of its training set; None likewise.
+        settings: what decided the weights, but for the seed; a released file has none.
+        method_name, model_options: what the network is built from.
     """
 
     path: Path
@@ -39,6 +43,17 @@ class Trained:
     preset: Preset
     classes: int
     description: str
+    class_names: tuple[str, ...] | None = None
+    samples_per_class: np.ndarray | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    method_name: str = "vanilla"
+    model_options: ModelOptions = field(default_factory=ModelOptions)
+
+    @property
+    def corrects_prior(self) -> bool:
+        """Whether training compensated for the class sizes in the logits already."""
+        chosen = {name: self.settings.get(f"method.{name}") for name in ("loss", "rebalance", "objective")}
+        return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or chosen["objective"] == "ncl"
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
@@ -49,15 +64,20 @@ def load_trained(path: Path, device: torch.device, preset: str | None = None, we
     """Read a checkpoint of either kind.
 
     Args:
+        path: its file, or the folder of a run, which stands for its best weights.
         preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
         weights: of the backbone, where the checkpoint holds what was tuned alone and they have moved.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
     """
+    path = checkpoint_file(path)
     content = read(path)
+    is_ours = isinstance(content, dict) and "format_version" in content
+    if is_ours:
+        content = load(path)
     try:
-        if isinstance(content, dict) and "fit" in content:
+        if is_ours:
             return _own(path, content, device, preset, weights)
         return _released(path, content, device, preset)
     except ValueError as error:
@@ -70,22 +90,32 @@ def _own(
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    options = ModelOptions(**sections["model"])
-    chosen = find_preset(preset or fit["preset"], options)
+    model_options = ModelOptions(**sections["model"])
+    chosen = find_preset(preset or fit["preset"], model_options)
     method = _method(name, sections["method"], fit["classes"], chosen, device)
-    model = method.build_model(options, seed=0)
+    model = method.build_model(model_options, seed=0)
     if "weights_sha256" in fit:
-        pretrained = find_pretrained(
-            options if weights is None else replace(options, weights=weights, pretrained=False)
-        )
+        here = model_options if weights is None else replace(model_options, weights=weights, pretrained=False)
+        pretrained = find_pretrained(here)
         check_same(path, fit["weights_sha256"], pretrained)
         assert pretrained is not None
         load_pretrained(model, pretrained, method.inherits)
         load_stored_part(model, counting_weights(content), method.stores)
     else:
         model.load_state_dict(counting_weights(content))
-    description = f"{name} {sections['model']['name']}, {fit['classes']} classes"
-    return Trained(path, method, _ready(model, device), chosen, fit["classes"], description)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        fit["classes"],
+        f"{name} {sections['model']['name']}, {fit['classes']} classes",
+        tuple(content["classes"]["names"]),
+        np.array(content["classes"]["samples"], dtype=np.int64),
+        {name: value for name, value in fit.items() if name != "plan.seed"},
+        name,
+        model_options,
+    )
 
 
 def _released(path: Path, content: Any, device: torch.device, preset: str | None) -> Trained:
@@ -101,7 +131,16 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     except RuntimeError as error:
         raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
     description = f"released {architecture.describe()}"
-    return Trained(path, method, _ready(model, device), chosen, architecture.classes, description)
+    return Trained(
+        path,
+        method,
+        _ready(model, device),
+        chosen,
+        architecture.classes,
+        description,
+        method_name=architecture.method,
+        model_options=architecture.model,
+    )
 
 
 def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:

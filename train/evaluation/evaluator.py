@@ -6,7 +6,9 @@ from torch import nn
 from pipeline.loader import evaluation_batches
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
-from train.evaluation.scores import Scores, predict, score
+from train.evaluation.details import Details, with_details
+from train.evaluation.scores import Predictions, Scores, predict, score
+from train.launch import bare
 from train.losses.precision import Autocast
 from train.methods.base import Method
 from train.options import Options
@@ -28,21 +30,33 @@ class Evaluator:
         self.options, self.datasets, self.preset = options, datasets, preset
         self.method, self.model, self.accelerator, self.autocast = method, model, accelerator, autocast
         self.selection = "validation" if "validation" in datasets else "test"
-        self._latest: Scores | None = None
+        self.reported = "test" if "test" in datasets else "validation"
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
         """Numbers on the validation set, or on the test set where there is none."""
-        self._latest = self.scores(self.selection)
-        return {self.selection: self._latest.numbers}
+        return {self.selection: self._score(self._predictions(self.selection)).numbers}
 
-    def last_test_scores(self) -> Scores:
-        """Test scores of the final weights, which are still the model's; no second evaluation where there was one."""
-        if self.selection == "test" and self._latest is not None:
-            return self._latest
-        return self.scores("test")
+    def final_scores(self) -> tuple[Scores, Details | None]:
+        """All numbers of the current weights on the reported set; details on the first rank, where logits are few.
 
-    def scores(self, role: str) -> Scores:
-        """Evaluate the current weights on one shard set."""
+        A pass over the set of its own: those of the selection keep no logits, which are large. The temperature is
+        fitted on the validation set, unless that is what is reported.
+        """
+        predictions = self._predictions(self.reported, keep_logits=True)
+        validation = None
+        if self.reported == "test" and "validation" in self.datasets:
+            validation = self._predictions("validation", keep_logits=True)
+        scores = self._score(predictions)
+        if predictions.logits is None:
+            return scores, None
+        counts = self.datasets["train"].samples_per_class
+        return with_details(scores, counts, self.options.data.group_rule(), validation)
+
+    def _score(self, predictions: Predictions) -> Scores:
+        return score(predictions, self.datasets["train"].samples_per_class, self.options.data.group_rule())
+
+    def _predictions(self, role: str, keep_logits: bool = False) -> Predictions:
+        """Of the current weights for one shard set."""
         dataset = self.datasets[role]
         batches = evaluation_batches(
             dataset,
@@ -54,7 +68,5 @@ class Evaluator:
             executor=self.options.data.executor,
             decode_threads=self.options.data.decode_threads,
         )
-        bare_model = self.accelerator.unwrap_model(self.model)
-        predictions = predict(self.method, bare_model, batches, len(dataset), self.autocast)
-        training_counts = self.datasets["train"].samples_per_class
-        return score(predictions, training_counts, self.options.data.group_rule())
+        bare_model = bare(self.accelerator, self.model)
+        return predict(self.method, bare_model, batches, len(dataset), self.autocast, keep_logits)

@@ -1,23 +1,28 @@
 """The pictures of a run: training curves, accuracy against class size, confusion, pasted training images."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from pipeline.executors.pillow_reference import reference_view
 from pipeline.plan import Plan, StreamPlan
+from train.evaluation.class_blocks import blocks_by_size, summed
+from train.evaluation.labels import label, labels, use_fonts
 from train.inputs.input_builder import box_mask
 
 matplotlib.use("agg")
+use_fonts()
 
-MAX_CONFUSION_CLASSES = 200
 _GROUP_COLORS = {"many": "tab:blue", "medium": "tab:orange", "few": "tab:red", "all": "black"}
 _LABELLED_CONFUSION_CLASSES = 30
+_NAMED_OUTLIERS = 12
 
 
 def _save(figure: Figure, path: Path) -> None:
@@ -25,34 +30,61 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Training loss, learning rate, and accuracy of the groups over epochs, from metrics.jsonl."""
+    """Losses, learning rate, and accuracy of the groups over epochs, from metrics.jsonl."""
     epochs = [r for r in records if r["kind"] == "epoch"]
     split = "validation" if any("validation" in r for r in epochs) else "test"
     evaluated = [r for r in epochs if split in r]
     figure = Figure(figsize=(11, 4), layout="constrained")
     loss_axis, accuracy_axis = figure.subplots(1, 2)
-    loss_axis.plot([r["epoch"] + 1 for r in epochs], [r["train"]["loss"] for r in epochs], marker=".", color="black")
-    loss_axis.set(xlabel="epoch", ylabel="training loss", title="Loss and learning rate")
-    lr_axis = loss_axis.twinx()
-    lr_axis.step([r["epoch"] + 1 for r in epochs], [r["lr"] for r in epochs], where="mid", color="tab:green", alpha=0.6)
-    lr_axis.set_yscale("log")
-    lr_axis.set_ylabel("learning rate", color="tab:green")
-    for group, color in _GROUP_COLORS.items():
-        points = [(r["epoch"] + 1, r[split][group]) for r in evaluated if r[split][group] is not None]
+    _loss_curves(loss_axis, epochs, evaluated, split)
+    for group, color in {**_GROUP_COLORS, "balanced": "tab:purple"}.items():
+        points = [(r["epoch"] + 1, r[split][group]) for r in evaluated if r[split].get(group) is not None]
         if points:
             accuracy_axis.plot(*zip(*points, strict=True), marker=".", color=color, label=group)
-    accuracy_axis.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100), title=f"Accuracy on the {split} set")
-    accuracy_axis.legend(loc="lower right")
+    title = f"Accuracy on the {split} set ('all' over images, others over classes)"
+    accuracy_axis.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
+    accuracy_axis.set_title(title, fontsize=10)
+    # Outside of the axes: inside it covers the end of a curve, which is what one looks at.
+    figure.legend(*accuracy_axis.get_legend_handles_labels(), loc="outside right center")
     accuracy_axis.grid(alpha=0.3)
     for axis in (loss_axis, accuracy_axis):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _whole_epochs(axis, [r["epoch"] + 1 for r in epochs])
     _save(figure, path)
 
 
+def _loss_curves(axis: Axes, epochs: list[dict[str, Any]], evaluated: list[dict[str, Any]], split: str) -> None:
+    axis.plot([r["epoch"] + 1 for r in epochs], [r["train"]["loss"] for r in epochs], "k.-", label="training loss")
+    losses = [(r["epoch"] + 1, r[split]["loss"]) for r in evaluated if r[split].get("loss") is not None]
+    if losses:
+        axis.plot(*zip(*losses, strict=True), ".--", color="tab:brown", label=f"{split} loss (plain cross entropy)")
+    axis.set(xlabel="epoch", ylabel="loss", title="Loss and learning rate")
+    axis.legend(loc="upper right", fontsize=8)
+    lr_axis = axis.twinx()
+    lr_axis.step([r["epoch"] + 1 for r in epochs], [r["lr"] for r in epochs], where="mid", color="tab:green", alpha=0.6)
+    if any(r["lr"] > 0 for r in epochs):
+        lr_axis.set_yscale("log")
+    lr_axis.set_ylabel("learning rate", color="tab:green")
+
+
+def _whole_epochs(axis: Axes, epochs: list[int]) -> None:
+    """Ticks at whole epochs, also where there is one only."""
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    if len(epochs) == 1:
+        axis.set_xlim(epochs[0] - 1, epochs[0] + 1)
+        axis.set_xticks(epochs)
+
+
 def accuracy_by_class_size(
-    samples_per_class: np.ndarray, recall: np.ndarray, groups: dict[str, np.ndarray], path: Path
+    samples_per_class: np.ndarray,
+    recall: np.ndarray,
+    groups: dict[str, np.ndarray],
+    class_names: Sequence[str],
+    path: Path,
 ) -> None:
-    """A dot a class: test recall against the number of training samples, coloured by group, with the groups' means."""
+    """One dot per class: test recall against training samples, coloured by group, with the groups' means.
+
+    The classes that are recognised worst are named.
+    """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
     for name, members in groups.items():
@@ -62,29 +94,81 @@ def accuracy_by_class_size(
         axis.scatter(sizes, percents, s=18, color=_GROUP_COLORS[name], label=f"{name} ({len(members)} classes)")
         if not np.isnan(percents).all():
             axis.hlines(np.nanmean(percents), sizes.min(), sizes.max(), color=_GROUP_COLORS[name], alpha=0.5)
-    axis.set(xscale="log", ylim=(-2, 102), xlabel="training samples of the class", ylabel="test recall (%)")
+    _name_worst(axis, samples_per_class, recall, class_names)
+    axis.set(xscale="log", ylim=(-4, 104), xlabel="training samples of the class", ylabel="test recall (%)")
+    _plain_sizes(axis, samples_per_class)
     axis.set_title("Accuracy against class size (lines: mean of the group)")
-    axis.legend()
+    axis.legend(fontsize=8)
     axis.grid(alpha=0.3)
     _save(figure, path)
 
 
-def confusion(matrix: np.ndarray, class_names: list[str], path: Path) -> None:
-    """Share of each true class (row) that was predicted as each class (column); at most 200 classes."""
-    shares = 100 * matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    classes = len(class_names)
-    side = min(4 + 0.25 * classes, 14)
+def _name_worst(axis: Axes, sizes: np.ndarray, recall: np.ndarray, class_names: Sequence[str]) -> None:
+    """Names beside the dots of the worst classes, where these stand apart from each other."""
+    taken: list[tuple[float, float]] = []
+    known = np.flatnonzero(~np.isnan(recall))
+    for number in known[np.argsort(recall[known], kind="stable")][:_NAMED_OUTLIERS]:
+        place = (float(np.log10(sizes[number])), 100 * float(recall[number]))
+        if all(abs(place[0] - x) > 0.35 or abs(place[1] - y) > 4 for x, y in taken):
+            text = label(class_names[number], int(number), longest=20)
+            at_right = sizes[number] > sizes.max() / 3 and len(set(sizes)) > 1
+            axis.annotate(
+                text,
+                (float(sizes[number]), place[1]),
+                xytext=(-4 if at_right else 4, 3),
+                textcoords="offset points",
+                ha="right" if at_right else "left",
+                fontsize=7,
+            )
+            taken.append(place)
+
+
+def _plain_sizes(axis: Axes, sizes: np.ndarray) -> None:
+    """Numbers of samples as numbers on the logarithmic axis; a single size in the middle of its own decade."""
+    smallest, largest = float(sizes.min()), float(sizes.max())
+    margin = 3.0 if smallest == largest else (largest / smallest) ** 0.05
+    axis.set_xlim(smallest / margin, largest * margin)
+    ticks = [t * 10**power for power in range(7) for t in (1, 2, 5) if smallest <= t * 10**power <= largest]
+    if len(ticks) > 8:
+        ticks = [tick for tick in ticks if str(tick).startswith("1")]
+    axis.set_xticks(ticks if smallest != largest and len(ticks) > 1 else sorted({smallest, largest}))
+    axis.xaxis.set_major_formatter(ScalarFormatter())
+    axis.minorticks_off()
+
+
+def confusion(
+    matrix: np.ndarray,
+    class_names: list[str],
+    samples_per_class: np.ndarray,
+    groups: dict[str, np.ndarray],
+    path: Path,
+) -> None:
+    """Share of each true class (row) that was predicted as each class (column), largest class first.
+
+    Lines divide the groups. Where there are many classes, a cell stands for a block of classes of similar size.
+    """
+    blocks = blocks_by_size(samples_per_class, groups)
+    cells = summed(matrix, blocks)
+    shares = 100 * cells / np.maximum(cells.sum(axis=1, keepdims=True), 1)
+    single = len(blocks.members) == len(class_names)
+    side = min(4 + 0.25 * len(blocks.members), 14)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, vmin=0, vmax=100, cmap="Blues")
-    if classes <= _LABELLED_CONFUSION_CLASSES:
-        axis.set_xticks(range(classes), class_names, rotation=90)
-        axis.set_yticks(range(classes), class_names)
-    if classes <= 12:
-        for row, column in np.ndindex(classes, classes):
+    if single and len(class_names) <= _LABELLED_CONFUSION_CLASSES:
+        shown = [labels(class_names)[int(members[0])] for members in blocks.members]
+        axis.set_xticks(range(len(shown)), shown, rotation=90)
+        axis.set_yticks(range(len(shown)), shown)
+    if len(blocks.members) <= 12:
+        for row, column in np.ndindex(*shares.shape):
             color = "white" if shares[row, column] > 60 else "black"
             axis.text(column, row, f"{shares[row, column]:.0f}", ha="center", va="center", color=color, fontsize=8)
-    axis.set(xlabel="predicted", ylabel="true", title="Confusion (% of the true class)")
+    for border in blocks.borders:
+        axis.axhline(border - 0.5, color="tab:red", linewidth=0.8)
+        axis.axvline(border - 0.5, color="tab:red", linewidth=0.8)
+    order = "largest class first" if single else f"{len(blocks.members)} blocks of classes, largest first"
+    axis.set(xlabel="predicted", ylabel="true")
+    axis.set_title(f"Confusion (% of the true class)\n{order}; red: group borders", fontsize=8)
     figure.colorbar(image, shrink=0.8)
     _save(figure, path)
 
@@ -97,7 +181,7 @@ def pasted_sheet(plan: Plan, path: Path, columns: int = 8) -> None:
     planned = _mixing_steps(plan, steps=columns)
     if not planned:
         return
-    names = plan.datasets["train"].class_names
+    names = labels(plan.datasets["train"].class_names, longest=18)
     figure = Figure(figsize=(1.7 * len(planned), 6.2), layout="constrained")
     axes = figure.subplots(3, len(planned), squeeze=False)
     for column, (epoch, step) in enumerate(planned):
@@ -112,19 +196,26 @@ def pasted_sheet(plan: Plan, path: Path, columns: int = 8) -> None:
         background_name, foreground_name = (
             names[int(whole.streams[stream].labels[row])] for stream in ("original", "foreground")
         )
-        lam = whole.mix.lam[row]
+        percent = 100 * whole.mix.lam[row]
+        mixed = f"{percent:.0f} % {background_name}\n{100 - percent:.0f} % {foreground_name}"
         for axis, image, title in zip(
             axes[:, column],
             (background, foreground, pasted),
-            (background_name, foreground_name, f"{lam:.2f} {background_name}\n{1 - lam:.2f} {foreground_name}"),
+            (
+                background_name,
+                foreground_name,
+                mixed,
+            ),
             strict=True,
         ):
             axis.imshow(image.numpy())
-            axis.set_title(title, fontsize=8)
+            axis.set_title(title, fontsize=7)
             axis.set_xticks([])
             axis.set_yticks([])
-    for axis, label in zip(axes[:, 0], ("original stream", "weighted stream", "pasted, with its labels"), strict=True):
-        axis.set_ylabel(label, fontsize=9)
+    for axis, row_name in zip(
+        axes[:, 0], ("original stream", "weighted stream", "pasted, with its labels"), strict=True
+    ):
+        axis.set_ylabel(row_name, fontsize=9)
     _save(figure, path)
 
 

@@ -1,29 +1,31 @@
 """What a run leaves to read: the options it prints at the start, result.json, tables and pictures at the end."""
 
-import csv
+import logging
 import resource
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 
 from pipeline.plan import Plan
 from shards.class_counts import imbalance_ratio, shot_groups
+from shards.class_names import shown
+from shards.commandline import tell
 from shards.reader import ShardSet
-from train.evaluation import pictures
+from train.datasets import classes_without_samples
+from train.evaluation.class_tables import write_per_class, write_predictions
+from train.evaluation.decoration import decorate
+from train.evaluation.details import Details
 from train.evaluation.scores import Scores
 from train.loop.trainer import History
 from train.options import Options
+from train.provenance import commit, hardware, versions
 from train.run_folder import RunFolder, write_json
 
-_VERSIONED = ("torch", "accelerate", "numpy", "nvidia-dali-cuda130", "nvidia-dali-cuda120", "timm", "pillow")
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class RunSummary:
     Args:
         derived: options that follow from others, the machine and the data.
         last, best: test scores of the final weights and of those that were best on the selection set.
+        details: of the final weights; None where their logits were too many to keep.
         replaced_samples: data set → sample id → why another sample was trained on in its place.
     """
 
@@ -44,52 +47,78 @@ class RunSummary:
     history: History
     last: Scores
     best: Scores
+    details: Details | None
     replaced_samples: dict[str, dict[int, str]]
 
 
 def print_options(resolved: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
-    """Resolved and derived options on standard output, one a line."""
+    """Resolved and derived options on standard output, one per line."""
 
-    def lines(values: Mapping[str, Any], prefix: str) -> None:
+    def lines(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
         for name, value in values.items():
             if isinstance(value, dict):
-                lines(value, f"{prefix}{name}.")
+                yield from lines(value, f"{prefix}{name}.")
             else:
-                print(f"  {prefix}{name}: {value}")
+                yield f"  {prefix}{name}: {value}"
 
-    print("options:")
-    lines(resolved, "")
-    print("derived:")
-    lines(derived, "")
-    sys.stdout.flush()
+    tell("\n".join(["options:", *lines(resolved), "derived:", *lines(derived)]))
 
 
-def write(summary: RunSummary) -> None:
-    """Write result.json, per_class.csv and the pictures into the run folder, and print the table."""
-    m, folder = summary, summary.folder.path
-    train_set = m.datasets["train"]
+def write_result(m: RunSummary) -> None:
+    """Write result.json: from here on the run has its numbers, whatever else fails."""
     write_json(m.folder.result, result(m))
-    write_per_class(folder / "per_class.csv", train_set, m.datasets["test"], m.last, m.best)
-    pictures.curves(m.folder.metrics.records(), folder / "curves.png")
-    groups = shot_groups(train_set.samples_per_class, m.options.data.group_rule())
-    pictures.accuracy_by_class_size(
-        train_set.samples_per_class, m.last.recall, groups, folder / "accuracy_by_class_size.png"
-    )
-    if train_set.num_classes <= pictures.MAX_CONFUSION_CLASSES:
-        pictures.confusion(m.last.confusion, train_set.class_names, folder / "confusion.png")
-    if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
-        pictures.pasted_sheet(m.plan, folder / "pasted.png")
+
+
+def decorate_run(m: RunSummary) -> None:
+    """Print the table; write per_class.csv, predictions.csv, the pictures and the page into the run folder."""
     print_table(m)
+    folder, counts, rule = m.folder.path, m.datasets["train"].samples_per_class, m.options.data.group_rule()
+    measured = m.datasets[m.derived["reported_on"]]
+    best = {"recall_best": m.best.recall}
+    path = folder / "per_class.csv"
+    decorate(path, lambda: write_per_class(path, measured, counts, rule, m.last, m.details, best))
+    decorate(folder / "predictions.csv", lambda: _write_predictions(m, measured))
+    decorate(folder, lambda: _draw(m, measured))
+
+
+def _write_predictions(m: RunSummary, measured: ShardSet) -> None:
+    write_predictions(m.folder.path / "predictions.csv", measured, m.last.predictions)
+
+
+def _draw(m: RunSummary, measured: ShardSet) -> None:
+    # A library for plots or pages that does not start must not cost a run its result.
+    from train.evaluation import pictures
+    from train.evaluation.examples import write_thumbnails
+    from train.evaluation.page.render import PAGE, write_page
+
+    train_set, folder, last = m.datasets["train"], m.folder.path, m.last
+    counts, names = train_set.samples_per_class, train_set.class_names
+    groups = shot_groups(counts, m.options.data.group_rule())
+
+    def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
+        decorate(folder / name, lambda: picture(*content, folder / name))
+
+    draw("curves.png", pictures.curves, m.folder.metrics.records())
+    draw("accuracy_by_class_size.png", pictures.accuracy_by_class_size, counts, last.recall, groups, names)
+    draw("confusion.png", pictures.confusion, last.confusion, names, counts, groups)
+    if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
+        draw("pasted.png", pictures.pasted_sheet, m.plan)
+    draw("thumbnails.json", write_thumbnails, train_set, measured, last)
+    draw(PAGE, write_page, [folder])  # made of all that is there by now
 
 
 def result(m: RunSummary) -> dict[str, Any]:
-    """The content of result.json."""
-    last, best = m.history.last or {}, m.history.best or {}
+    """The content of result.json: numbers under "test", or "validation" in a run without a test set; epochs from 1."""
+    selected = {"selected_on": m.derived["selected_on"], "selected_by": m.options.run.select_by}
+    measured = m.datasets[m.derived["reported_on"]]
     return {
-        "test": {
-            "last": {"epoch": last.get("epoch"), **_rounded(m.last.numbers)},
-            "best": {"epoch": best.get("epoch"), "selected_on": m.derived["selected_on"], **_rounded(m.best.numbers)},
+        m.derived["reported_on"]: {
+            "last": {"epoch": _epoch(m.history.last), **_rounded(m.last.numbers)},
+            "best": {"epoch": _epoch(m.history.best), **selected, **_rounded(m.best.numbers)},
+            "classes_without_images": classes_without_samples(measured),
         },
+        "reliability": None if m.details is None else m.details.reliability,
+        "warnings": m.derived["warnings"],
         "group_rule": m.derived["group_rule"],
         "method": {"name": m.options.method_name, **m.options.resolved["method"]},
         "model": m.options.resolved["model"],
@@ -111,12 +140,15 @@ def cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What training took: trained images a second over all ranks, the median of the epochs; and the most memory in GB
     that the first rank needed since it started, on its GPU or, without one, of the whole process."""
     rates = [record["images_per_second"] for record in records if record["kind"] == "epoch"]
+    return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
+
+
+def peak_memory_gb() -> float:
+    """The most memory that this process needed so far, in GB: on its GPU or, without one, of the whole process."""
     if torch.cuda.is_initialized():
-        peak_bytes = torch.cuda.max_memory_allocated()
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024
-        peak_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_bytes / 1e9, 2)}
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e9
 
 
 def describe_data(dataset: ShardSet) -> dict[str, Any]:
@@ -129,65 +161,44 @@ def describe_data(dataset: ShardSet) -> dict[str, Any]:
         "classes": dataset.num_classes,
         "imbalance_ratio": round(imbalance_ratio(present), 3),
         "checksum": dataset.checksum,
+        "images_checksum": dataset.images_checksum,
     }
 
 
-def versions() -> dict[str, str]:
-    """Python and the packages that numbers can depend on."""
-    found = {"python": sys.version.split()[0]}
-    for name in _VERSIONED:
-        try:
-            found[name] = version(name)
-        except ModuleNotFoundError:
-            continue
-    return found
-
-
-def hardware() -> str:
-    """The device that trained, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"CPU, {torch.get_num_threads()} threads"
-
-
-def commit() -> str | None:
-    """Commit of the code, with "+changes" where files differ from it; None outside of a git checkout."""
-    command = ["git", "describe", "--always", "--abbrev=40", "--dirty=+changes", "--exclude=*"]
-    try:
-        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip()
-
-
-def write_per_class(path: Path, train_set: ShardSet, test_set: ShardSet, last: Scores, best: Scores) -> None:
-    """One row a class: name, training and test samples, recall in percent of the last and of the best weights."""
-    columns = zip(
-        train_set.class_names,
-        train_set.samples_per_class,
-        test_set.samples_per_class,
-        100 * last.recall,
-        100 * best.recall,
-        strict=True,
-    )
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "name", "train_samples", "test_samples", "recall_last", "recall_best"])
-        for number, (name, train_samples, test_samples, *recalls) in enumerate(columns):
-            shown = ["" if np.isnan(value) else f"{value:.2f}" for value in recalls]
-            writer.writerow([number, name, train_samples, test_samples, *shown])
+_PRINTED = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Top-5": "top5",
+    "Balanced": "balanced",
+    "F1 macro": "f1_macro",
+    "AUROC": "auroc",
+}
 
 
 def print_table(m: RunSummary) -> None:
     """The numbers a reader came for."""
-    print(f"\ntest accuracy in percent ({m.derived['group_rule']})")
-    print(f"{'':6}{'All':>8}{'Many':>8}{'Medium':>8}{'Few':>8}{'Top-5':>8}")
+    reported = m.derived["reported_on"]
+    lines = [f"\n{reported} results in percent ({m.derived['group_rule']})"]
+    lines.append(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
     for name, scores in (("last", m.last), ("best", m.best)):
-        values = [scores.numbers[key] for key in ("all", "many", "medium", "few", "top5")]
-        print(f"{name:6}" + "".join(f"{'-':>8}" if v is None else f"{v:8.2f}" for v in values))
-    print(f"best: epoch {(m.history.best or {}).get('epoch')}, selected on the {m.derived['selected_on']} set")
-    print(f"written to {m.folder.path}")
-    sys.stdout.flush()
+        values = [scores.numbers.get(key) for key in _PRINTED.values()]
+        lines.append(f"{name:6}" + "".join(f"{'-':>10}" if v is None else f"{v:10.2f}" for v in values))
+    lines.append("All and Top-5 are averages over images, the others over classes.")
+    selected = f"selected on the {m.derived['selected_on']} set by {m.options.run.select_by}"
+    lines.append(f"best: epoch {_epoch(m.history.best)}, {selected}")
+    lacking = classes_without_samples(m.datasets[reported])
+    if lacking:
+        lines.append(f"the {reported} set has no image of {len(lacking)} classes: {shown(lacking)}")
+    lines += [f"WARNING: {warning}" for warning in m.derived["warnings"]]
+    lines.append(f"written to {m.folder.path}")
+    tell("\n".join(lines))
+
+
+def _epoch(entry: Mapping[str, Any] | None) -> int | None:
+    """Counted from one, as everywhere that people read; metrics.jsonl and checkpoints count from zero."""
+    return None if entry is None else entry["epoch"] + 1
 
 
 def _rounded(numbers: Mapping[str, float | None]) -> dict[str, float | None]:

@@ -1,10 +1,21 @@
-"""One live line of a training run; a line an epoch where there is no terminal."""
+"""One live line of a training run; without a terminal, a line every half minute and one per epoch."""
 
 import sys
 import time
 
 import torch
 from tqdm import tqdm
+
+# Without a terminal: the first line soon, because it says how long all takes, then one in a while.
+FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 30.0
+_FIRST_STEPS = 3  # the first one or two wait for the first batches, and for kernels to be chosen
+
+
+def duration(seconds: float) -> str:
+    """In words: "40 s", "12 min", "3.5 h"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
 
 
 class Progress:
@@ -16,6 +27,9 @@ class Progress:
     def __init__(self, epochs: int, enabled: bool):
         self._epochs, self._enabled = epochs, enabled
         self._bar: tqdm | None = None
+        self._total = self._done = self._steps = 0
+        self._next_line = FIRST_LINE_SECONDS
+        self._first_step_at: float | None = None
         self._images = 0
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
@@ -26,6 +40,7 @@ class Progress:
         if self._enabled and sys.stderr.isatty():
             line = "{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=total_steps, initial=done_steps, dynamic_ncols=True, bar_format=line)
+        self._total, self._done = total_steps, done_steps
         self.reset()
 
     def step(self, epoch: int, lr: float, images: int, wait_seconds: float) -> None:
@@ -36,6 +51,31 @@ class Progress:
             self._bar.set_description_str(f"epoch {epoch + 1}/{self._epochs}", refresh=False)
             self._bar.set_postfix_str(self._summary(lr), refresh=False)
             self._bar.update()
+        self._done, self._steps = self._done + 1, self._steps + 1
+        if self._enabled:
+            self._line_now_and_then(epoch, lr)
+
+    def _line_now_and_then(self, epoch: int, lr: float) -> None:
+        """Say how far the run is; where a live line does, only once what the whole of it takes."""
+        now = time.perf_counter()
+        if self._first_step_at is None:
+            self._first_step_at, self._steps = now, 0
+        elapsed = now - self._first_step_at
+        if self._steps < _FIRST_STEPS or elapsed < self._next_line:
+            return
+        is_first = self._next_line == FIRST_LINE_SECONDS
+        self._next_line = elapsed + LINE_SECONDS
+        left = duration((self._total - self._done) * elapsed / self._steps)
+        if is_first:
+            self.epoch_line(
+                f"{self._total:,} steps in all; about {left} left, by the first {self._steps}, plus evaluations"
+            )
+        if self._bar is None:
+            share = 100 * self._done / max(self._total, 1)
+            self.epoch_line(
+                f"epoch {epoch + 1}/{self._epochs}, step {self._done:,}/{self._total:,} ({share:.0f} % of the run): "
+                f"{self._summary(lr)}, {left} left"
+            )
 
     def rates(self) -> dict[str, float]:
         """images_per_second over all ranks and data_wait_share (0–1), since the last `reset`."""

@@ -4,6 +4,7 @@ Everything that has to survive a restart is in a checkpoint; everything random i
 continues with the very same steps, and its folder ends up as if nothing had happened.
 """
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
 from train.checkpoints.files import AVERAGED, check_fit, load_stored_part, save, stored_part
+from train.launch import bare
 from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
@@ -31,8 +33,9 @@ from train.options import RunOptions
 from train.run_folder import RunFolder
 from train.schedules import Schedule
 
+logger = logging.getLogger(__name__)
+
 Numbers = dict[str, float | None]
-SELECTED_BY = "all"
 
 
 class NonFiniteLossError(RuntimeError):
@@ -53,6 +56,7 @@ class History:
 
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
+    since_best: int = 0  # evaluations
     seconds: float = 0.0
 
 
@@ -71,6 +75,7 @@ class TrainerParts:
         clip_norm: largest norm of a step's gradients.
         stores: which tensors of the model a checkpoint holds, where a file has the others; None for all.
         fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
+        classes: {"names", "samples"}, the training set's, as checkpoints carry them for those who use the network.
     """
 
     accelerator: Accelerator
@@ -90,6 +95,7 @@ class TrainerParts:
     stores: Callable[[str], bool] | None = None
     scaler: torch.amp.GradScaler | None = None
     clip_norm: float | None = None
+    classes: dict[str, Any] = field(default_factory=dict)
 
 
 class Trainer:
@@ -105,6 +111,7 @@ class Trainer:
         self._first_rank = parts.accelerator.is_main_process
         self._started = self._saved = time.monotonic()
         self._lr = 0.0
+        self._tracker_failed = False
         self._take_step = self._device_step if parts.capture is None else StepGraphs(self._device_step, parts.capture)
 
     def run(self, steps: Iterable[LoadedStep]) -> History:
@@ -121,7 +128,7 @@ class Trainer:
             self.position.step == steps_per_epoch or self._ends_unevaluated()
         ):  # stopped between last step and evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
-        for loaded in steps:
+        for loaded in steps if not self.ended_early else ():
             epoch, step = loaded.whole.epoch, loaded.whole.step
             if step == 0 or self.parts.schedule.options.per == "step":
                 self._set_lr(epoch, step)
@@ -132,10 +139,16 @@ class Trainer:
             self._act_on_flags(drain=ends_epoch or ends_run)
             if ends_epoch or ends_run:
                 self._end_epoch(ends_run)
-            if ends_run:
+            if ends_run or self.ended_early:
                 break
         self.history.seconds = self._seconds()
         return self.history
+
+    @property
+    def ended_early(self) -> bool:
+        """Whether the patience of the run is over; all ranks have the same numbers, and so has a resumed run."""
+        patience = self.options.patience
+        return patience is not None and self.history.since_best >= patience and self.done_steps < self.total_steps
 
     @property
     def total_steps(self) -> int:
@@ -259,9 +272,9 @@ class Trainer:
         ids = self.parts.plan.stream_step("original", epoch, step).sample_ids.tolist()
         lr = self.parts.schedule.lr(epoch)
         return NonFiniteLossError(
-            f"the loss is not finite at epoch {epoch}, step {step}, learning rate {lr:g}, samples {ids[:8]} … (all in "
-            "status.json). The checkpoints hold weights from before: resume from one with a lower optimizer.lr, or "
-            "without mixed_precision",
+            f"the loss is not finite at epoch {epoch + 1}, step {step + 1}, learning rate {lr:g}, samples {ids[:8]} … "
+            "(all in status.json). The checkpoints hold weights from before: resume from one with a lower "
+            "optimizer.lr, or without mixed_precision",
             {"epoch": epoch, "step": step, "lr": lr, "sample_ids": ids},
         )
 
@@ -290,9 +303,11 @@ class Trainer:
             scores = self._evaluate()
             record |= scores
             self.history.last = {"epoch": epoch, **scores}
-            if self.history.best is None or _selected(scores) > _selected(self.history.best):
-                self.history.best = self.history.last
+            if self.history.best is None or self._selected(scores) > self._selected(self.history.best):
+                self.history.best, self.history.since_best = self.history.last, 0
                 self._save_best()
+            else:
+                self.history.since_best += 1
         record["seconds"] = self._seconds()
         self._write(record)
         self.parts.progress.epoch_line(_epoch_line(record, self.options.epochs))
@@ -323,7 +338,16 @@ class Trainer:
         scalars = {k: v for k, v in record.items() if isinstance(v, float)}
         for part in (p for p in record if isinstance(record[p], dict)):
             scalars |= {f"{part}/{name}": value for name, value in record[part].items() if value is not None}
-        self.parts.accelerator.log(scalars, step=self.done_steps)
+        self._track(scalars)
+
+    def _track(self, scalars: dict[str, float]) -> None:
+        """For trackers; one that fails (a full disk, no network) costs its curves, never the run."""
+        try:
+            self.parts.accelerator.log(scalars, step=self.done_steps)
+        except Exception as error:  # any tracker's own kind
+            if not self._tracker_failed:
+                logger.warning("a tracker fails, the run goes on without it: %s: %s", type(error).__name__, error)
+            self._tracker_failed = True
 
     def _seconds(self) -> float:
         return self.history.seconds + time.monotonic() - self._started
@@ -338,6 +362,7 @@ class Trainer:
             history = {**asdict(self.history), "seconds": self._seconds()}
             state = {
                 "fit": self.parts.fit,
+                "classes": self.parts.classes,
                 "position": asdict(self.position),
                 "model": stored_part(self.bare_model.state_dict(), self.parts.stores),
                 "optimizer": self.parts.optimizer.state_dict(),
@@ -356,8 +381,12 @@ class Trainer:
 
     def _save_best(self) -> None:
         if self._first_rank:
-            weights = stored_part(self.evaluated_model.state_dict(), self.parts.stores)
-            content = {"fit": self.parts.fit, "model": weights, "scores": self.history.best}
+            content = {
+                "fit": self.parts.fit,
+                "classes": self.parts.classes,
+                "model": stored_part(self.evaluated_model.state_dict(), self.parts.stores),
+                "scores": self.history.best,
+            }
             save(self.parts.folder.checkpoints.best, content)
 
     def restore(self, path: Path, state: dict[str, Any]) -> None:
@@ -366,6 +395,11 @@ class Trainer:
         Raises:
             ValueError: it belongs to another run; both values of everything that differs are named.
         """
+        if "position" not in state:
+            raise ValueError(
+                f"{path}: holds weights to be used, not a state to go on from; resume from one of the epoch….pt beside "
+                "it, or start a new run from it with --model.init_from"
+            )
         check_fit(path, state["fit"], self.parts.fit)
         self.position = Position(**state["position"])
         load_stored_part(self.bare_model, state["model"], self.parts.stores)
@@ -389,21 +423,20 @@ class Trainer:
         for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    def _selected(self, scores: dict[str, Any]) -> float:
+        """What "best" compares: numbers of the validation set, or of the test set where there is none."""
+        numbers = scores.get("validation") or scores["test"]
+        return numbers[self.options.select_by]
+
     @property
     def bare_model(self) -> nn.Module:
         """The network without its distributed wrapper."""
-        return self.parts.accelerator.unwrap_model(self.parts.model)
+        return bare(self.parts.accelerator, self.parts.model)
 
     @property
     def evaluated_model(self) -> nn.Module:
         """The network whose scores count: that of the averaged weights, where there are such."""
         return self.bare_model if self.parts.averaged is None else self.parts.averaged.module
-
-
-def _selected(scores: dict[str, Any]) -> float:
-    """What "best" compares: accuracy on the validation set, or on the test set where there is none."""
-    numbers = scores.get("validation") or scores["test"]
-    return numbers[SELECTED_BY]
 
 
 def _epoch_line(record: dict[str, Any], epochs: int) -> str:

@@ -63,11 +63,13 @@ class Criterion:
             return functions.ldam(logits, labels, self._margins, LDAM_SCALE)
         return functions.cross_entropy(logits, labels)
 
+    def weighs_classes(self, epoch: int) -> bool:
+        """Whether the rule is on."""
+        return self.rule == "reweight" or (self.rule == "drw" and epoch >= self.drw_epoch)
+
     def class_weights(self, epoch: int) -> np.ndarray:
         """float64 (classes,), mean 1: all ones where the rule is off."""
-        if self.rule == "reweight" or (self.rule == "drw" and epoch >= self.drw_epoch):
-            return self._effective
-        return np.ones(self._classes)
+        return self._effective if self.weighs_classes(epoch) else np.ones(self._classes)
 
     def coefficients(self, epoch: int, global_labels: np.ndarray) -> np.ndarray:
         """w_{y_i} / sum_j w_{y_j} of every sample of the global batch, float64 (batch,)."""

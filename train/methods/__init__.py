@@ -64,6 +64,8 @@ def find_method(name: str, chosen: Mapping[str, Any] | None = None) -> MethodSpe
         ValueError: an unknown name or part, or a part chosen for a method that is whole.
     """
     parts = {kind: str(value) for kind, value in (chosen or {}).items() if kind in KINDS and value is not None}
+    if ":" in name:
+        return _own(name, parts)
     if name in METHOD_PRESETS:
         return _composed(name, parts)
     if name not in whole_names():
@@ -78,8 +80,20 @@ def find_method(name: str, chosen: Mapping[str, Any] | None = None) -> MethodSpe
     return MethodSpec(name, summary, whole.Options, whole, whole.without)
 
 
-def _composed(name: str, parts: Mapping[str, str]) -> MethodSpec:
-    preset = METHOD_PRESETS[name]
+def _own(name: str, parts: Mapping[str, str]) -> MethodSpec:
+    """A method, or a part of one in an otherwise plain method, of a module that is not this project's."""
+    found = registry.own(name, object)
+    for kind, (_, base) in KINDS.items():
+        if issubclass(found, base):
+            return _composed("vanilla", {kind: name, **parts}, name)
+    if not issubclass(found, Method):
+        raise ValueError(f"method.name {name}: expected a Method, Mixing, Objective or Stage, found {found.__mro__[1]}")
+    summary = (found.__doc__ or "").partition("\n")[0].rstrip(".")
+    return MethodSpec(name, summary, found.Options, found, found.without)
+
+
+def _composed(preset_name: str, parts: Mapping[str, str], name: str | None = None) -> MethodSpec:
+    preset = METHOD_PRESETS[preset_name]
     names = {kind: parts.get(kind, getattr(preset, kind)) for kind in KINDS}
     types: PartTypes = (
         registry.find(mixings, names["mixing"], Mixing),  # type: ignore[type-abstract]
@@ -91,7 +105,7 @@ def _composed(name: str, parts: Mapping[str, str]) -> MethodSpec:
     defaults = {option: value for option, value in preset.defaults.items() if option in have}
     without = {option: why for part in types for option, why in part.without.items() if option not in have}
     return MethodSpec(
-        name,
+        name or preset_name,
         preset.summary,
         composed_options(names, types, defaults),
         partial(Composed, parts=types),

@@ -204,15 +204,16 @@ class MetaSAug(Method):
         return network
 
     def values(self, plan: MicroPlan) -> StepInputs:
-        epoch, labels = plan.step.epoch, plan.global_labels("original")
+        epoch = plan.step.epoch
         if epoch < self.meta_epoch:
             return {}
+        labels = plan.global_labels("original")
         weights = self.class_weights[labels]
         return {
             "present": np.unique(labels),
             # w_y / Σ w over the global batch for each of these rows.
             "shares": weights[plan.positions] / weights.sum(),
-            "meta_share": np.array(1 / len(plan.global_labels("meta"))),
+            "meta_share": np.array(1 / plan.global_size("meta")),
             "strength": np.array(self.strength(epoch)),
             "virtual_lr": np.array(self.virtual_lr(epoch)),
         }

@@ -18,8 +18,11 @@ class WeightedTerms:
 
     def inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
         """The coefficients of this micro-batch's rows of a stream, times the weight of its labels."""
-        coefficients = self.criterion.coefficients(plan.step.epoch, plan.global_labels(stream))
-        return {key(stream, "coefficients"): share * coefficients[plan.positions]}
+        epoch = plan.step.epoch
+        coefficients = np.full(len(plan.positions), 1 / plan.global_size(stream))
+        if self.criterion.weighs_classes(epoch):  # else no label of another rank is needed
+            coefficients = self.criterion.coefficients(epoch, plan.global_labels(stream))[plan.positions]
+        return {key(stream, "coefficients"): share * coefficients}
 
     @staticmethod
     def share(step: MicroStep, stream: str, rows: Tensor) -> Tensor:

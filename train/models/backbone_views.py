@@ -1,8 +1,10 @@
 """Presets that follow the backbone: image size, filter, mean and standard deviation are those of its pretraining."""
 
-import timm
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from pipeline.views.presets import FLIP, PRESETS, Normalization, Preset
+from pipeline.views.own_presets import make_preset
+from pipeline.views.presets import FLIP, Normalization, Preset
 from pipeline.views.view import (
     AnnealedSquareCrop,
     Corner,
@@ -24,23 +26,25 @@ CORNERS: tuple[Corner, ...] = ("top_left", "top_right", "bottom_left", "bottom_r
 CROPS_MARGIN = 24  # no multiple of a patch, so that patch borders fall elsewhere in each of the five crops
 
 
-def preset_names() -> list[str]:
-    """Every name that `find_preset` takes."""
-    return sorted({*PRESETS, *BACKBONE_PRESETS})
-
-
-def find_preset(name: str, model: ModelOptions) -> Preset:
-    """A named preset; those that follow the backbone need to know it.
+def find_preset(
+    name: str | Mapping[str, Any],
+    model: ModelOptions,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preset:
+    """A preset as `own_presets.make_preset` gives it, or one that follows the backbone.
 
     Raises:
         ValueError: the name is unknown, or the backbone says nothing of its pictures.
+        FileNotFoundError: a YAML file that is not there.
     """
-    if name in PRESETS:
-        return PRESETS[name]
-    if name not in BACKBONE_PRESETS:
-        raise ValueError(f"preset {name!r} is unknown; expected one of {', '.join(preset_names())}")
+    if not isinstance(name, str) or name not in BACKBONE_PRESETS:
+        return make_preset(name, image_size, mean, std)
     if not model.is_timm:
         raise ValueError(f"preset {name} follows a backbone of timm's, but model.name is {model.name}; name another")
+    import timm  # here, as it takes seconds: most presets do not need it
+
     config = timm.get_pretrained_cfg(model.name)
     size = model.image_size or config.input_size[-1]
     # timm's own transforms know a few more filters; torchvision's and Pillow's names for these two are one.

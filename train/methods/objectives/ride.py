@@ -97,7 +97,7 @@ class RIDE(Objective):
         late = plan.step.epoch >= self.criterion.drw_epoch
         return {
             **self.terms.inputs(plan, stream, share),
-            key(stream, "shares"): np.broadcast_to(share, len(plan.positions)) / len(plan.global_labels(stream)),
+            key(stream, "shares"): np.broadcast_to(share, len(plan.positions)) / plan.global_size(stream),
             "temperatures": self.late_temperatures if late else np.ones_like(self.late_temperatures),
         }
 

@@ -1,0 +1,7 @@
+"""`python -m longtail` is the command `longtail`."""
+
+import sys
+
+from longtail.cli import main
+
+sys.exit(main())

@@ -1,0 +1,130 @@
+"""`longtail.Classifier`: a trained network that says what is in pictures."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from tools.predict import evaluation_picture, find_images, shown
+from train.checkpoints.trained import Trained, load_trained
+
+Picture = str | Path | Image.Image | np.ndarray
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The best classes of one picture.
+
+    Attributes:
+        image: its path, or None where it came as pixels.
+        names: the best classes, best first.
+        classes: their numbers.
+        probabilities: theirs, of the softmax over all classes.
+    """
+
+    image: Path | None
+    names: tuple[str, ...]
+    classes: tuple[int, ...]
+    probabilities: tuple[float, ...]
+
+    @property
+    def name(self) -> str:
+        """The best class."""
+        return self.names[0]
+
+    @property
+    def probability(self) -> float:
+        """Of the best class."""
+        return self.probabilities[0]
+
+
+class Classifier:
+    """A network with its preset and class names; made by `Classifier.load`.
+
+    Attributes:
+        class_names: of its outputs, in order; numbers for a released checkpoint, whose file has no names.
+    """
+
+    def __init__(self, trained: Trained):
+        self._trained = trained
+        self.class_names = list(trained.class_names or map(str, range(trained.classes)))
+
+    @classmethod
+    def load(cls, run_or_file: str | Path, device: str = "auto", preset: str | None = None) -> "Classifier":
+        """Read a run's best weights, or a checkpoint file (of a run or as released by a paper's authors).
+
+        Args:
+            run_or_file: the folder of a run, or a checkpoint.
+            device: "auto" (a GPU where there is one), "cpu" or "cuda".
+            preset: how pictures are shown to the network; by default as in the run.
+
+        Raises:
+            FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
+        """
+        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+        return cls(load_trained(Path(run_or_file), torch.device(chosen), preset))
+
+    def predict(self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64) -> list[Prediction]:
+        """The `top` best classes of each picture.
+
+        Args:
+            pictures: a path, a folder (searched for images), a PIL image, uint8 (height, width, 3) or
+                (batch, height, width, 3) of any size in RGB, or a sequence of these.
+
+        Raises:
+            FileNotFoundError, ValueError: a path that is not there, or a file that is no image.
+        """
+        found: list[Prediction] = []
+        sources = list(_flat(pictures))
+        for start in range(0, len(sources), batch_size):
+            part = sources[start : start + batch_size]
+            probabilities = self.probabilities(part)
+            order = np.argsort(-probabilities, axis=1, kind="stable")[:, :top]
+            for source, row, classes in zip(part, probabilities, order, strict=True):
+                found.append(
+                    Prediction(
+                        source if isinstance(source, Path) else None,
+                        tuple(self.class_names[c] for c in classes),
+                        tuple(map(int, classes)),
+                        tuple(float(row[c]) for c in classes),
+                    )
+                )
+        return found
+
+    @torch.inference_mode()
+    def probabilities(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
+        """float32 (pictures, classes), the softmax of the network; pictures as in `predict`, in one batch."""
+        pixels = np.stack([self._pixels(picture) for picture in _flat(pictures)])
+        device = self._trained.method.context.device
+        return self._trained.logits(torch.from_numpy(pixels).to(device)).softmax(dim=1).cpu().numpy()
+
+    def _pixels(self, picture: Path | Image.Image | np.ndarray) -> np.ndarray:
+        if isinstance(picture, Path):
+            return evaluation_picture(picture, self._trained)
+        pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
+        return shown(pixels, self._trained)
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.class_names[:3]) + (" …" if len(self.class_names) > 3 else "")
+        return f"Classifier({str(self._trained.path)!r}: {self._trained.description} ({names}))"
+
+
+def _flat(pictures: Picture | Sequence[Picture]) -> Iterator[Path | Image.Image | np.ndarray]:
+    """One picture after the other."""
+    if isinstance(pictures, str | Path):
+        yield from find_images([Path(pictures)])
+    elif isinstance(pictures, Image.Image):
+        yield pictures
+    elif isinstance(pictures, np.ndarray):
+        if pictures.dtype != np.uint8 or pictures.ndim not in (3, 4) or pictures.shape[-1] != 3:
+            raise ValueError(
+                f"found an array {pictures.dtype} {pictures.shape}, expected uint8 (height, width, 3) or "
+                "(batch, height, width, 3)"
+            )
+        yield from pictures if pictures.ndim == 4 else pictures[None]
+    else:
+        for picture in pictures:
+            yield from _flat(picture)

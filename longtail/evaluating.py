@@ -1,0 +1,76 @@
+"""`longtail.evaluate`: accuracy of a network on a shard set."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.loader import evaluation_batches
+from shards.class_counts import GroupRule
+from shards.reader import ShardSet
+from train.checkpoints.trained import load_trained
+from train.evaluation.scores import predict, score
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a network got right.
+
+    Attributes:
+        numbers: in percent where it is an accuracy: "all", "many", "medium", "few", "balanced", …; None where there is
+            no such class.
+        class_names: in the order of the arrays.
+        recall: float64 (classes,), share of each class's images that were right, from 0 to 1; NaN where it has none.
+        confusion: int64 (classes, classes), images by true and by predicted class.
+    """
+
+    numbers: dict[str, float | None]
+    class_names: list[str]
+    recall: np.ndarray
+    confusion: np.ndarray
+
+    def __repr__(self) -> str:
+        shown = [name for name in ("all", "balanced", "many", "medium", "few") if self.numbers.get(name) is not None]
+        return f"Evaluation({', '.join(f'{name} {self.numbers[name]:.1f}' for name in shown)})"
+
+
+def evaluate(
+    run_or_file: str | Path,
+    data: str | Path | ShardSet,
+    train: str | Path | ShardSet | None = None,
+    *,
+    many_min: int = 101,
+    few_max: int = 19,
+    device: str = "auto",
+    batch_size: int = 256,
+) -> Evaluation:
+    """Evaluate a run's best weights, or a checkpoint file, on every image of a shard set.
+
+    Args:
+        run_or_file: the folder of a run, or a checkpoint.
+        data: the set to evaluate on.
+        train: the training set, whose class sizes say what is many and few; by default those in the checkpoint.
+        many_min, few_max: "many" has at least `many_min` training images, "few" at most `few_max`.
+
+    Raises:
+        FileNotFoundError, ValueError: something is not there, damaged, or of other classes.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    trained = load_trained(Path(run_or_file), torch.device(chosen))
+    dataset = _opened(data)
+    counts = trained.samples_per_class if train is None else _opened(train).samples_per_class
+    if counts is None:
+        raise ValueError(f"{trained.path} has no class sizes: give the training set as train=")
+    found = {str(trained.path): trained.classes, str(dataset.path): dataset.num_classes, "train": len(counts)}
+    if len(set(found.values())) > 1:
+        raise ValueError(f"numbers of classes differ: {', '.join(f'{n} in {what}' for what, n in found.items())}")
+    batches = evaluation_batches(dataset, trained.preset.evaluation, batch_size, torch.device(chosen))
+    predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
+    scores = score(predictions, counts, GroupRule(many_min, few_max))
+    return Evaluation(dict(scores.numbers), dataset.class_names, scores.recall, scores.confusion)
+
+
+def _opened(data: str | Path | ShardSet) -> ShardSet:
+    return data if isinstance(data, ShardSet) else ShardSet.open(data)

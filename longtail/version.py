@@ -1,0 +1,3 @@
+"""The version of this project; the one place that has it."""
+
+VERSION = "0.2.0"

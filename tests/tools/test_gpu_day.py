@@ -1,0 +1,76 @@
+"""The day with a GPU, at toy size: every piece runs, writes its file, and one that fails does not stop the next."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tools.benchmarks import gpu_day, gpu_probe
+from tools.benchmarks.gpu_day import PIECES, Piece, Settings, main, run_piece
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes of 32-pixel pictures, train and test."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for split in ("train", "test"):
+        for k, name in enumerate(("cat", "dog")):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (32, 32), (100 * k, 20 * i, 9)).save(folder / split / name / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "piece", [p for p in PIECES if p.name not in ("step", "loader", "train", "paste")], ids=lambda p: p.name
+)
+def test_every_piece_runs_at_toy_size(piece: Piece, pictures: Path, tmp_path: Path) -> None:
+    settings = Settings(tmp_path, None, pictures, toy=True)
+    found = run_piece(piece, settings)
+    assert found["outcome"] == "done", (tmp_path / f"{piece.name}.log").read_text()
+
+
+def test_the_subjects_take_the_toy_size(tmp_path: Path) -> None:
+    """Their runs at this size are tests of tests/tools/test_bench.py; here the command that the day gives."""
+    (command,) = next(p for p in PIECES if p.name == "paste").commands(Settings(tmp_path, None, None, toy=True))
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    assert json.loads((tmp_path / "paste.json").read_text())
+
+
+def test_a_failing_or_slow_piece_does_not_stop_the_next(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = [sys.executable, "-c"]
+    pieces = (
+        Piece("fails", 60, lambda settings: iter([[*python, "raise SystemExit(3)"]])),
+        Piece("slow", 1, lambda settings: iter([[*python, "import time; time.sleep(60)"]])),
+        Piece("good", 60, lambda settings: iter([[*python, "print('figure')"]])),
+    )
+    monkeypatch.setattr(gpu_day, "PIECES", pieces)
+    assert main(["--out", str(tmp_path)]) == 1
+    outcomes = {o["piece"]: o["outcome"] for o in json.loads((tmp_path / "pieces.json").read_text())}
+    assert outcomes["fails"].startswith("exit status 3")
+    assert outcomes["slow"] == "stopped after 1 s"
+    assert outcomes["good"] == "done"
+    assert "figure" in (tmp_path / "good.log").read_text()
+    assert "good: done" in capsys.readouterr().out
+
+
+def test_the_whole_day_is_meant_to_take_25_minutes_and_no_piece_over_8() -> None:
+    assert sum(piece.seconds for piece in PIECES) <= 25 * 60
+    assert max(piece.seconds for piece in PIECES) <= 8 * 60
+
+
+def test_a_finding_that_fails_is_a_finding(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gpu_probe, "copy_bandwidth", lambda *a: 1 / 0)
+    monkeypatch.setattr(gpu_probe, "region_decoding_failure", lambda bench: "ended by SIGSEGV")
+    assert gpu_probe.main(["--out", str(tmp_path / "probe.json"), "--toy"]) == 0
+    found = json.loads((tmp_path / "probe.json").read_text())
+    assert found["copy_gigabytes_per_second"].startswith("failed: ZeroDivisionError")
+    assert found["grey_levels_between_device_and_cpu"]["max"] == 0  # both are the CPU here
+    assert found["region_decoding_failure"] == "ended by SIGSEGV"

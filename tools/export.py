@@ -1,0 +1,123 @@
+"""Take a trained network elsewhere: python -m tools.export CHECKPOINT --out DIR [--formats timm onnx torch-export]
+
+The folder has timm's layout (model.safetensors, config.json), which the Hugging Face Hub shows too, with a model card
+(README.md); model.onnx and model.pt2 beside it if asked for. Every file is loaded again and compared with the network.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from shards.reader import ShardSet
+from train.checkpoints.trained import Trained, load_trained
+from train.exported import graphs
+from train.exported.checking import CheckFailedError
+from train.exported.hub import push
+from train.exported.model_card import write_model_card
+from train.exported.network import ExportedNetwork, exported_network
+from train.exported.timm_folder import CONFIG, WEIGHTS, write_timm_folder
+
+_INPUTS: dict[graphs.Inside, str] = {
+    "nothing": "normalised float32 (batch, 3, {0}, {0})",
+    "normalise": "uint8 (batch, {0}, {0}, 3); normalised inside",
+    "resize": "uint8 (batch, height, width, 3) of any size; resized, cropped and normalised inside",
+}
+
+
+def classes_of(trained: Trained, dataset: Path | None) -> tuple[list[str], np.ndarray | None]:
+    """Names and training counts: of the checkpoint, else of a shard set, else the numbers and none.
+
+    Raises:
+        ValueError: the shard set has another number of classes.
+    """
+    if dataset is not None:
+        shard_set = ShardSet.open(dataset)
+        if shard_set.num_classes != trained.classes:
+            raise ValueError(f"{dataset} has {shard_set.num_classes} classes, the network {trained.classes}")
+        return shard_set.class_names, shard_set.samples_per_class
+    if trained.class_names is not None:
+        return list(trained.class_names), trained.samples_per_class
+    return [str(number) for number in range(trained.classes)], None
+
+
+def export(
+    trained: Trained,
+    folder: Path,
+    formats: Sequence[str],
+    inside: graphs.Inside,
+    classes: tuple[list[str], np.ndarray | None],
+    title: str,
+    licence: str | None,
+) -> None:
+    """Write the folder.
+
+    Raises:
+        CheckFailedError: a file does not answer as the network does.
+        ModuleNotFoundError: ONNX is asked for without the extra "export".
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    network = exported_network(trained)
+    timm_alone = write_timm_folder(folder, trained, network, *classes)
+    print(f"{folder / WEIGHTS}, {CONFIG}: equal through timm{'' if timm_alone else ' (with train.exported.network)'}")
+    files = _write_graphs(folder, trained, network, formats, inside)
+    write_model_card(folder, trained, title, licence, timm_alone, files)
+
+
+def _write_graphs(
+    folder: Path, trained: Trained, network: ExportedNetwork, formats: Sequence[str], inside: graphs.Inside
+) -> list[tuple[str, str, str]]:
+    """ONNX and torch.export as asked for; name, input and description of each, for the model card."""
+    module, batches = graphs.with_preparation(network, trained.preset, inside)
+    writers = {
+        "onnx": (graphs.ONNX, graphs.write_onnx, "ONNX; input `images`, output `logits`"),
+        "torch-export": (graphs.TORCH_EXPORT, graphs.write_torch_export, "`torch.export.load(…).module()`"),
+    }
+    files = []
+    for name, (file, write, what) in writers.items():
+        if name in formats:
+            difference = write(folder / file, module, batches, inside)
+            print(f"{folder / file}: logits equal within {difference:.1e}")
+            files.append((file, _INPUTS[inside].format(trained.preset.evaluation.size), what))
+    return files
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Export, and push if asked for."""
+    options = _parser().parse_args(arguments)
+    try:
+        trained = load_trained(options.checkpoint, torch.device("cpu"), options.preset)
+        classes = classes_of(trained, options.class_names)
+        title = options.title or (options.push or options.out.name).rpartition("/")[2]
+        export(trained, options.out, options.formats, options.inside, classes, title, options.license)
+        if options.push:
+            print(f"pushed to {push(options.out, options.push, options.private, os.environ.get('HF_ENDPOINT'))}")
+    except (ValueError, OSError, CheckFailedError, ModuleNotFoundError, RuntimeError) as error:
+        print(f"export: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m tools.export", description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of a run, or as released")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("--formats", nargs="*", default=[], choices=("onnx", "torch-export"), help="beside timm's layout")
+    inside_help = "what model.onnx and model.pt2 do themselves: take network input, or normalise, or resize too"
+    add("--inside", choices=tuple(_INPUTS), default="nothing", help=inside_help)
+    add("--class-names", type=Path, metavar="DIR", help="shard set with the names and sizes of the classes")
+    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
+    add("--title", help="of the model card (default: the folder's name)")
+    add("--license", help="of the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0 …")
+    add("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
+    add("--private", action="store_true", help="make the pushed repository private")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

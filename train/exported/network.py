@@ -1,0 +1,74 @@
+"""One module that answers as an evaluation does: images to logits, whatever the method has inside."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from pipeline.views.presets import HALF, WHOLE_32
+from train.checkpoints.trained import Trained
+from train.inputs.input_builder import InputBuilder
+from train.methods import find_method
+from train.methods.base import Method, MethodContext
+from train.models.build import ModelOptions
+from train.schedules import Schedule, ScheduleOptions
+
+ARCHITECTURE = "longtail_network"
+
+
+class ExportedNetwork(nn.Module):
+    """Normalised images (batch, 3, height, width) to the logits that an evaluation ranks, float32 (batch, classes).
+
+    Of experts it is the mean of their logits. Built from names and options alone, so that timm can build it again.
+    """
+
+    def __init__(
+        self, method: str, method_options: Mapping[str, Any], model: Mapping[str, Any], num_classes: int, **unused: Any
+    ):
+        super().__init__()
+        self.num_classes = num_classes
+        self.method = _method(method, method_options, num_classes)
+        self.network = self.method.build_model(ModelOptions(**model), seed=0)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.method.eval_logits(self.network, images).float()
+
+
+def network_arguments(trained: Trained) -> dict[str, Any]:
+    """What `ExportedNetwork` is built from, plain containers for JSON."""
+    options = {name: value for name, value in asdict(trained.method.options).items() if value is not None}
+    model = {name: value for name, value in asdict(trained.model_options).items() if value is not None}
+    model |= {"pretrained": False}
+    model.pop("init_from", None)
+    return {"method": trained.method_name, "method_options": options, "model": model}
+
+
+def exported_network(trained: Trained) -> ExportedNetwork:
+    """The network of a checkpoint, in evaluation mode on the CPU, its weights contiguous."""
+    network = ExportedNetwork(**network_arguments(trained), num_classes=trained.classes)
+    weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
+    network.network.load_state_dict(weights)
+    return network.eval()
+
+
+def _method(name: str, options: Mapping[str, Any], classes: int) -> Method:
+    """A method to predict with; counts, views and schedule matter to training alone."""
+    device = torch.device("cpu")
+    schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
+    counts, builder = np.ones(classes, dtype=np.int64), InputBuilder.create(HALF, device)
+    spec = find_method(name, options)
+    return spec.make(spec.Options(**options), MethodContext(counts, WHOLE_32, WHOLE_32, schedule, builder, device))
+
+
+@register_model
+def longtail_network(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """For `timm.create_model("local-dir:…")`: networks that timm has no name for."""
+    network: nn.Module = build_model_with_cfg(ExportedNetwork, ARCHITECTURE, pretrained, **kwargs)
+    return network
+
+
+default_cfgs = generate_default_cfgs({f"{ARCHITECTURE}.untrained": {"num_classes": 1000, "input_size": (3, 224, 224)}})

@@ -1,0 +1,100 @@
+"""The folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads: model.safetensors and config.json."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+from safetensors.torch import save_file
+from torch import nn
+
+from pipeline.views.presets import Preset
+from pipeline.views.view import ResizeCenterCrop
+from train.checkpoints.trained import Trained
+from train.exported.checking import CheckFailedError, check_equal, random_images
+from train.exported.network import ARCHITECTURE, ExportedNetwork, network_arguments
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def write_timm_folder(
+    folder: Path, trained: Trained, network: ExportedNetwork, names: Sequence[str], samples_per_class: np.ndarray | None
+) -> bool:
+    """Write both files, load them as timm does, and compare.
+
+    Returns whether timm loads the folder by itself: an architecture of its own with a plain classifier. Others need
+    `import train.exported.network` first, which tells timm the architecture.
+
+    Raises:
+        CheckFailedError: what timm loads does not answer as the network does.
+    """
+    size = trained.preset.evaluation.size
+    if timm.is_model(trained.model_options.name):
+        _write(folder, network.network, _config(trained, trained.model_options.name, {}, names, samples_per_class))
+        try:
+            check_equal("timm", network, loaded(folder), random_images(size))
+            return True
+        except (RuntimeError, KeyError, TypeError, CheckFailedError):
+            pass  # another classifier, experts, or a backbone built otherwise than by its name alone
+    arguments = network_arguments(trained)
+    _write(folder, network, _config(trained, ARCHITECTURE, arguments, names, samples_per_class))
+    check_equal("timm", network, loaded(folder), random_images(size))
+    return False
+
+
+def loaded(folder: Path) -> nn.Module:
+    """What `timm.create_model` makes of a folder."""
+    network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return network.eval()
+
+
+def _write(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
+    weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")  # which JSON reads as it was
+
+
+def _config(
+    trained: Trained,
+    architecture: str,
+    model_args: dict[str, Any],
+    names: Sequence[str],
+    samples_per_class: np.ndarray | None,
+) -> dict[str, Any]:
+    """config.json: timm's fields, and under "longtail" what it has no field for."""
+    own: dict[str, Any] = {"preset": trained.preset.name, "network": trained.description}
+    if samples_per_class is not None:
+        own["samples_per_class"] = samples_per_class.tolist()
+        own["class_prior"] = (samples_per_class / samples_per_class.sum()).tolist()
+    config: dict[str, Any] = {
+        "architecture": architecture,
+        "num_classes": trained.classes,
+        "model_args": {**model_args, "num_classes": trained.classes} if model_args else {},
+        "label_names": list(names),
+        "pretrained_cfg": {**preprocessing(trained.preset), "num_classes": trained.classes},
+        "longtail": own,
+    }
+    if architecture != ARCHITECTURE:
+        registered = timm.get_pretrained_cfg(architecture)
+        if registered is not None:
+            config["pretrained_cfg"] |= {"first_conv": registered.first_conv, "classifier": registered.classifier}
+    return config
+
+
+def preprocessing(preset: Preset) -> dict[str, Any]:
+    """How an evaluation shows images, in timm's words."""
+    view, normalization = preset.evaluation, preset.normalization
+    geometry = view.geometry
+    is_crop = isinstance(geometry, ResizeCenterCrop)
+    return {
+        "input_size": [3, view.size, view.size],
+        "mean": list(normalization.mean),
+        "std": list(normalization.std),
+        "interpolation": "bilinear",
+        "crop_pct": view.size / geometry.resize if isinstance(geometry, ResizeCenterCrop) else 1.0,
+        "crop_mode": "center" if is_crop else "squash",
+        "fixed_input_size": False,
+    }

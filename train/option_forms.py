@@ -1,0 +1,101 @@
+"""Other ways to write an option: the names it had before, and lists without brackets."""
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+STILL_TAKEN = {"data.recipe": "data.preset"}
+# Their values count differently now, or would be read as something else: refused.
+RENAMED = {
+    "method.start_data_aug": "method.plain_first, which is the old value plus 1",
+    "method.end_data_aug": "method.plain_last",
+    "method.drw_start": "method.drw_from_epoch",
+    "method.meta_start": "method.meta_from_epoch",
+    "method.reweight_epoch": "method.reweight_from_epoch",
+}
+_NOTHING = {"", "none", "null", "no", "off"}
+
+
+def current_arguments(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
+    """A command line with the names of today, and with brackets around the values of these list options.
+
+    Raises:
+        ValueError: an option has another name now.
+    """
+    result: list[str] = []
+    pending: list[str] | None = None  # values of the list option that came last
+    for argument in arguments:
+        if not argument.startswith("--"):
+            (result if pending is None else pending).append(argument)
+            continue
+        result += _as_list(pending)
+        name, equals, value = argument[2:].partition("=")
+        name = current_name(name)
+        pending = None
+        if name in lists:
+            result.append(f"--{name}")
+            pending = [value] if equals else []
+        else:
+            at_home = name == "recipe" and value.startswith("~")  # a shell replaces ~ only after a space
+            result.append(f"--{name}{equals}{Path(value).expanduser() if at_home else value}")
+    return result + _as_list(pending)
+
+
+def current_recipe(content: Any, lists: Collection[str]) -> Any:
+    """What a recipe says, with the names of today.
+
+    Raises:
+        ValueError: an option has another name now.
+    """
+    if not isinstance(content, Mapping):
+        return content
+    result: dict[str, Any] = {}
+    for name, value in _leaves(content):
+        *sections, last = current_name(name).split(".")
+        target = result
+        for section in sections:
+            target = target.setdefault(section, {})
+        in_brackets = ".".join((*sections, last)) in lists and isinstance(value, str | int | float)
+        target[last] = [value] if in_brackets else value
+    return result
+
+
+def current_name(name: str) -> str:
+    """The name of today.
+
+    Raises:
+        ValueError: the option's value would mean something else now.
+    """
+    if name in RENAMED:
+        raise ValueError(f"{name} has another name now: {RENAMED[name]}")
+    if name in STILL_TAKEN:
+        _warn(name)
+        return STILL_TAKEN[name]
+    return name
+
+
+@cache  # a recipe is read twice: for its method, then for its options
+def _warn(name: str) -> None:
+    logger.warning("%s has another name now: %s", name, STILL_TAKEN[name])
+
+
+def _as_list(values: list[str] | None) -> list[str]:
+    if not values:
+        return []  # of an option that is no list; else the parser says that a value is missing
+    if len(values) == 1 and values[0].startswith("["):
+        return values
+    if len(values) == 1 and values[0].lower() in _NOTHING:
+        return ["[]"]
+    return [f"[{','.join(values)}]"]
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in content.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
