@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from pipeline.executors import features as features_executor
+from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
 from tests.helpers.runs import ROOT, last_weights, options, same_weights
 from tests.helpers.trainings import state_sha256
@@ -22,7 +23,7 @@ from train.models.build import ModelOptions
 from train.options import Options, parse
 from train.run import FINISHED, train
 
-NETWORK = "vit_tiny_patch16_224"
+NETWORK = "test_vit"  # timm's smallest transformer
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +87,7 @@ def test_a_run_continues_exactly_and_keeps_what_was_tuned(
     assert state_sha256(newest(straight)) == state_sha256(newest(stopped))
     kept = last_weights(straight)
     assert "head.weight" in kept and "patch_embed.proj.weight" not in kept
-    assert newest(straight).stat().st_size < 0.2 * weights.stat().st_size
+    assert newest(straight).stat().st_size < 0.3 * weights.stat().st_size
     trained = load_trained(straight / "checkpoints" / "best.pt", torch.device("cpu"))
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     assert trained.logits(images).isfinite().all()
@@ -106,11 +107,7 @@ def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, 
     first, second = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cached")
     assert first.keys() == second.keys() == {"head.weight"}
     torch.testing.assert_close(first["head.weight"], second["head.weight"], rtol=0, atol=2e-3)
-    (table,) = (
-        (data.parent / "data" / "train-features").glob("*.npy")
-        if data.name == "data"
-        else ((data / "train-features").glob("*.npy"))
-    )
+    (table,) = (data / "train-features").glob("*.npy")
     written = table.stat().st_mtime_ns
     assert train(tune_options(data, tmp_path / "again", weights, **cached)) == FINISHED
     assert table.stat().st_mtime_ns == written
@@ -125,8 +122,6 @@ def test_class_means_do_not_depend_on_the_loader(data: Path, weights: Path, tmp_
     trained = load_trained(tmp_path / "run" / "checkpoints" / "best.pt", torch.device("cpu"))
     dataset = ShardSet.open(data / "train")
     network, sums = trained.model, torch.zeros_like(rows)
-    from pipeline.loader import evaluation_batches
-
     for batch in evaluation_batches(dataset, trained.preset.train, 1, torch.device("cpu"), executor="reference"):
         x = trained.method.context.input_builder.plain(batch.images[0])
         with torch.no_grad():
@@ -145,7 +140,7 @@ def test_samples_of_class_means_are_capped_and_repeatable(data: Path) -> None:
 def test_class_vectors_of_a_file_must_be_of_these_classes(data: Path, weights: Path, tmp_path: Path) -> None:
     names = ShardSet.open(data / "train").class_names
     path = tmp_path / "vectors.npz"
-    vectors = np.random.default_rng(0).normal(size=(len(names), 192)).astype(np.float32)
+    vectors = np.random.default_rng(0).normal(size=(len(names), 64)).astype(np.float32)
     np.savez(path, names=np.array(names), vectors=vectors)
     start = {"method.start": "file", "method.class_vectors": path, "optimizer.lr": 0.0, "epochs": 1}
     assert train(tune_options(data, tmp_path / "run", weights, **start)) == FINISHED
@@ -177,7 +172,7 @@ def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: P
         ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
         ({"data.preset": "cifar"}, "a preset that follows the backbone"),
         ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
-        ({"model.name": "vit_small_patch16_224"}, "does not fit the backbone"),
+        ({"model.name": "vit_tiny_patch16_224"}, "does not fit the backbone"),
         ({"method.mixing": "mixup", "method.tuned": "head", "method.cached_features": "true"}, "is refused"),
     ],
 )
@@ -198,7 +193,7 @@ def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(
     monkeypatch.setattr(socket, "getaddrinfo", no_network)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments: None)
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"vit_tiny_patch16_224\.\S+ are not in the local cache.*--model.weights FILE"):
+    with pytest.raises(ValueError, match=r"test_vit\.\S+ are not in the local cache.*--model.weights FILE"):
         find_pretrained(ModelOptions(NETWORK, pretrained=True))
     assert time.monotonic() - started < 10
 

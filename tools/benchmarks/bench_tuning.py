@@ -1,7 +1,8 @@
 """What tuning kinds cost: python -m tools.benchmarks.bench_tuning [--network vit_small_patch16_224] [--out FILE]
 
-Training steps on random images, forward, backward and optimizer, each kind in a process of its own: images per second of
-one core, and the most memory beyond what the process had with the network loaded. Then the classifier alone on cached features.
+Training steps on random images, forward, backward and optimizer, each kind in a process of its own: images per second
+of one core, and the most memory beyond what the process had with the network loaded. Then the classifier alone on
+cached features. Times are those of the process: the machine may be busy with others.
 """
 
 import argparse
@@ -50,7 +51,7 @@ def _seconds_per_step(forward: Callable[[], torch.Tensor], model: nn.Module, bat
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], 0.01, 0.9)
     labels, seconds = torch.arange(batch) % CLASSES, []
     for _ in range(steps + 1):  # the first one warms up
-        started = time.process_time()  # of this process: the machine may be busy with others
+        started = time.process_time()
         functional.cross_entropy(forward(), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -59,7 +60,7 @@ def _seconds_per_step(forward: Callable[[], torch.Tensor], model: nn.Module, bat
 
 
 def measure(network: str, kind: str, batch: int, steps: int) -> dict[str, float]:
-    """Images per second of one core, peak memory in MB beyond the loaded network, and trained parameters of one kind."""
+    """Images per second of a core, peak memory in MB beyond the loaded network, and trained parameters of a kind."""
     torch.set_num_threads(1)
     model = prepared(network, "head" if kind == CACHED else kind)  # type: ignore[arg-type]
     side = timm.get_pretrained_cfg(network).input_size[-1]
