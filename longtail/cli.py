@@ -25,6 +25,8 @@ COMMANDS = {
     "evaluate": ("tools.evaluate", "main", "accuracy of checkpoints on a shard set, by class size"),
     "predict": ("tools.predict", "main", "classes of image files"),
     "compare": ("tools.compare_runs", "main", "a table of finished runs, mean and spread over seeds"),
+    "report": ("tools.report", "main", "a page to read in a browser, of one run or of several"),
+    "export": ("tools.export", "main", "a trained network for other programs: timm, ONNX, the Hub"),
     "sweep": ("tools.sweep", "main", "run rows of published tables, measured beside published numbers"),
     "bench": ("tools.bench", "main", "how fast this machine is"),
     "methods": ("tools.catalog", "methods", "the training methods, one line and paper each"),

@@ -23,7 +23,7 @@ from typing import Protocol
 
 import numpy as np
 
-from shards.files import only_user_of, remove_temporary_files, write_atomically
+from shards.files import exclusive_lock, remove_temporary_files, write_atomically
 from shards.format import DATASET_FILE, RECORD_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
 from shards.images import ImagePolicy, library_versions
 from shards.manifest import lasting_inputs, write_set_files
@@ -112,7 +112,7 @@ def build_shard_set(
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"{folder}: another build is writing to this folder; wait for it or stop it"
     naming = store.naming(folder) if store is not None else nullcontext()
-    with naming, only_user_of(folder, refusal), _explaining_full_disk(source, folder, options):
+    with naming, exclusive_lock(folder, refusal), _explaining_full_disk(source, folder, options):
         if store is not None:
             store.fetch_state(folder)
         if (folder / DATASET_FILE).exists():
@@ -296,6 +296,12 @@ def _disk_full(source: Source, folder: Path, options: BuildOptions) -> str:
 
 def _remove_build_files(folder: Path, info: DatasetInfo) -> None:
     for shard in range(len(info.shards)):
-        part_path(folder, shard_file(shard)).unlink(missing_ok=True)
+        _remove(part_path(folder, shard_file(shard)))
     remove_temporary_files(folder)
-    (folder / RECORD_FILE).unlink(missing_ok=True)
+    _remove(folder / RECORD_FILE)
+
+
+def _remove(path: Path) -> None:
+    """A finished set may lie on a read-only mount, where removing fails even if there is nothing to remove."""
+    if path.exists():
+        path.unlink(missing_ok=True)

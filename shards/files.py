@@ -66,17 +66,17 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def only_user_of(folder: Path, refusal: str) -> Iterator[None]:
+def exclusive_lock(folder: Path, message: str) -> Iterator[None]:
     """Keep other processes that ask for the same out of `folder`. The lock ends with this process, however it ends.
 
-    Raises OutsideError(refusal) when another one has it.
+    Raises OutsideError(message) when another one has it.
     """
     descriptor = os.open(folder, os.O_RDONLY)  # not inherited by the processes that this one starts
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise OutsideError(refusal) from error
+            raise OutsideError(message) from error
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 raise

@@ -18,6 +18,7 @@ INDEX_FILE = "index.npy"
 BY_CLASS_FILE = "by_class.npy"
 SOURCES_FILE = "sources.txt"
 BAD_FILE = "bad.jsonl"
+LEFT_OUT_FILE = "left_out.txt"
 RECORD_FILE = "build.json"  # while the set is being built: what is being built
 
 TAR_BLOCK = 512

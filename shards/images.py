@@ -1,8 +1,8 @@
 """Checking an encoded image before it enters a shard, and turning what the pipeline could not decode into PNG or JPEG.
 
-Kept byte for byte are JPEG (grey, colour, CMYK of Adobe) and 8-bit grey or RGB PNG: every decoder of the pipeline reads
-these alike. Everything else becomes PNG. Pixels stay as stored: an EXIF orientation is counted, never applied, as in
-torchvision's ImageFolder.
+Kept byte for byte are JPEG (grey, colour, CMYK with the mark of Adobe) and 8-bit grey or RGB PNG: every decoder of the
+pipeline reads these alike. Everything else becomes PNG. Pixels stay as stored: an EXIF orientation is counted, never
+applied, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations

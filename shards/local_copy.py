@@ -80,6 +80,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 class LocalCopy:
     """The copy of one set, opened. Threads and processes may share it.
 
+    full: whether something did not fit on the disk.
     index: INDEX_DTYPE (N,). present: uint8 (N,), mapped and shared: whether the bytes of a sample should be there.
     """
 
@@ -93,7 +94,7 @@ class LocalCopy:
         free = shutil.disk_usage(folder).free + _disk_bytes(folder)
         self.limit_bytes = limit_bytes or int(free * (1 - _KEPT_FREE))
         self._written = self.limit_bytes  # look once at the beginning
-        self._full = False
+        self.full = False
 
     def read(self, sample: int) -> bytes | None:
         """The bytes of a sample as they were built, or None where they are not (or no longer) here."""
@@ -113,10 +114,8 @@ class LocalCopy:
             return None
         return data
 
-    def write(self, first: int, data: bytes, good: np.ndarray) -> None:
-        """Keep a stretch of a tar that begins with sample `first` and holds len(good) samples.
-
-        good: bool (samples,): whose bytes are as they were built; the others are not marked as present.
+    def write(self, first: int, stop: int, data: bytes) -> None:
+        """Keep a stretch of a tar that holds the samples from `first` up to `stop`, as they were built.
 
         A disk that is full is no error: the set is then read from the store.
         """
@@ -131,7 +130,7 @@ class LocalCopy:
             self._cannot_write(error)
             return
         if written == len(data):
-            self.present[first : first + len(good)][good] = 1
+            self.present[first:stop] = 1
         self._written += written
 
     def over_limit(self) -> bool:
@@ -187,9 +186,9 @@ class LocalCopy:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EROFS):
             raise error
         self._written = self.limit_bytes  # make room at the next opportunity
-        if not self._full:
+        if not self.full:
             logger.warning("%s: %s; what does not fit is read from the store again", self.folder, error.strerror)
-        self._full = True
+        self.full = True
 
     def _path(self, shard: int) -> Path:
         return self.folder / shard_file(shard)

@@ -16,6 +16,7 @@ from shards.format import (
     BY_CLASS_FILE,
     DATASET_FILE,
     INDEX_FILE,
+    LEFT_OUT_FILE,
     SOURCES_FILE,
     DatasetInfo,
     FileInfo,
@@ -31,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], record: dict[str, JSON]) -> DatasetInfo:
-    """Write index.npy, by_class.npy, sources.txt, bad.jsonl (if any image was bad) and, last, dataset.json.
+    """Write index.npy, by_class.npy, sources.txt, and, last, dataset.json.
+
+    bad.jsonl and left_out.txt are written where there is something to list.
 
     record: what the build is (`shards.build`); its lasting part becomes options, inputs and made_with.
     """
@@ -58,6 +61,9 @@ def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], re
     if bad:
         lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in bad)
         write_atomically(folder / BAD_FILE, lines.encode())
+    if source.left_out:
+        lines = "".join(f"{printable_name(name)}\t{why}\n" for name, why in sorted(source.left_out.items()))
+        write_atomically(folder / LEFT_OUT_FILE, lines.encode())
     write_atomically(folder / INDEX_FILE, _npy(index))
     write_atomically(folder / BY_CLASS_FILE, _npy(by_class_array(index["label"], len(source.class_names))))
     write_atomically(folder / SOURCES_FILE, "".join(sources).encode())

@@ -117,7 +117,7 @@ class Bucket:
                 raise self._obstore.exceptions.GenericError(f"{len(data)} bytes received, {expected} expected")
             with self._lock:
                 self.traffic.bytes_read += len(data)
-                self._versions.setdefault(name, set()).add(answer.meta["e_tag"])
+            self._note_version(name, answer.meta["e_tag"])
             return data
 
         part = "" if wanted is None else f", bytes {wanted[0]} to {wanted[1]}"
@@ -131,7 +131,7 @@ class Bucket:
                 file.write(self.read(name, start, min(start + _PIECE_BYTES, size)))
 
     def changed(self, name: str) -> bool:
-        """Whether the object was replaced between two of our reads, by the store's own marks."""
+        """Whether the object was replaced since we first listed or read it, by the store's own marks."""
         with self._lock:
             return len(self._versions.get(name, ())) > 1
 
@@ -140,7 +140,10 @@ class Bucket:
 
         def get() -> dict[str, ObjectInfo]:
             chunks = self._obstore.list(self._store, chunk_size=_LISTED_AT_ONCE)
-            return {entry["path"]: ObjectInfo(entry["size"], entry["e_tag"]) for chunk in chunks for entry in chunk}
+            found = {entry["path"]: ObjectInfo(entry["size"], entry["e_tag"]) for chunk in chunks for entry in chunk}
+            for name, info in found.items():
+                self._note_version(name, info.version)
+            return found
 
         return self._patiently(get, f"{self.url}: listing")
 
@@ -157,6 +160,10 @@ class Bucket:
         """Delete these objects, which must exist."""
         if doomed := list(names):
             self._patiently(lambda: self._obstore.delete(self._store, doomed), f"{self.url}: deleting")
+
+    def _note_version(self, name: str, mark: str | None) -> None:
+        with self._lock:
+            self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
 
     def _connect(self) -> Any:
         seconds = timedelta(seconds=self.patience.timeout_seconds)

@@ -46,8 +46,10 @@ class RemoteShardSet(ShardSet):
         self._fetch_index(text)
         self._map_index()
         self.copy = LocalCopy(self.folder, self.info, self.index, self._cache.limit_bytes)
+        # Whether the copy may have to be cut down: else nothing is noted, and the zeros take no memory.
+        self._notes_reads = sum(shard.bytes for shard in self.info.shards) > self.copy.limit_bytes // 2
         self._reads = 0
-        self._read_at = np.zeros(len(self), np.int64)  # the number of a sample's last read; 0 before the first
+        self._read_at = np.zeros(len(self), np.uint32)  # the number of a sample's last read; 0 before the first
         self._pending: dict[int, Future[None]] = {}
         self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
@@ -61,13 +63,18 @@ class RemoteShardSet(ShardSet):
         Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
         object lastingly holds other bytes than the build wrote.
         """
-        self._reads += 1  # two threads may take the same number: it only orders
-        self._read_at[sample] = self._reads
         data = self.copy.read(sample)
-        if data is None and (pending := self._pending.get(sample)) is not None:
-            pending.result()  # raises what went wrong
+        if data is None and not self.copy.full:
+            self.will_read(np.array([sample]))  # its neighbours too
+            if (pending := self._pending.get(sample)) is not None:
+                pending.result()  # raises what went wrong
             data = self.copy.read(sample)
-        return np.frombuffer(data if data is not None else self._fetch_one(sample), np.uint8)
+        if data is None:
+            data = self._fetch_one(sample)
+        if self._notes_reads:
+            self._reads += 1  # two threads may take the same number: it only orders
+            self._read_at[sample] = self._reads
+        return np.frombuffer(data, np.uint8)
 
     def check_sample(self, sample: int) -> None:
         """Fetch the sample if it is not here, and compare its checksum. Raises as `encoded` does."""
@@ -75,9 +82,10 @@ class RemoteShardSet(ShardSet):
 
     def will_read(self, sample_ids: np.ndarray) -> None:
         """Begin to fetch what is not here yet of these samples; returns at once."""
-        self._read_at[sample_ids] = 0  # whatever else is evicted, not these
-        absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
-        with self._pending_lock:
+        if self._notes_reads:
+            self._read_at[sample_ids] = 0  # whatever else is evicted, not these
+        with self._pending_lock:  # what is no longer pending is present, or was damaged
+            absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
             for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
                 future = self._pool.submit(self._fetch, first, stop)
                 samples = range(first, stop)
@@ -135,23 +143,33 @@ class RemoteShardSet(ShardSet):
         return int(self.index["offset"][first]), int(last["offset"]) + int(last["size"])
 
     def _fetch(self, first: int, stop: int) -> None:
-        """Fetch neighbours and keep them. Those with a wrong checksum stay absent: `_fetch_one` deals with them."""
+        """Fetch neighbours and keep them. One that comes wrong again and again stays absent: see `_fetch_one`."""
         start, end = self._extent(first, stop)
         if self._failure is not None:
             raise self._failure  # the run ends: not a minute of patience for each of thousands
         if not threading.main_thread().is_alive():
             return  # the interpreter waits for this thread to end
-        try:
-            data = self.bucket.read(self._shard_of(first), start, end)
-        except StoreError as error:
-            self._failure = error
-            raise
+        for _ in range(_SAME_FAULT):
+            try:
+                data = self.bucket.read(self._shard_of(first), start, end)
+            except StoreError as error:
+                self._failure = error
+                raise
+            good = self._good(first, stop, data)
+            if good.all():
+                self._keep(first, stop, data)
+                return
+            for sample in (first + np.flatnonzero(good)).tolist():  # wrong bytes must not cover right ones
+                at, end_of = self._extent(sample, sample + 1)
+                self._keep(sample, sample + 1, data[at - start : end_of - start])
+
+    def _good(self, first: int, stop: int, data: bytes) -> np.ndarray:
+        """bool (samples,): whose checksums are right in the bytes from the first of these neighbours to the last."""
         records = self.index[first:stop]
-        view = memoryview(data)
-        positions = (records["offset"].astype(np.int64) - start).tolist()
+        positions = (records["offset"] - records["offset"][0]).tolist()
         pieces = zip(positions, records["size"].tolist(), records["crc32"].tolist(), strict=True)
-        good = np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
-        self._keep(first, data, good)
+        view = memoryview(data)
+        return np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
 
     def _fetch_one(self, sample: int) -> bytes:
         """One sample, straight from the store, as often as it takes; also kept."""
@@ -161,7 +179,7 @@ class RemoteShardSet(ShardSet):
         for pause in (*self.bucket.patience.pauses(), 0.0):
             data = self.bucket.read(name, start, end)
             if (found := zlib.crc32(data)) == expected:
-                self._keep(sample, data, np.ones(1, bool))
+                self._keep(sample, sample + 1, data)
                 return data
             faults.append(found)
             if self.bucket.changed(name):
@@ -174,10 +192,8 @@ class RemoteShardSet(ShardSet):
             raise StoreError(f"{where}: the object was replaced while it was in use; restore it, then resume")
         raise StoreError(f"{where}: {len(faults)} answers with wrong checksums, each another; the connection is faulty")
 
-    def _keep(self, first: int, data: bytes, good: np.ndarray) -> None:
-        if not good.any():
-            return
-        self.copy.write(first, data, good)
+    def _keep(self, first: int, stop: int, data: bytes) -> None:
+        self.copy.write(first, stop, data)
         if self.copy.over_limit():
             self.copy.make_room(self._next_use)
 
@@ -195,24 +211,35 @@ class RemoteShardSet(ShardSet):
         An epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what was
         read longest ago, or not at all, comes back first. What was read just now is still on its way to the decoder.
         """
-        on_its_way = self._reads - self._read_at < self.samples_ahead
-        return np.where(on_its_way, 0, self._read_at)
+        read_at = self._read_at.astype(np.int64)
+        return np.where(self._reads - read_at < self.samples_ahead, 0, read_at)
 
     # ------------------------------------------------------------------- opening
 
     def _check_listing(self) -> None:
-        """Compare sizes before anything expensive begins, where the store can list."""
+        """Compare sizes before anything expensive begins, where the store can list.
+
+        Nothing vouches for a listing: only one that says the same again counts.
+        """
         if not self.bucket.lists:
             return
+        faults: list[Exception] = []
+        while len(faults) < _SAME_FAULT:
+            fault = self._listed_fault()
+            if fault is None:
+                return
+            faults.append(fault)
+        raise faults[-1]
+
+    def _listed_fault(self) -> Exception | None:
         found = self.bucket.listing()
         for file in (*self.info.shards, *self.info.files):
             where = self.bucket.url_of(file.file)
             if file.file not in found:
-                raise FileNotFoundError(f"{where}: not in the store, but dataset.json lists it; upload it again")
-            if found[file.file].bytes != file.bytes:
-                raise ValueError(
-                    f"{where}: {found[file.file].bytes} bytes in the store, {file.bytes} written; upload it again"
-                )
+                return FileNotFoundError(f"{where}: not in the store, but dataset.json lists it; upload it again")
+            if (size := found[file.file].bytes) != file.bytes:
+                return ValueError(f"{where}: {size} bytes in the store, {file.bytes} written; upload it again")
+        return None
 
     def _fetch_index(self, dataset_json: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -231,17 +258,22 @@ class RemoteShardSet(ShardSet):
     def _download(self, file: FileInfo) -> None:
         """A file of the set into the local copy, its sha256 compared."""
         path = self.folder / file.file
-        for _ in range(_SAME_FAULT):
-            with atomic_file(path) as out:
-                for some in range(0, file.bytes, _PIECE * _PIECES):  # not all at once: they are held in memory
-                    starts = range(some, min(some + _PIECE * _PIECES, file.bytes), _PIECE)
-                    for piece in self._pool.map(partial(self._piece, file), starts):
-                        out.write(piece)
+        faults: list[str] = []
+        while len(faults) < self.bucket.patience.attempts and (not faults or faults.count(faults[-1]) < _SAME_FAULT):
+            self._download_once(file)
             if (found := hash_file(path)) == file.sha256:
                 return
             path.unlink()
+            faults.append(found)
         url = self.bucket.url_of(file.file)
-        raise StoreError(f"{url}: sha256 {found} found, {file.sha256} written; upload the set again")
+        raise StoreError(f"{url}: sha256 {faults[-1]} found, {file.sha256} written; upload the set again")
+
+    def _download_once(self, file: FileInfo) -> None:
+        with atomic_file(self.folder / file.file) as out:
+            for some in range(0, file.bytes, _PIECE * _PIECES):  # not all at once: they are held in memory
+                starts = range(some, min(some + _PIECE * _PIECES, file.bytes), _PIECE)
+                for piece in self._pool.map(partial(self._piece, file), starts):
+                    out.write(piece)
 
     def _piece(self, file: FileInfo, start: int) -> bytes:
         return self.bucket.read(file.file, start, min(start + _PIECE, file.bytes))

@@ -125,9 +125,10 @@ def run_shard_task(
     counts: Counter[str] = Counter()
     with ShardWriter(settings.folder, task.shard) as writer:
         for position, ref in enumerate(_announced(task.samples, fetcher), start=task.first_position):
-            data = fetcher.fetch(ref)
             image: CheckedImage | None
+            data = b""
             try:
+                data = _fetched(fetcher, ref)
                 image = check_image(data, settings.policy)
             except BadImageError as error:
                 image = _after_failure(data, ref, settings, error)
@@ -158,6 +159,16 @@ def _announced(samples: Sequence[SampleRef], fetcher: Fetcher) -> Iterator[Sampl
         if later is not None:
             fetcher.will_fetch(later)
         yield ref
+
+
+def _fetched(fetcher: Fetcher, ref: SampleRef) -> bytes:
+    """The bytes. What ails one file makes a bad image of it; a failing disk or network raises OSError."""
+    try:
+        return fetcher.fetch(ref)
+    except ValueError as error:
+        raise BadImageError(str(error).removeprefix(f"{ref.name}: ")) from error
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise BadImageError(f"cannot be read: {error.strerror}") from error
 
 
 def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: BadImageError) -> CheckedImage | None:

@@ -18,12 +18,12 @@ class SampleRef(NamedTuple):
     name: where it came from, e.g. "train/n01440764/n01440764_762.JPEG"; written to sources.txt and into errors, never
         used as a path. Relative and free of machine paths, so that two machines build the same bytes.
     label: class id, 0 .. len(class_names) - 1.
-    location: where the source's own fetcher finds the bytes: a path, a row, or (offset, size). Picklable.
+    location: where the source's own fetcher finds the bytes: a path, a row, or (offset, size, …). Picklable.
     """
 
     name: str
     label: int
-    location: str | int | tuple[int, int]
+    location: str | int | tuple[int, ...]
 
 
 class Fetcher(Protocol):
@@ -56,6 +56,7 @@ class Source(Protocol):
         with equal options.
     inputs: the files read: file name → {"bytes": …, "mtime_ns": …}. A file that changed between a build and its
         resumption is noticed by these.
+    left_out: files that lie with the images and are no samples: name → reason. Listed in the set.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Source(Protocol):
     samples: Sequence[SampleRef]
     options: dict[str, JSON]
     inputs: dict[str, dict[str, JSON]]
+    left_out: dict[str, str]
 
     def estimated_bytes(self) -> int | None:
         """Sum of the encoded sizes of `samples`, or None where only reading everything would tell."""

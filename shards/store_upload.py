@@ -20,6 +20,7 @@ from shards.format import (
     BY_CLASS_FILE,
     DATASET_FILE,
     INDEX_FILE,
+    LEFT_OUT_FILE,
     RECORD_FILE,
     SOURCES_FILE,
     shard_index_file,
@@ -86,7 +87,7 @@ class StoreUpload:
         """Upload the files of the whole set, dataset.json last, then delete what only the build needed."""
         there = self._bucket.listing()
         if DATASET_FILE not in there:
-            for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE, BAD_FILE, DATASET_FILE):
+            for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE, BAD_FILE, LEFT_OUT_FILE, DATASET_FILE):
                 if (folder / name).is_file():
                     self._bucket.write(name, folder / name)
         self._bucket.delete(name for name in there if _PART.fullmatch(name) or name == RECORD_FILE)

@@ -24,6 +24,7 @@ SUBJECTS = {
     "build": "shards from files, against copying, tar and webdataset",
     "feed": "what planning and feeding cost without decoding; class-weighted draws up to 10^8 samples",
     "loader": "whole loaders: this one, DataLoader, torchvision v2, webdataset, DALI's reader, FFCV if installed",
+    "scaled": "decoding photographs at a fraction of their size, against whole ones",
     "paste": "pasting and normalising a batch, against separate operations and a plain copy",
     "step": "the training step: Accelerate's loop against a bare one, precisions, layouts, compilation",
     "train": "training from shards, against resident data and the official program's structure",
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
             scale = TOY if namespace.toy else QUICK if namespace.quick else FULL
-            bench = Bench(Path(scratch), namespace.images, scale, device, cores)
+            bench = Bench(Path(scratch), namespace.images, scale, device, cores, tuple(namespace.photo_size))
             if namespace.subject != "all":
                 _measure(namespace.subject, bench, namespace.out, command)
                 return 0
@@ -88,6 +89,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--toy", action="store_true", help="a size that measures nothing: does it run at all?")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/SUBJECT.json")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
+    parser.add_argument(
+        "--photo-size",
+        type=int,
+        nargs=2,
+        default=(500, 375),
+        metavar=("WIDTH", "HEIGHT"),
+        help="of generated images, about (default: 500 375; iNaturalist 2018 has 800 600)",
+    )
     parser.add_argument(
         "--scratch", type=Path, metavar="DIR", help="where to put temporary data: 4 GB, without --quick 16 GB"
     )

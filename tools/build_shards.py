@@ -23,6 +23,7 @@ from shards.object_store import is_url, set_location
 from shards.pool import Run, run_tasks
 from shards.store_upload import StoreUpload, staging_folder
 from tools.sources import SOURCES
+from tools.sources.spool import scratch_left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,11 +34,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         build(namespace)
     except (ValueError, OSError, RuntimeError) as error:
         print(f"error: {error}", file=sys.stderr)
+        _say_what_is_left(namespace.out)
         return 1
     except KeyboardInterrupt:
         print("interrupted: run the same command again to continue", file=sys.stderr)
+        _say_what_is_left(namespace.out)
         return 130
     return 0
+
+
+def _say_what_is_left(out: Path | str) -> None:
+    """An unpacked archive may be as large as the data set."""
+    for spool in [] if is_url(out) else scratch_left(Path(out)):
+        size = f"{spool.stat().st_size / 1e9:.1f} GB"
+        print(
+            f"kept for the next run of this command: the unpacked archive {spool} ({size}); delete its folder if there "
+            "is none",
+            file=sys.stderr,
+        )
 
 
 def build(namespace: argparse.Namespace) -> list[str]:

@@ -1,23 +1,24 @@
-"""Take a trained network elsewhere: python -m tools.export CHECKPOINT --out DIR [--formats timm onnx torch-export]
+"""Take a trained network elsewhere: python -m tools.export FILE|RUN --out DIR [--formats timm onnx torch-export]
 
 The folder has timm's layout (model.safetensors, config.json), which the Hugging Face Hub shows too, with a model card
 (README.md); model.onnx and model.pt2 beside it if asked for. Every file is loaded again and compared with the network.
 """
 
-import argparse
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from shards.commandline import Parser, home_path, run_command, tell
 from shards.reader import ShardSet
 from train.checkpoints.trained import Trained, load_trained
 from train.exported import graphs
 from train.exported.checking import CheckFailedError
-from train.exported.hub import push
+from train.exported.hub import PushError, push
 from train.exported.model_card import write_model_card
 from train.exported.network import ExportedNetwork, exported_network
 from train.exported.timm_folder import CONFIG, WEIGHTS, write_timm_folder
@@ -63,7 +64,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     network = exported_network(trained)
     timm_alone = write_timm_folder(folder, trained, network, *classes)
-    print(f"{folder / WEIGHTS}, {CONFIG}: equal through timm{'' if timm_alone else ' (with train.exported.network)'}")
+    tell(f"{folder / WEIGHTS}, {CONFIG}: equal through timm{'' if timm_alone else ' (with train.exported.network)'}")
     files = _write_graphs(folder, trained, network, formats, inside)
     write_model_card(folder, trained, title, licence, timm_alone, files)
 
@@ -81,7 +82,7 @@ def _write_graphs(
     for name, (file, write, what) in writers.items():
         if name in formats:
             difference = write(folder / file, module, batches, inside)
-            print(f"{folder / file}: logits equal within {difference:.1e}")
+            tell(f"{folder / file}: logits equal within {difference:.1e}")
             files.append((file, _INPUTS[inside].format(trained.preset.evaluation.size), what))
     return files
 
@@ -89,28 +90,28 @@ def _write_graphs(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export, and push if asked for."""
     options = _parser().parse_args(arguments)
-    try:
-        trained = load_trained(options.checkpoint, torch.device("cpu"), options.preset)
-        classes = classes_of(trained, options.class_names)
-        title = options.title or (options.push or options.out.name).rpartition("/")[2]
-        export(trained, options.out, options.formats, options.inside, classes, title, options.license)
-        if options.push:
-            print(f"pushed to {push(options.out, options.push, options.private, os.environ.get('HF_ENDPOINT'))}")
-    except (ValueError, OSError, CheckFailedError, ModuleNotFoundError, RuntimeError) as error:
-        print(f"export: error: {error}", file=sys.stderr)
-        return 1
+    return run_command("export", lambda: _main(options), (CheckFailedError, ModuleNotFoundError, PushError))
+
+
+def _main(options: Namespace) -> int:
+    trained = load_trained(options.checkpoint, torch.device("cpu"), options.preset)
+    classes = classes_of(trained, options.class_names)
+    title = options.title or (options.push or options.out.absolute().name).rpartition("/")[2]
+    export(trained, options.out, options.formats, options.inside, classes, title, options.license)
+    if options.push:
+        tell(f"pushed to {push(options.out, options.push, options.private, os.environ.get('HF_ENDPOINT'))}")
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.export", description=(__doc__ or "").splitlines()[0])
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.export", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("checkpoint", type=Path, metavar="CHECKPOINT", help="of a run, or as released")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add("checkpoint", type=home_path, metavar="FILE|RUN", help="a checkpoint or the folder of a run, or as released")
+    add("--out", type=home_path, required=True, metavar="DIR", help="folder to write")
     add("--formats", nargs="*", default=[], choices=("onnx", "torch-export"), help="beside timm's layout")
     inside_help = "what model.onnx and model.pt2 do themselves: take network input, or normalise, or resize too"
     add("--inside", choices=tuple(_INPUTS), default="nothing", help=inside_help)
-    add("--class-names", type=Path, metavar="DIR", help="shard set with the names and sizes of the classes")
+    add("--class-names", type=home_path, metavar="DIR", help="shard set with the names and sizes of the classes")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--title", help="of the model card (default: the folder's name)")
     add("--license", help="of the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0 …")

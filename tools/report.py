@@ -4,28 +4,30 @@ The page is a single HTML file that needs no network. Each run writes its own at
 several runs side by side.
 """
 
-import argparse
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
+from shards.commandline import Parser, home_path, run_command, tell
 from train.evaluation.page.render import PAGE, write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and say where it is."""
-    parser = argparse.ArgumentParser(prog="python -m tools.report", description=__doc__.splitlines()[0])
-    parser.add_argument("run_dirs", nargs="+", type=Path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=Path, help=f"the file (default: {PAGE} in the run's folder, or here for several)")
+    parser = Parser(prog="python -m tools.report", description=(__doc__ or "").splitlines()[0])
+    out_help = f"the file (default: {PAGE} in the run's folder, or here for several)"
+    parser.add_argument("run_dirs", nargs="+", type=home_path, metavar="RUN_DIR")
+    parser.add_argument("--out", type=home_path, metavar="FILE", help=out_help)
     options = parser.parse_args(arguments)
+    return run_command("report", lambda: _main(options))
+
+
+def _main(options: Namespace) -> int:
     default = options.run_dirs[0] / PAGE if len(options.run_dirs) == 1 else Path(PAGE)
     out: Path = options.out or default
-    try:
-        write_page(options.run_dirs, out)
-    except OSError as error:
-        print(f"report: error: {error}", file=sys.stderr)
-        return 1
-    print(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
+    write_page(options.run_dirs, out)
+    tell(f"{out} ({out.stat().st_size / 1e6:.1f} MB)")
     return 0
 
 

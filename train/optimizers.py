@@ -12,8 +12,7 @@ from train.options import OptimizerOptions
 
 logger = logging.getLogger(__name__)
 
-# As timm names it: what multiplies the scheduled rate of a group.
-RATE_FACTOR = "lr_scale"
+FACTOR = "rate_factor"  # of a parameter group: on the scheduled learning rate
 ADAMW_DESTROYS_ABOVE = 1e-3
 
 
@@ -51,9 +50,9 @@ def _by_factor(
     parts: dict[float, list[Tensor]] = {}
     for parameter in group["params"]:
         parts.setdefault(rate_factor(names[parameter]), []).append(parameter)
-    scale = group.get(RATE_FACTOR, 1.0)
+    scale = group.get("lr_scale", 1.0)  # of timm's layers
     return [
-        {"params": params, "weight_decay": group["weight_decay"], RATE_FACTOR: scale * factor}
+        {"params": params, "weight_decay": group["weight_decay"], FACTOR: scale * factor}
         for factor, params in parts.items()
     ]
 

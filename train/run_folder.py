@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from shards.files import only_user_of
+from shards.files import exclusive_lock
 from train.checkpoints.files import CheckpointFolder
 
 
@@ -82,7 +82,7 @@ class RunFolder:
         refusal = (
             f"{self.path}: another process trains in this folder (its pid is in status.json); wait for it or stop it"
         )
-        return only_user_of(self.path, refusal)
+        return exclusive_lock(self.path, refusal)
 
     def prepare(self, options: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
         """Make the folders and save the resolved and the derived options."""

@@ -73,6 +73,11 @@ SIM_32 = View(
     (ColorJitter(0.4, 0.4, 0.4, 0.1, probability=0.8), Grayscale(0.2), GaussianBlur()),
 )
 RANDNCLS_224 = View(RandomResizedCrop(224), FLIP, (JITTER, RandAugment()))
+RANDNCLS_224_3, RANDNCLS_224_5 = (View(RandomResizedCrop(224), FLIP, (JITTER, RandAugment(count))) for count in (3, 5))
+STACK_224, STACK_224_3, STACK_224_5 = (
+    View(RandomResizedCrop(224), FLIP, (JITTER, Grayscale(0.2), GaussianBlur(), RandAugment(count)))
+    for count in (2, 3, 5)
+)
 SIM_224 = View(RandomResizedCrop(224), FLIP, (JITTER, Grayscale(0.2), GaussianBlur()))
 
 PRESETS = {
@@ -99,7 +104,16 @@ PRESETS = {
         # NCL (Li et al., CVPR 2022).
         Preset("cifar-auto", AUTO_32, WHOLE_32, CIFAR_STATISTICS, second=SIM_32),
         Preset("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
-        Preset("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS),
+        Preset("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS, second=SIM_224),
         Preset("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
+        # PaCo (Cui et al., ICCV 2021), by the operations of RandAugment, and GPaCo, which draws as many in both views.
+        Preset("imagenet-stack2", STACK_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
+        Preset("imagenet-stack3", STACK_224_3, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
+        Preset("imagenet-gpaco2", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=STACK_224),
+        Preset("imagenet-gpaco3", RANDNCLS_224_3, CENTER_224, IMAGENET_STATISTICS, second=STACK_224_3),
+        Preset("imagenet-gpaco5", RANDNCLS_224_5, CENTER_224, IMAGENET_STATISTICS, second=STACK_224_5),
+        # MiSLAS (Zhong et al., CVPR 2021) jitters on iNaturalist; BBN (Zhou et al., CVPR 2020) has ImageNet's numbers.
+        Preset("inat-jitter", JITTERED_224, CENTER_224, INAT_STATISTICS),
+        Preset("inat-imagenet-statistics", CROP_224, CENTER_224, IMAGENET_STATISTICS),
     )
 }

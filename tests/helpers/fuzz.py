@@ -6,6 +6,7 @@ under atheris, which looks for new paths through the code.
 
 import io
 import pickle
+import tarfile
 import tempfile
 from collections.abc import Callable
 from contextlib import redirect_stderr, suppress
@@ -16,18 +17,22 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from PIL import Image
 
 from shards.format import BY_CLASS_FILE, DATASET_FILE, INDEX_FILE
+from shards.images import ImagePolicy, check_image, repair_image
 from shards.reader import ShardSet
 from shards.source import SampleRef
 from shards.verify import verify_shards
-from tests.helpers.archives import class_folders, tar_bytes, zip_bytes
+from tests.helpers.archives import class_folders, image_bytes, tar_bytes, zip_bytes
 from tests.helpers.runs import arguments
 from tests.helpers.shard_sets import small_images
-from tools.sources.archives import Container, Tar, Zip
+from tools.sources.archives import Container
 from tools.sources.cifar import LAYOUTS, read_cifar
-from tools.sources.lists import read_listing
+from tools.sources.list_files import read_listing
 from tools.sources.spool import SpooledTar
+from tools.sources.tars import Tar
+from tools.sources.zips import Zip
 from train.checkpoints.files import load, save
 from train.options import parse
 
@@ -146,6 +151,40 @@ def _archive(name: str, valid: bytes, container: Callable[[Path], Container]) ->
     return Target(valid, read)
 
 
+def _with_links() -> bytes:
+    """A pax tar with a sparse member's headers, hard and symbolic links, and a link that leads nowhere."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, kind, target in (
+            ("cat/a.jpg", tarfile.REGTYPE, ""),
+            ("cat/b.jpg", tarfile.LNKTYPE, "cat/a.jpg"),
+            ("dog", tarfile.SYMTYPE, "cat"),
+            ("emu/c.jpg", tarfile.SYMTYPE, "../dog/./b.jpg"),
+            ("emu/gone.jpg", tarfile.SYMTYPE, "../../x"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+        sparse = tarfile.TarInfo("GNUSparseFile.1/d.jpg")
+        sparse.pax_headers = {"GNU.sparse.major": "0", "GNU.sparse.minor": "1", "GNU.sparse.name": "emu/d.jpg"}
+        sparse.pax_headers |= {"GNU.sparse.size": "2000", "GNU.sparse.numblocks": "1", "GNU.sparse.map": "1000,4"}
+        sparse.size = 4
+        tar.addfile(sparse, io.BytesIO(b"data"))
+    return buffer.getvalue()
+
+
+def _image() -> Target:
+    """An image on its way into a set: what is let in has the size that is said, and its pixels can be had."""
+
+    def read(data: bytes, scratch: Path) -> None:
+        image = check_image(data, ImagePolicy())
+        repair_image(data, ImagePolicy())
+        with Image.open(io.BytesIO(image.data)) as opened:
+            assert opened.size == (image.width, image.height)
+
+    return Target(image_bytes(0, 0, (24, 16)), read)
+
+
 def _cifar() -> Target:
     layout = LAYOUTS["cifar-10"]
     batch = {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1], b"filenames": [b"a.png", b"b.png"]}
@@ -211,6 +250,8 @@ TARGETS: dict[str, Callable[[], Target]] = {
         "images.tar.gz", tar_bytes(_FILES, "w:gz"), lambda path: SpooledTar(path, path.parent / "scratch")
     ),
     "zip": lambda: _archive("images.zip", zip_bytes(_FILES), Zip),
+    "tar-links": lambda: _archive("images.tar", _with_links(), Tar),
+    "image": _image,
     "cifar": _cifar,
     "checkpoint": _checkpoint,
     "recipe": _recipe,

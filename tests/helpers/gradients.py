@@ -16,40 +16,52 @@ from torch import Tensor, nn
 from tests.helpers.runs import options
 from train.datasets import open_datasets
 from train.launch import make_accelerator
-from train.methods.objectives.classifier import Classifier
+from train.methods.bbn import BBN
+from train.methods.composed import Composed
 from train.run import Run
 from train.run_folder import RunFolder
 
 CRITERIA = {"ce": ("ce", "none"), "ce-drw": ("ce", "drw"), "ldam-drw": ("ldam", "drw"), "bs": ("bs", "none")}
+CASES: dict[str, dict[str, Any]] = {
+    **{
+        name: {"method.loss": loss, "method.rule": rule, "method.drw_from_epoch": 0}
+        for name, (loss, rule) in CRITERIA.items()
+    },
+    "ib": {"method.name": "ib", "method.ib_from_epoch": 0},
+    "lade": {"method.name": "lade"},
+    "smoothing": {"method.objective": "smoothing"},
+    "tde": {"method.name": "tde"},
+    "bbn": {"method.name": "bbn"},
+    # Groups as small as the smallest part: rows of other groups are no columns, however the batch is cut.
+    "paco": {"method.name": "paco", "method.key_queue": 16, "method.group": 2},
+    "gpaco": {"method.name": "gpaco", "method.key_queue": 16, "method.group": 2},
+}
 ACCUMULATIONS = (1, 2)
+WHOLE_STEPS = ("lade",)  # micro-batches cannot be run one after the other
 
 
-class DoubleInEvaluationMode(nn.Module):
-    """A network in float64 whose batch norm uses its running statistics, whatever is asked of it."""
+def in_double(network: nn.Module) -> nn.Module:
+    """The network in float64, with batch norm that uses its running statistics, whatever is asked of it."""
 
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network.double().eval()
+    def as_double(module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return tuple(a.double() if isinstance(a, Tensor) and a.is_floating_point() else a for a in args)
 
-    def train(self, mode: bool = True) -> nn.Module:
-        return self
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.network(images.double())
+    network.double().eval()
+    network.register_forward_pre_hook(as_double)
+    network.train = lambda mode=True: network  # type: ignore[assignment, method-assign]
+    return network
 
 
 def main() -> None:
     processes, out, data, run_dir = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    build = Classifier.build_model
-    names = Classifier.head_names
-    Classifier.head_names = lambda self, model: names(self, model.network)  # type: ignore[method-assign]
-    Classifier.build_model = lambda *a, **k: DoubleInEvaluationMode(build(*a, **k))  # type: ignore[method-assign]
+    for owner in (Composed, BBN):
+        build = owner.build_model
+        owner.build_model = lambda *a, build=build, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     accelerator = None
-    for name, (loss, rule) in CRITERIA.items():
-        for accumulation in ACCUMULATIONS:
-            changes = {"method.loss": loss, "method.rule": rule, "method.drw_from_epoch": 0, "epochs": 1}
-            chosen = options(data, run_dir, accumulation=accumulation, **changes)
+    for name, changes in CASES.items():
+        for accumulation in ACCUMULATIONS[: 1 if name in WHOLE_STEPS else None]:
+            chosen = options(data, run_dir, accumulation=accumulation, epochs=1, **changes)
             accelerator = accelerator or make_accelerator(chosen.run)
             assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"
             run = Run(chosen, RunFolder(run_dir, 1), open_datasets(chosen.data), accelerator)
@@ -64,7 +76,10 @@ def gradients_of_an_epoch(run: Run) -> list[Tensor]:
     """One flat float64 gradient for each step; the last batch is short."""
     gradients: list[Tensor] = []
 
+    before_optimizer = run.method.before_optimizer
+
     def write_down(model: nn.Module) -> None:
+        before_optimizer(model)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
 
     run.method.before_optimizer = write_down  # type: ignore[method-assign]

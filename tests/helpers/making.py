@@ -49,6 +49,7 @@ class FolderSource:
     split: str = "train"
     options: dict[str, JSON] = field(default_factory=dict)
     inputs: dict[str, dict[str, JSON]] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def estimated_bytes(self) -> int | None:
         return sum((self.root / str(ref.location)).stat().st_size for ref in self.samples)

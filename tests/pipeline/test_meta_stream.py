@@ -11,8 +11,8 @@ from pipeline.plan import Plan, Stream
 from pipeline.rng import RowDraws
 from pipeline.sampling import Redrawn, Shuffled
 from pipeline.views.view import PaddedCrop, View
-from shards.class_counts import cmo_subset
 from tests.helpers.shard_sets import UnreadableSet, small_images
+from tools.sources.subsets import cmo_subset
 
 VIEW = View(PaddedCrop(32, padding=4), 0.5)
 

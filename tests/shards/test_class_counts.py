@@ -12,16 +12,13 @@ from shards.class_counts import (
     NCL_RULE,
     SHIFTED_RULE,
     GroupRule,
-    cmo_subset,
     effective_number_weights,
-    glmc_subset,
     imbalance_ratio,
-    long_tailed_counts,
-    metasaug_split,
     power_law_weights,
     samples_per_class,
     shot_groups,
 )
+from tools.sources.subsets import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split
 
 EXAMPLE = [500, 100, 20, 5]
 CIFAR10_RATIO_100 = [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]

@@ -173,3 +173,22 @@ def test_damage_in_the_store_is_found_and_named_by_url(store: Store, source: Fol
     assert any(fault.startswith(f"{store.url}/000003.idx: not found") for fault in faults)
     bucket.delete(["dataset.json"])
     assert any("dataset.json" in fault for fault in verify_shards(store.url))
+
+
+def test_the_commands_of_the_page_build_verify_and_show_a_set(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools import build_shards, inspect_shards, verify_shards
+
+    command = ["digits-lt", "--split", "test", "--samples-per-shard", "200", "--workers", "1", "--out"]
+    assert build_shards.main([*command, f"{store.url}/"]) == 0
+    assert build_shards.main([*command, str(tmp_path / "set")]) == 0
+    assert objects(store.url) == folder_bytes(tmp_path / "set")
+    assert verify_shards.main([store.url, str(tmp_path / "set")]) == 0
+    assert inspect_shards.main([store.url, "--json"]) == 0
+    assert f"{store.url}: whole, all checksums" in capsys.readouterr().out
+    assert build_shards.main([*command, store.url, "--seed", "3"]) == 1
+    assert f"error: {store.url}: holds another data set" in capsys.readouterr().err
+    assert verify_shards.main([f"{store.url}/nothing"]) == 1
+    assert inspect_shards.main([f"{store.url}/nothing"]) == 1
+    assert "no complete shard set at this URL" in capsys.readouterr().err

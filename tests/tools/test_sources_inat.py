@@ -64,6 +64,7 @@ def test_an_interrupted_build_finds_its_spool_and_a_replaced_archive_does_not(do
     again = inat(downloads, "train2018.json", out=out)[""]
     assert contents(again)
     assert spool.stat().st_mtime_ns == written
+    del again  # its lock of the scratch folder ends with it
     write_inat(downloads, counts=(13, 6, 3, 2))
     assert len(contents(inat(downloads, "train2018.json", out=out)[""])) == 24
 
@@ -77,7 +78,7 @@ def test_too_little_space_is_said_before_anything_is_written(downloads, tmp_path
 
 
 def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(downloads, tmp_path, monkeypatch):
-    def fill(file, spool, compressed_bytes):
+    def fill(unpacked, file, spool, compressed_bytes):
         spool.write(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,5 +1,6 @@
 """List files: what they may look like, what is refused, and with which words."""
 
+import codecs
 import json
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 
 from tests.helpers.archives import class_folders, write_tree
 from tests.helpers.source_commands import contents, sources_of, the_source
-from tools.sources.listing import PLACES_LT, splits_of
-from tools.sources.lists import class_names_of_folders, parse_json, parse_lines, read_listing
+from tools.sources.list_files import class_names_of_folders, parse_json, parse_lines, read_listing
+from tools.sources.listed_images import PLACES_LT, splits_of
 
 SHARED_LISTS = Path(__file__).parents[3] / "shared" / "data" / "lists"
 
@@ -120,7 +121,10 @@ def test_inaturalist_images_and_labels_are_joined_by_id():
     ("change", "message"),
     [
         ({"annotations": COCO["annotations"][:1]}, r"images\[0\]: image 7 has no annotation; .* test files"),
-        ({"annotations": COCO["annotations"] * 2}, r"annotations\[2\]: a second label for image 5"),
+        (
+            {"annotations": [*COCO["annotations"], {"image_id": 5, "category_id": 0}]},
+            r"annotations\[2\]: a second label for image 5",
+        ),
         ({"annotations": None}, "no list `annotations`"),
         ({"images": {}}, "the file: images is '{}', expected list"),
         ({"images": []}, "list of images is empty"),
@@ -208,3 +212,54 @@ def test_places_lt_knows_its_numbers(tmp_path):
     (tmp_path / "Places_LT_val.txt").write_text("data_256/a/airfield/00000001.jpg 0\n")
     with pytest.raises(ValueError, match=r"places-lt val: the list has 1 images, the published one 7300"):
         sources_of("places-lt", "--images", tmp_path, "--list", tmp_path / "Places_LT_val.txt")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "latin-1"])
+def test_lists_of_other_programs_are_read(tmp_path, encoding, caplog):
+    text = "cafe/cr\u00e8me 1.jpg 1\r\nriz/0.jpg 0\r\n"
+    (tmp_path / "x.txt").write_bytes((codecs.BOM_UTF16_BE if encoding == "utf-16-be" else b"") + text.encode(encoding))
+    assert read_listing(tmp_path / "x.txt").names == ["cafe/cr\u00e8me 1.jpg", "riz/0.jpg"]
+    assert ("read as Latin-1" in caplog.text) == (encoding == "latin-1")
+
+
+def test_quotes_and_the_separators_of_windows_are_understood(caplog):
+    listing = parse_lines('"my cats\\a b.jpg" 0\ndogs\\b.jpg 1\n')
+    assert listing.names == ["my cats/a b.jpg", "dogs/b.jpg"]
+    assert "separated by" in caplog.text
+    assert parse_lines("a\\b.jpg 0\nc/d.jpg 1").names == ["a\\b.jpg", "c/d.jpg"]  # on Unix a letter as any other
+    with pytest.raises(ValueError, match=r"path 'C:/x/a\.jpg' is not relative; give .* --strip-prefix"):
+        parse_lines("C:\\x\\a.jpg 0")
+
+
+def test_an_image_counts_once_and_has_one_class(caplog):
+    assert parse_lines("a.jpg 0\nb.jpg 1\n./a.jpg 0").names == ["a.jpg", "b.jpg"]
+    assert "1 of 3 entries repeat an image" in caplog.text
+    with pytest.raises(ValueError, match=r"line 3: a second label for 'a\.jpg': 1, but 0 in line 1"):
+        parse_lines("a.jpg 0\nb.jpg 1\na.jpg 1")
+
+
+def test_labels_from_one_are_refused_with_the_option():
+    with pytest.raises(ValueError, match=r"labels count from 1 to 2, expected from 0; pass --first-label 1"):
+        parse_lines("a.jpg 1\nb.jpg 2")
+    assert parse_lines("a.jpg 1\nb.jpg 2", first_label=1).labels == [0, 1]
+    assert parse_lines("a.jpg 1\nb.jpg 2", num_classes=3).labels == [1, 2]
+    with pytest.raises(ValueError, match=r"line 1: label 0 is out of range, expected 1 or more"):
+        parse_lines("a.jpg 0\nb.jpg 1", first_label=1)
+    with pytest.raises(ValueError, match="separated by a comma"):
+        parse_lines("a.jpg,1")
+
+
+def test_categories_with_gaps_and_text_ids_are_numbered_in_their_order(caplog):
+    document = {
+        "images": [{"id": "x", "file_name": "a.jpg"}, {"id": 5, "file_name": "b.jpg"}],
+        "annotations": [{"image_id": "x", "category_id": "16"}, {"image_id": 5, "category_id": 3}] * 2,
+        "categories": [{"id": "16", "name": "dog"}, {"id": 0, "name": "empty"}, {"id": 3, "name": "c\ud800t"}],
+    }
+    listing = parse_json(json.dumps(document))
+    assert (listing.labels, listing.class_names, listing.num_classes) == ([1, 0], ["c\\ud800t", "dog"], 2)
+    assert "2 with images, of 3" in caplog.text
+    assert "2 annotations repeat the class" in caplog.text
+    with pytest.raises(ValueError, match="2 categories have images, expected 3"):
+        parse_json(json.dumps(document), num_classes=3)
+    with pytest.raises(ValueError, match=r"annotations\[0\]: category_id is '16', expected a number, as no"):
+        parse_json(json.dumps({**document, "categories": None}))

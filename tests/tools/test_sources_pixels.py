@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shards.class_counts import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split, samples_per_class
+from shards.class_counts import samples_per_class
 from tests.helpers.archives import cifar_pixels, tar_bytes, write_cifar
 from tests.helpers.source_commands import contents, sources_of, the_source
+from tools.sources.subsets import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split
 
 ROOT = "cifar-10-batches-py"
 

@@ -93,6 +93,8 @@ def take_two_steps(command: list[str]) -> None:
     assert take_steps(run) == 2
     for name, value in model.named_parameters():
         assert torch.isfinite(value).all(), name
+        if name.startswith("encoder_k."):  # follows without being trained
+            continue
         assert torch.equal(value, before[name]) is not run.method.trainable(name), name
 
 

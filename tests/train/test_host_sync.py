@@ -19,7 +19,13 @@ from train.run import Run
 
 # What reading a value of a tensor on the host comes down to.
 SYNCHRONISING = ("aten::item", "aten::_local_scalar_dense", "aten::nonzero", "aten::is_nonzero")
-FIRST_STAGE = {"crt": "vanilla", "lws": "vanilla", "glmc_maxnorm": "glmc", "metasaug_large": "vanilla"}
+FIRST_STAGE = {
+    "crt": "vanilla",
+    "lws": "vanilla",
+    "mislas": "vanilla",
+    "glmc_maxnorm": "glmc",
+    "metasaug_large": "vanilla",
+}
 NCL = {"method.name": "ncl", "method.hard_classes": 2}
 # Every method, in the phase in which it does most: mixing, re-weighting, correcting covariances.
 CASES: dict[str, dict[str, Any]] = {
@@ -28,6 +34,9 @@ CASES: dict[str, dict[str, Any]] = {
     "cmo, DRW": {"method.name": "cmo", "method.rule": "drw", "method.drw_from_epoch": 0},
     "ride": {"method.name": "ride", "method.mixing": "paste", "method.reweight_from_epoch": 0},
     "metasaug": {"method.name": "metasaug", "method.meta_from_epoch": 0},
+    "paco": {"method.name": "paco", "method.key_queue": 16},
+    "gpaco": {"method.name": "gpaco", "method.key_queue": 16, "method.group": 4},
+    "ib, influence": {"method.name": "ib", "method.ib_from_epoch": 0},
     "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
     "ncl": {**NCL, "method.mixing": "paste"},
     "ncl, plain": NCL,

@@ -15,6 +15,12 @@ METHODS = {
     "glmc_maxnorm": {"optimizer.lr": 5.0},  # which takes rows over their bound in every step
     "metasaug": {"method.meta_from_epoch": 100},  # of 200: the second of two epochs
     "metasaug_large": {},
+    "ib": {},  # switches between the two epochs
+    "lade": {},
+    "tde": {},
+    "bbn": {},
+    "paco": {"method.key_queue": 16},
+    "gpaco": {"method.key_queue": 16},
 }
 FIRST_STAGES = {"glmc_maxnorm": "glmc", "metasaug_large": "metasaug"}
 

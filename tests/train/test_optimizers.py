@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from train.optimizers import RATE_FACTOR, make_optimizer, parameter_groups, warn_of_destructive_rate
+from train.optimizers import FACTOR, make_optimizer, parameter_groups, warn_of_destructive_rate
 from train.options import OptimizerOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -21,7 +21,7 @@ def tiny() -> nn.Module:
 def by_name(model: nn.Module, groups: list[dict]) -> dict[str, tuple[float, float]]:
     """Name → (weight decay, rate factor)."""
     names = {parameter: name for name, parameter in model.named_parameters()}
-    return {names[p]: (group["weight_decay"], group.get(RATE_FACTOR, 1.0)) for group in groups for p in group["params"]}
+    return {names[p]: (group["weight_decay"], group.get(FACTOR, 1.0)) for group in groups for p in group["params"]}
 
 
 def test_by_default_there_is_one_group_of_all_trained_parameters_in_their_order() -> None:

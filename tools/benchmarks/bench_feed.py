@@ -22,7 +22,6 @@ from pipeline.plan import Plan, Position, Stream
 from pipeline.rng import RowDraws
 from pipeline.sampling import ClassWeighted, Sampler, Shuffled
 from pipeline.views.presets import JITTERED_224
-from shards.class_counts import long_tailed_counts
 from shards.files import hash_file
 from shards.format import (
     BY_CLASS_FILE,
@@ -39,6 +38,7 @@ from shards.reader import HASHED_INDEX_BYTES, ShardSet
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Table, Target, Variant, compare
+from tools.sources.subsets import long_tailed_counts
 
 WHOLE = "whole loader, colour jitter"
 _CPU = torch.device("cpu")

@@ -32,6 +32,7 @@ TENSORS = "DataLoader, decode_jpeg, transforms v2"
 WEBDATASET = "webdataset WebLoader, PIL"
 DALI_READER = "DALI readers.webdataset"
 FFCV = "FFCV"
+SPDL = "SPDL, FFmpeg"
 EAGER, COMPILED = "eager", "compiled"
 _EPOCHS = 10**4
 _SIDES = (112, 224, 448)
@@ -43,11 +44,13 @@ def run(bench: Bench) -> Report:
     report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
     has_ffcv = importlib.util.find_spec("ffcv") is not None
     report.notes["ffcv"] = "measured on the same images, encoded again" if has_ffcv else "not measured: not installed"
+    has_spdl = importlib.util.find_spec("spdl") is not None and importlib.util.find_spec("spdl.io") is not None
+    report.notes["spdl"] = "measured" if has_spdl else "not measured: install longtail[bench]"
     on_gpu = bench.device.type == "cuda"
     failure = decoding.region_decoding_failure(bench) if on_gpu else None
     regions = failure is None
     for name, view, jitter in (("imagenet (colour jitter)", JITTERED_224, True), ("inat", CROP_224, False)):
-        report.tables.append(_compare(bench, name, view, jitter, has_ffcv, regions))
+        report.tables.append(_compare(bench, name, view, jitter, has_ffcv, has_spdl, regions))
     report.tables.append(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
@@ -102,7 +105,7 @@ def augmenting_rate(bench: Bench, operations: tuple[Operation, ...], eager: bool
         return rate_of(lambda: augment(images, next(upcoming)), repeats, size, bench.device, warm_up=len(planned))
 
 
-def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, regions: bool) -> Table:
+def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, has_spdl: bool, regions: bool) -> Table:
     files, shards, cores, batch_size = bench.folder, bench.shards, bench.cores, bench.scale.batch_size
 
     rate = partial(_rate, bench)
@@ -118,6 +121,8 @@ def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, 
     if has_ffcv:
         compiled = baselines.ffcv_loader(_ffcv_file(bench), batch_size, cores, jitter)
         variants[FFCV] = lambda: rate(_sizes(baselines.ffcv(compiled)))
+    if has_spdl:
+        variants[SPDL] = lambda: rate(_sizes(baselines.spdl(files, batch_size, cores, jitter)))
     return compare(f"one stream, recipe {name}", "images/s", variants, bench.scale.rounds)
 
 

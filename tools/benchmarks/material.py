@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 
 from shards.build import BuildOptions, build_shard_set
-from shards.class_counts import long_tailed_counts
 from shards.images import ImagePolicy
 from shards.reader import ShardSet
 from tools.sources.archives import Folder
 from tools.sources.file_source import FileSource
 from tools.sources.imagefolder import list_class_folders
+from tools.sources.subsets import long_tailed_counts
 
 _CLASSES, _IMBALANCE = 20, 0.05
+IMAGENET_SIZE = (500, 375)  # the median photograph; of iNaturalist 2018 it is 800 x 600
 _DISTINCT = 96  # generated pictures; the files repeat them
 _QUALITY = 95  # with the texture below: about 100 KB at 500 x 375, the mean of ImageNet
 
@@ -91,6 +92,7 @@ class Bench:
         given: a folder of JPEGs to use instead of generated ones, or None.
         device: where the network and the loader's batches are.
         cores: workers and threads of every variant.
+        photo_size: width and height of generated images, about.
     """
 
     scratch: Path
@@ -98,11 +100,12 @@ class Bench:
     scale: Scale
     device: torch.device
     cores: int
+    photo_size: tuple[int, int] = IMAGENET_SIZE
 
     @cached_property
     def folder(self) -> Path:
         """Class folders of JPEG files."""
-        return write_class_folders(self.scratch / "folders", self.scale.images, self.given)
+        return write_class_folders(self.scratch / "folders", self.scale.images, self.given, self.photo_size)
 
     @cached_property
     def shards(self) -> ShardSet:
@@ -141,10 +144,10 @@ def source_of(folder: Path) -> FileSource:
     )
 
 
-def write_class_folders(root: Path, count: int, given: Path | None) -> Path:
+def write_class_folders(root: Path, count: int, given: Path | None, size: tuple[int, int] = IMAGENET_SIZE) -> Path:
     """`count` JPEG files under root/CLASS/, long-tailed; the files of `given` in turn, or generated ones."""
     if given is None:
-        pictures = [photo(seed) for seed in range(min(_DISTINCT, count))]
+        pictures = [photo(seed, size) for seed in range(min(_DISTINCT, count))]
     else:
         pictures = [path.read_bytes() for path in sorted(given.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
         if not pictures:
@@ -160,13 +163,13 @@ def write_class_folders(root: Path, count: int, given: Path | None) -> Path:
     return root
 
 
-def photo(seed: int) -> bytes:
+def photo(seed: int, size: tuple[int, int] = IMAGENET_SIZE) -> bytes:
     """A JPEG that costs about as much to decode as a photograph of ImageNet: shapes at all scales, and some grain.
 
-    About 500 x 375 pixels, upright for every fourth seed.
+    About of this width and height, upright for every fourth seed.
     """
     rng = np.random.default_rng(seed)
-    width, height = (int(side * rng.uniform(0.85, 1.15)) for side in ((375, 500) if seed % 4 == 3 else (500, 375)))
+    width, height = (int(side * rng.uniform(0.85, 1.15)) for side in (size[::-1] if seed % 4 == 3 else size))
     pixels = np.full((height, width, 3), 128.0, dtype=np.float32)
     for cell, strength in ((160, 55), (60, 35), (20, 22), (7, 14), (3, 8)):
         coarse = rng.normal(0, strength, (height // cell + 2, width // cell + 2, 3))

@@ -6,7 +6,7 @@ from tools.sources.digits import DigitsLT
 from tools.sources.imagefolder import ImageFolder
 from tools.sources.imagenet_lt import ImageNetLT
 from tools.sources.inat import INAT
-from tools.sources.listing import PLACES_LT, ListedImages
+from tools.sources.listed_images import PLACES_LT, ListedImages
 
 SOURCES: dict[str, SourceCommand] = {
     "imagenet-lt": ImageNetLT(),

@@ -15,17 +15,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from shards.class_counts import (
-    Int64Array,
-    cmo_subset,
-    glmc_subset,
-    long_tailed_counts,
-    metasaug_split,
-    samples_per_class,
-)
+from shards.class_counts import Int64Array, samples_per_class
 from shards.source import JSON, SampleRef, Source
 from tools.sources.archives import file_stamp
 from tools.sources.pixel_source import PixelSource
+from tools.sources.subsets import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split
 
 SUBSETS = {"cmo": cmo_subset, "glmc": glmc_subset}
 META_SUBSET, META_PER_CLASS = "metasaug", 10  # a balanced meta set beside the training set, which lacks its images

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shards.class_counts import cmo_subset, long_tailed_counts
 from shards.source import JSON, SampleRef, Source
 from tools.sources.pixel_source import PixelSource
+from tools.sources.subsets import cmo_subset, long_tailed_counts
 
 TEST_PER_CLASS = 40
 SIDE = 32

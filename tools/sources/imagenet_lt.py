@@ -7,9 +7,10 @@ import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
-from tools.sources.archives import Container, Folder, Tar, sniff
-from tools.sources.listing import Expected, ListedImages
-from tools.sources.lists import Listing, class_names_of_folders
+from tools.sources.archives import Container, Folder, sniff
+from tools.sources.list_files import Listing, class_names_of_folders
+from tools.sources.listed_images import Expected, ListedImages
+from tools.sources.tars import Tar
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
 # Validation images of the *list* come from ILSVRC's training images, those of the test list from its validation images.

@@ -1,6 +1,6 @@
 """The iNaturalist competitions: `train_val2018.tar.gz` or its unpacked folder, with `train2018.json` or a list."""
 
-from tools.sources.listing import Expected, ListedImages
+from tools.sources.listed_images import Expected, ListedImages
 
 # From the competitions' pages. The images of 2017 to 2019 come in one archive for both splits, those of 2021 in two.
 INAT_EXPECTED = {

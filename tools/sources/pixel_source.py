@@ -29,6 +29,7 @@ class PixelSource:
     ) -> None:
         self.name, self.split, self.class_names, self.samples = name, split, class_names, samples
         self.options, self.inputs = options, inputs
+        self.left_out: dict[str, str] = {}
         self._images = images
 
     def estimated_bytes(self) -> int | None:

@@ -1,65 +1,125 @@
-"""A tar.gz has no random access: it is unpacked once, as one uncompressed tar, into a scratch folder."""
+"""A compressed tar (.gz, .bz2, .xz, .zst) has no random access: it is unpacked once, as one plain tar, into a scratch
+folder that belongs to the build.
+"""
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import logging
+import lzma
 import shutil
+import sys
 import zlib
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
-from shards.files import atomic_file, remove_temporary_files
+from shards.files import atomic_file, exclusive_lock, remove_temporary_files
+from shards.format import DATASET_FILE
 from shards.source import Fetcher
-from tools.sources.archives import Container, Folder, Member, Tar, Zip, sniff
+from tools.sources.archives import Container, Folder, Member, locate_by_walking, sniff
+from tools.sources.tars import Tar
+from tools.sources.zips import Zip
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 16 << 20
+# What decompressing damaged bytes raises; zstandard's own error has no common ancestor with these.
+_DAMAGE: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
+_SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".zst", ".tzst", ".tar")
 # A gzip file does not tell its uncompressed size. Photographs hardly compress: a tar of JPEGs shrinks by one or two
 # percent, and 10 % more than the archive is enough.
 _EXPECTED_GROWTH = 1.1
 
 
 class SpooledTar:
-    """The tar inside a .tar.gz, spooled into the folder `scratch` when a question about its members is first asked.
+    """The tar inside a compressed one, spooled into the folder `scratch` when a question about it is first asked.
 
-    Sources of one command share the object, and close it after all of them are built. A complete spool survives an
-    interrupted build and is found again; its name carries the archive's size and time, so that a replaced archive is
-    spooled anew.
+    kind: "gzip", "bzip2", "xz" or "zstd".
+    only_names: what there is to be asked for is probably names only, as the set is finished: they are read from the
+        compressed archive, and nothing is unpacked until a fetcher is opened.
+
+    Sources of one command share the object, and close it after all of them are built. Until then the scratch folder is
+    locked: no other build may use it. A complete spool survives an interrupted or refused build and is found again; its
+    name carries the archive's size and time, so that a replaced archive is spooled anew.
     """
 
-    def __init__(self, path: Path, scratch: Path) -> None:
+    def __init__(self, path: Path, scratch: Path, kind: str = "gzip", only_names: bool = False) -> None:
         status = path.stat()
-        stem = path.name.removesuffix(".gz").removesuffix(".tgz").removesuffix(".tar")
         self.path = path
-        self._spool = scratch / f"{stem}-{status.st_size}-{status.st_mtime_ns}.tar"
+        self._only_names = only_names
+        self._kind = kind
+        self._spool = scratch / f"{archive_stem(path.name)}-{status.st_size}-{status.st_mtime_ns}.tar"
         self._tar = Tar(self._spool)
+        self._lock: AbstractContextManager[None] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_lock": None}  # the lock stays with the process of the build
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
-        self._fill()
-        yield from self._tar.members()
+        if not self._only_names or self._spool.exists():
+            self._fill()
+            yield from self._tar.members()
+            return
+        logger.info("reading the names in %s; nothing is unpacked", self.path)
+        try:
+            with self.path.open("rb") as file, self._opened(file) as stream:
+                # Offsets are those in the spool. A list, as a damaged archive is to be refused before anything is used.
+                members = list(Tar(self.path).members_of(stream, sys.maxsize))
+        except (*_DAMAGE, *_zstd_errors()) as error:
+            raise self._damaged(error) from error
+        yield from members
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
-        self._fill()
-        return self._tar.locate(names)
+        return locate_by_walking(self, {name: name for name in names})
 
     def open(self) -> Fetcher:
+        self._fill()
         return self._tar.open()
 
     def close(self) -> None:
         self._spool.unlink(missing_ok=True)
         with suppress(OSError):  # never made, closed before, or another archive's spool lies there
             self._spool.parent.rmdir()
+        if self._lock is not None:
+            self._lock.__exit__(None, None, None)
+            self._lock = None
 
     def _fill(self) -> None:
+        scratch = self._spool.parent
+        if self._lock is None:
+            scratch.mkdir(parents=True, exist_ok=True)
+            self._lock = exclusive_lock(
+                scratch, f"{scratch}: another build unpacks its archive there; wait for it or stop it"
+            )
+            self._lock.__enter__()
         if self._spool.exists():
             return
-        scratch = self._spool.parent
-        scratch.mkdir(parents=True, exist_ok=True)
+        for path in scratch.glob("*.tar"):  # of an archive that was replaced since: nothing would ask for it again
+            path.unlink()
         remove_temporary_files(scratch)
+        self._check_space(scratch)
+        logger.info("unpacking %s once into %s", self.path, self._spool)
+        try:
+            with self.path.open("rb") as file, atomic_file(self._spool) as spool:
+                _unpack(self._opened(file), file, spool, self.path.stat().st_size)
+        except (*_DAMAGE, *_zstd_errors()) as error:
+            raise self._damaged(error) from error
+        except OSError as error:
+            if error.errno is None:  # how bz2 says that data is damaged
+                raise self._damaged(error) from error
+            raise OSError(f"{scratch}: unpacking {self.path.name} failed, its remains are removed: {error}") from error
+        if sniff_tar(self._spool):
+            return
+        self._spool.unlink()
+        raise ValueError(f"{self.path}: no tar inside; unpack it and give the folder")
+
+    def _damaged(self, error: Exception) -> ValueError:
+        return ValueError(f"{self.path}: truncated or damaged ({error}); download it again")
+
+    def _check_space(self, scratch: Path) -> None:
         needed, free = int(self.path.stat().st_size * _EXPECTED_GROWTH), shutil.disk_usage(scratch).free
         if free < needed:
             raise OSError(
@@ -67,30 +127,69 @@ class SpooledTar:
                 f"{needed / 1e9:.1f} GB (removed after the build); make room, give an --out on a larger disk, or give "
                 "--images the folder of the unpacked archive"
             )
-        _log.info("unpacking %s once into %s (%.1f GB)", self.path, self._spool, needed / 1e9)
-        try:
-            with self.path.open("rb") as file, atomic_file(self._spool) as spool:
-                _unpack(file, spool, self.path.stat().st_size)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise ValueError(f"{self.path}: truncated or damaged ({error}); download it again") from error
-        except OSError as error:
-            raise OSError(f"{scratch}: unpacking {self.path.name} failed, its remains are removed: {error}") from error
+
+    def _opened(self, file: BinaryIO) -> Any:
+        """Decompresses `file`, also several streams one behind the other."""
+        match self._kind:
+            case "gzip":
+                return gzip.GzipFile(fileobj=file)
+            case "bzip2":
+                return bz2.BZ2File(file)
+            case "xz":
+                return lzma.LZMAFile(file)
+            case _:
+                return _zstandard(self.path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
-def _unpack(file: BinaryIO, spool: IO[bytes], compressed_bytes: int) -> None:
-    """Decompresses `file` into `spool`; a line every tenth, because the largest archives take half an hour."""
+def archive_stem(name: str) -> str:
+    """The file name of an archive without its suffixes."""
+    for _ in range(2):
+        suffix = next((suffix for suffix in (*_SUFFIXES, ".zip") if name.lower().endswith(suffix)), "")
+        name = name[: len(name) - len(suffix)] or name
+    return name
+
+
+def sniff_tar(path: Path) -> bool:
+    """Whether a spool is a tar."""
+    try:
+        return sniff(path) == "tar"
+    except ValueError:
+        return False
+
+
+def _zstandard(path: Path) -> Any:
+    try:
+        import zstandard
+    except ImportError as error:
+        raise ValueError(
+            f"{path}: compressed with Zstandard, which needs the package zstandard (the extra `zstd`: "
+            "pip install 'longtail[zstd]'); or unpack it and give the folder"
+        ) from error
+    return zstandard
+
+
+def _zstd_errors() -> tuple[type[Exception], ...]:
+    try:
+        import zstandard
+    except ImportError:
+        return ()
+    return (zstandard.ZstdError,)
+
+
+def _unpack(unpacked: Any, file: BinaryIO, spool: IO[bytes], compressed_bytes: int) -> None:
+    """Decompress `file` into `spool`; a line every tenth, because the largest archives take half an hour."""
     reported = 0
-    with gzip.GzipFile(fileobj=file) as unpacked:
+    with unpacked:
         while chunk := unpacked.read(_CHUNK_BYTES):
             spool.write(chunk)
-            tenths = 10 * file.tell() // compressed_bytes
+            tenths = 10 * file.tell() // compressed_bytes if not file.closed else 10
             if tenths > reported:
                 reported = tenths
-                _log.info("unpacked %d %%", 10 * tenths)
+                logger.info("unpacked %d %%", 10 * tenths)
 
 
-def container_of(path: Path, scratch: Path) -> Container:
-    """The container at `path`, by its content. The folder `scratch` is only made for a tar.gz."""
+def container_of(path: Path, out: Path) -> Container:
+    """The container at `path`, by its content, for a build to `out`."""
     match sniff(path):
         case "folder":
             return Folder(path)
@@ -98,10 +197,16 @@ def container_of(path: Path, scratch: Path) -> Container:
             return Zip(path)
         case "tar":
             return Tar(path)
-        case _:
-            return SpooledTar(path, scratch)
+        case kind:
+            finished = any(True for pattern in ("", "*/") for _ in out.glob(f"{pattern}{DATASET_FILE}"))
+            return SpooledTar(path, scratch_folder(out), kind, only_names=finished)
 
 
 def scratch_folder(out: Path) -> Path:
     """Where the archives of a build to `out` are spooled: beside it, on the disk that is meant for large files."""
     return out.parent / f".{out.name}-scratch"
+
+
+def scratch_left(out: Path) -> list[Path]:
+    """Spools that a build to `out` has left, for the next run of the same command."""
+    return sorted(scratch_folder(out).glob("*.tar"))

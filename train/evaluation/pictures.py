@@ -153,6 +153,7 @@ def confusion(
     single = len(blocks.members) == len(class_names)
     side = min(4 + 0.25 * len(blocks.members), 14)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
+    figure.set_layout_engine("constrained", w_pad=0.15, h_pad=0.15)  # inches: a square axis is placed roughly
     axis = figure.subplots()
     image = axis.imshow(shares, vmin=0, vmax=100, cmap="Blues")
     if single and len(class_names) <= _LABELLED_CONFUSION_CLASSES:

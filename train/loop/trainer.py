@@ -28,7 +28,7 @@ from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
 from train.loop.step_graphs import Capture, StepGraphs
 from train.methods.base import Method, MicroPlan, MicroStep
-from train.optimizers import RATE_FACTOR
+from train.optimizers import FACTOR
 from train.options import RunOptions
 from train.run_folder import RunFolder
 from train.schedules import Schedule
@@ -283,11 +283,11 @@ class Trainer:
     def _set_lr(self, epoch: int, step: int = 0) -> None:
         self._lr = self.parts.schedule.lr_at(epoch, step, self.parts.plan.steps_per_epoch)
         for group in self.parts.optimizer.param_groups:
-            lr = self._lr * group[RATE_FACTOR]
+            rate = self._lr * group[FACTOR]
             if isinstance(group["lr"], Tensor):  # of captured steps
-                group["lr"].fill_(lr)
+                group["lr"].fill_(rate)
             else:
-                group["lr"] = lr
+                group["lr"] = rate
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
@@ -418,10 +418,10 @@ class Trainer:
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
         """Momenta; the learning rates stay the run's own objects, and get their values with the next epoch."""
         groups = self.parts.optimizer.param_groups
-        rates = [group["lr"] for group in groups]
+        own = [{name: group[name] for name in ("lr", FACTOR)} for group in groups]
         self.parts.optimizer.load_state_dict(state)
-        for group, rate in zip(self.parts.optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate
+        for group, kept in zip(self.parts.optimizer.param_groups, own, strict=True):
+            group.update(kept)
 
     def _selected(self, scores: dict[str, Any]) -> float:
         """What "best" compares: numbers of the validation set, or of the test set where there is none."""

@@ -42,6 +42,15 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         stage="tune",
         defaults={"loss": "la"},
     ),
+    "ib": MethodPreset(
+        "samples weighted by their influence (influence-balanced loss; Park et al., ICCV 2021)", objective="ib"
+    ),
+    "gpaco": MethodPreset(
+        "PaCo whose keys are trained too, without a momentum copy (GPaCo; Cui et al., TPAMI 2023)",
+        objective="paco",
+        defaults={"keys": "own"},
+    ),
+    "lade": MethodPreset("logits that know no class prior (LADE; Hong et al., CVPR 2021)", objective="lade"),
     "logit_adjustment": MethodPreset(
         "cross entropy on logits shifted by the class prior (Menon et al., ICLR 2021)", defaults={"loss": "la"}
     ),
@@ -54,9 +63,22 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         "blur, jitter or mix minority samples instead of pasting them (Park et al., CVPR 2022, table 12)",
         mixing="minority",
     ),
+    "mislas": MethodPreset(
+        "second stage: classifier and scales under label-aware smoothing (MiSLAS; Zhong et al., CVPR 2021)",
+        mixing="oversample",
+        objective="smoothing",
+        stage="las",
+    ),
     "mixup": MethodPreset("blend whole images and their labels (Zhang et al., ICLR 2018)", mixing="mixup"),
     "ncl": MethodPreset(
         "experts that learn together (nested collaborative learning; Li et al., CVPR 2022)", objective="ncl"
+    ),
+    "paco": MethodPreset(
+        "balanced softmax and supervised contrast in one softmax (PaCo; Cui et al., ICCV 2021)", objective="paco"
+    ),
+    "pc_softmax": MethodPreset(
+        "plain training, logits corrected by the class prior (PC softmax; Hong et al., CVPR 2021)",
+        objective="pc_softmax",
     ),
     "remix": MethodPreset(
         "Mixup whose label leans towards the smaller class (Chou et al., ECCV workshops 2020)", mixing="remix"
@@ -67,6 +89,10 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
     ),
     "ros": MethodPreset(
         "over-sample small classes (random over-sampling, as in Park et al., CVPR 2022)", mixing="oversample"
+    ),
+    "tde": MethodPreset(
+        "evaluated without the direction that momentum adds to features (Causal Norm; Tang et al., NeurIPS 2020)",
+        objective="tde",
     ),
     "vanilla": MethodPreset("plain training: cross entropy, LDAM-DRW (Cao et al., NeurIPS 2019), balanced softmax"),
 }

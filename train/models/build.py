@@ -14,11 +14,13 @@ from torch import nn
 
 from pipeline.rng import generator
 from train.models.heads import CosineClassifier
-from train.models.resnet_cifar import ResNet32
+from train.models.resnet_cifar import ResNet32, TwoBranchResNet32
 from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
 from train.models.resnet_stem32 import ResNetStem32
 
 logger = logging.getLogger(__name__)
+
+RESNET32 = {"resnet32": ResNet32, "resnet32-bbn": TwoBranchResNet32}
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,9 @@ class ModelOptions:
     """The backbone.
 
     Args:
-        name: for 32-pixel images resnet32, resnet18-stem32, resnet34-stem32 or resnet50-stem32; otherwise any timm
-            model, for example resnet50, wide_resnet50_2, resnext50_32x4d.
-        width: channels of the first stage of resnet32 (16 as published, 64 for GLMC).
+        name: for 32-pixel images resnet32, resnet32-bbn (its last block twice, side by side), resnet18-stem32,
+            resnet34-stem32 or resnet50-stem32; otherwise any timm model, for example resnet50, resnext50_32x4d.
+        width: channels of the first stage of resnet32 and resnet32-bbn (16 as published, 64 for GLMC).
         pretrained: start from timm's pretrained weights: from its cache, otherwise fetched once. A name without a tag,
             such as the "in1k" of resnet50.a1_in1k, means timm's default tag, which is printed.
         weights: start from this file instead, safetensors or .pth, with names as timm (or torchvision's ResNets) gives
@@ -58,14 +60,14 @@ class ModelOptions:
         elif not timm.is_model(self.name):
             similar = ", ".join(difflib.get_close_matches(self.name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(
-                f"model.name {self.name!r} is none of resnet32, {', '.join(STEM32_LAYOUTS)} and timm's models; "
+                f"model.name {self.name!r} is none of {', '.join([*RESNET32, *STEM32_LAYOUTS])} and timm's models; "
                 f"similar names there: {similar}"
             )
 
     @property
     def is_timm(self) -> bool:
         """Whether the network is one of timm's."""
-        return self.name != "resnet32" and self.name not in STEM32_LAYOUTS
+        return self.name not in RESNET32 and self.name not in STEM32_LAYOUTS
 
 
 def build_model(options: ModelOptions, classes: int, head: Literal["linear", "cosine"], seed: int) -> nn.Module:
@@ -77,8 +79,8 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if options.name == "resnet32":
-            model: nn.Module = ResNet32(classes, options.width)
+        if options.name in RESNET32:
+            model: nn.Module = RESNET32[options.name](classes, options.width)
         elif options.name in STEM32_LAYOUTS:
             model = ResNetStem32(options.name, classes)
         else:
@@ -113,8 +115,8 @@ def part_seed(seed: int, part: str) -> int:
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Name of the last linear layer: "linear" for resnet32, what timm says otherwise (fc, head.fc, classifier …)."""
-    if isinstance(model, ResNet32):
+    """Name of the last linear layer: "linear" for ResNet-32, what timm says otherwise (fc, head.fc, classifier …)."""
+    if isinstance(model, ResNet32 | TwoBranchResNet32):
         return "linear"
     if isinstance(model, ResNetStem32):
         return "fc"

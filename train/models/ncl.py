@@ -9,12 +9,11 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from train.losses.functions import at_least_float32
-from train.models.build import ModelOptions, build_model, part_seed
-from train.models.with_heads import detach_classifier
+from train.models.build import ModelOptions, part_seed
+from train.models.with_heads import bare_backbone
 
 MakeHead = Callable[[int], nn.Module]
 """From the number of features to a classifier."""
@@ -134,7 +133,7 @@ def unit(vectors: Tensor) -> Tensor:
 
 def build_experts(options: ModelOptions, experts: int, make_head: MakeHead, seed: int) -> Experts:
     """Experts without a contrastive branch."""
-    made = [_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
+    made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(part_seed(seed, "heads"))
         return Experts([backbone for backbone, _ in made], [make_head(features) for _, features in made])
@@ -158,8 +157,8 @@ def build_contrastive_experts(
         queue: keys kept, an expert.
         copy_init: let the momentum encoders start as copies of the trained ones, instead of with weights of their own.
     """
-    made = [_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
-    momentum = [_backbone(options, part_seed(seed, f"momentum{k}"))[0] for k in range(experts)]
+    made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
+    momentum = [bare_backbone(options, part_seed(seed, f"momentum{k}"))[0] for k in range(experts)]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(part_seed(seed, "heads"))
         network = ContrastiveExperts(
@@ -175,23 +174,6 @@ def build_contrastive_experts(
         network.backbone_MA.load_state_dict(network.backbone.state_dict())
         network.classifier_MA.load_state_dict(network.classifier.state_dict())
     return network
-
-
-def _backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
-    """A backbone without classifier, and its number of features.
-
-    NCL's own ResNets for 224 pixels start, when not pretrained, with torch's default convolutions and not with
-    torchvision's Kaiming-normal ones.
-    """
-    backbone = build_model(options, 1, "linear", seed)
-    _, classifier = detach_classifier(backbone)
-    if isinstance(backbone, ResNet) and not options.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in backbone.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.reset_parameters()
-    return backbone, classifier.in_features
 
 
 def _projection(features: int, dim: int) -> nn.Sequential:

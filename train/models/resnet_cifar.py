@@ -4,6 +4,7 @@ Three stages of five basic blocks, parameter-free shortcuts (option A of He et a
 published checkpoints: conv1, bn1, layer{1,2,3}.{0..4}.{conv1,bn1,conv2,bn2}, linear.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -65,3 +66,33 @@ class ResNet32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.features(x))
+
+
+class TwoBranchResNet32(nn.Module):
+    """ResNet-32 whose last block is there twice, side by side: the backbone of BBN (Zhou et al., CVPR 2020).
+
+    LADE (Hong et al., CVPR 2021) and Causal Norm (Tang et al., NeurIPS 2020) train it on CIFAR as a plain network of
+    twice as many features. Names in the state dict: those of ResNet-32, with layer3.4 as cb_block and rb_block.
+    """
+
+    def __init__(self, classes: int, width: int = 16):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = stage(width, width, 1)
+        self.layer2 = stage(width, 2 * width, 2)
+        self.layer3 = stage(2 * width, 4 * width, 2, blocks=4)
+        self.cb_block = BasicBlock(4 * width, 4 * width, 1)
+        self.rb_block = BasicBlock(4 * width, 4 * width, 1)
+        self.apply(kaiming_init)
+        self.linear: nn.Module = nn.Linear(8 * width, classes)  # with torch's default weights
+
+    def trunk(self, x: Tensor) -> Tensor:
+        """All up to the two branches, (batch, 4 × width, height / 4, width / 4)."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shared = self.trunk(x)
+        branches = torch.cat([self.cb_block(shared), self.rb_block(shared)], dim=1)
+        return self.linear(branches.mean(dim=(2, 3)))

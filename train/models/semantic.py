@@ -1,15 +1,18 @@
-"""MetaSAug's network: a plain one that also says its features (Li et al., CVPR 2021)."""
+"""A plain network that also says its features: of MetaSAug, the influence-balanced loss and Causal Norm."""
 
+from collections.abc import Callable
+
+import torch
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model
+from train.models.build import ModelOptions, build_model, part_seed
 from train.models.with_heads import WithHeads, detach_classifier
 
 
 class SemanticNetwork(WithHeads):
     """A plain network, its state-dict names included, that also says its features."""
 
-    def __init__(self, encoder: nn.Module, name: str, classifier: nn.Linear, frozen: bool = False):
+    def __init__(self, encoder: nn.Module, name: str, classifier: nn.Module, frozen: bool = False):
         super().__init__(encoder, frozen)
         self.classifier_name = name.rpartition(".")[2]
         self.add_module(self.classifier_name, classifier)
@@ -17,17 +20,36 @@ class SemanticNetwork(WithHeads):
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer whose weights and inputs are augmented."""
-        layer = self.get_submodule(self.classifier_name)
-        assert isinstance(layer, nn.Linear)
-        return layer
+        assert isinstance(self.head, nn.Linear)
+        return self.head
+
+    @property
+    def head(self) -> nn.Module:
+        """The classifier, of whatever kind."""
+        return self.get_submodule(self.classifier_name)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""
         features = self.features(images)
-        return features, self.classifier(features)
+        return features, self.head(features)
 
 
-def build_network(options: ModelOptions, classes: int, seed: int, frozen: bool = False) -> SemanticNetwork:
-    """The network of ``build_model`` with its features."""
+def build_network(
+    options: ModelOptions,
+    classes: int,
+    seed: int,
+    frozen: bool = False,
+    make_head: Callable[[int], nn.Module] | None = None,
+) -> SemanticNetwork:
+    """The network of ``build_model`` with its features.
+
+    Args:
+        make_head: from the number of features to a classifier in place of the linear one.
+    """
     encoder = build_model(options, classes, "linear", seed)
-    return SemanticNetwork(encoder, *detach_classifier(encoder), frozen)
+    name, classifier = detach_classifier(encoder)
+    if make_head is None:
+        return SemanticNetwork(encoder, name, classifier, frozen)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(part_seed(seed, "heads"))
+        return SemanticNetwork(encoder, name, make_head(classifier.in_features), frozen)

@@ -3,9 +3,10 @@
 from typing import Any
 
 import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from train.models.build import classifier_name
+from train.models.build import ModelOptions, build_model, classifier_name
 
 
 def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -24,6 +25,23 @@ def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
         )
     setattr(parent, child, nn.Identity())
     return name, layer
+
+
+def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
+    """A backbone without classifier, and its number of features.
+
+    The ResNets of NCL and BBN for 224 pixels start, when not pretrained, with torch's default convolutions and not with
+    torchvision's Kaiming-normal ones.
+    """
+    backbone = build_model(options, 1, "linear", seed)
+    _, classifier = detach_classifier(backbone)
+    if isinstance(backbone, ResNet) and not options.pretrained:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for module in backbone.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.reset_parameters()
+    return backbone, classifier.in_features
 
 
 class WithHeads(nn.Module):

@@ -44,7 +44,7 @@ class CRT(Stage):
         if mixing.mixes:
             return "the second stage trains a classifier on the features of whole images; mix in the first"
         if len(objective.views()) > objective.copies:
-            return "the contrastive branch trains features, which this stage freezes; set contrastive to false"
+            return "a contrast with other views trains features, which this stage freezes"
         return None
 
     def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:

@@ -11,8 +11,8 @@ from pathlib import Path
 from shards.source import Source
 from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
-from tools.sources.lists import Listing, class_names_of_folders, read_listing
-from tools.sources.spool import container_of, scratch_folder
+from tools.sources.list_files import Listing, class_names_of_folders, read_listing
+from tools.sources.spool import container_of
 
 SPLITS = ("train", "val", "test")
 
@@ -61,18 +61,20 @@ class ListedImages:
         add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
         if self.expected is None:
             add("--num-classes", type=int, help="number of classes (default: the largest label + 1)")
+            add("--first-label", type=int, default=0, help="number of the first class in the list (default: 0)")
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         """Adds --images; its value is what `containers` gets."""
-        help = "folder or archive (tar, tar.gz, zip) that the listed paths are relative to"
+        help = "folder or archive (tar, also .gz, .bz2, .xz or .zst; zip) that the listed paths are relative to"
         parser.add_argument("--images", type=Path, required=True, help=help)
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         num_classes = self.expected.num_classes if self.expected else namespace.num_classes
+        first_label = 0 if self.expected else namespace.first_label
         container_for = self.containers(namespace)
         sources: dict[str, Source] = {}
         for path, split in zip(namespace.lists, splits_of(namespace.lists, namespace.split), strict=True):
-            listing = read_listing(path, num_classes, namespace.strip_prefix)
+            listing = read_listing(path, num_classes, namespace.strip_prefix, first_label)
             if self.expected and not namespace.allow_partial:
                 self.expected.check(self.name, split, len(listing.names))
             class_names = self.class_names(listing)
@@ -93,7 +95,7 @@ class ListedImages:
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         """Opens what --images names; gives the container of a list's images."""
-        container = container_of(namespace.images, scratch_folder(namespace.out))
+        container = container_of(namespace.images, namespace.out)
         return lambda listing: container
 
     def class_names(self, listing: Listing) -> list[str]:

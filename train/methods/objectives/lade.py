@@ -1,0 +1,84 @@
+"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): balanced softmax, and logits that know no prior.
+
+L = mean_i CE(z_i + log π, y_i) + α L_r; the regulariser is that of `train.losses.lade`. One set of logits feeds both.
+The formulas are those of the released code: the paper weighs each sample of the batch by its class, the code the whole
+batch by one constant per class, and its prior acts through λ s² alone.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from train.losses.functions import balanced_softmax
+from train.losses.lade import lade_regulariser, log_with_epsilon
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
+from train.methods.parts import Mixing, Objective
+from train.models.build import ModelOptions, build_model, classifier_name
+
+
+@dataclass(frozen=True)
+class LADEOptions:
+    """Strength of the regulariser.
+
+    Args:
+        regulariser: its weight, α of the paper.
+        penalty: weight of the squares in it, λ of the paper.
+    """
+
+    regulariser: float = 0.1
+    penalty: float = 0.01
+
+    def __post_init__(self) -> None:
+        for name in ("regulariser", "penalty"):
+            value = getattr(self, name)
+            if not 0 <= value < math.inf:
+                raise ValueError(f"method.{name} is {value}, expected a finite number of at least 0")
+
+
+class LADE(Objective):
+    """One linear classifier."""
+
+    Options = LADEOptions
+    drop_last = True  # the official code does, and a short batch would change what s and t are means of
+    accumulates = False
+
+    def __init__(self, options: LADEOptions, context: MethodContext):
+        super().__init__(options, context)
+        counts = context.samples_per_class
+        self.prior = counts / counts.sum()
+        self.prior_on_device = torch.from_numpy(self.prior.astype(np.float32)).to(context.device)
+        self.log_prior = log_with_epsilon(self.prior).to(context.device)
+
+    def refuses(self, mixing: Mixing) -> str | None:
+        if mixing.mixes:
+            return "LADE takes the mean logit of each class over a batch, which images of two labels do not have"
+        return None
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        return build_model(options, len(self.context.samples_per_class), "linear", seed)
+
+    def head_names(self, model: nn.Module) -> tuple[str, ...]:
+        return (classifier_name(model),)
+
+    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
+        labels, everyone = plan.labels(stream), plan.global_labels(stream)
+        rows = np.bincount(everyone, minlength=len(self.prior))[labels]
+        shares = share * np.full(len(labels), 1 / len(everyone))
+        return {key(stream, "shares"): shares, key(stream, "target_shares"): self.prior[labels] / rows}
+
+    def term(self, step: MicroStep, stream: str, output: Tensor) -> Tensor:
+        batch, shares = step.batches[stream], step.values[key(stream, "shares")]
+        plain = (shares * batch.weights * balanced_softmax(output, batch.labels, self.log_prior)).sum()
+        regulariser = lade_regulariser(
+            output,
+            batch.labels,
+            step.values[key(stream, "target_shares")],
+            batch.weights,
+            self.prior_on_device,
+            self.options.penalty,
+            step.global_batch_size,
+        )
+        return plain + self.options.regulariser * regulariser
