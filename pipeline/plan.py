@@ -212,6 +212,7 @@ class Plan:
                 lambda operation, shape, number=number: draws.uniform(  # type: ignore[misc]
                     f"{stream_name}/view{number}/{operation}", shape
                 ),
+                progress=epoch / (self.epochs - 1) if self.epochs > 1 else 1.0,
             )
             for number, view in enumerate(self.streams[stream_name].views)
         )

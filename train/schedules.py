@@ -64,6 +64,8 @@ class ScheduleOptions:
             is updated after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch so precedes the warm-up).
         warmup_start: factor that the ramp rises from (steps only); NCL begins at 1/3.
         final_lr: rate that the cosine descends to; NCL's is 1e-4.
+        per: epoch keeps a rate for an epoch; step lets ramp and cosine (no other kind) go on with every step, the
+            cosine from the end of the ramp to the end of the run.
         ends_at_zero: let the cosine reach its end in the last epoch, as NCL's does, instead of one epoch later.
     """
 
@@ -77,8 +79,13 @@ class ScheduleOptions:
     warmup_start: float = 0.0
     final_lr: float = 0.0
     ends_at_zero: bool = False
+    per: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
+        if self.per == "step" and (self.kind != "cosine" or self.late or self.warmup_overshoots or self.ends_at_zero):
+            raise ValueError(
+                "schedule.per step goes with schedule.kind cosine, and without late, warmup_overshoots and ends_at_zero"
+            )
         if self.for_epochs < 1:
             raise ValueError(f"schedule.for_epochs is {self.for_epochs}, expected at least 1")
         if len(self.milestones) != len(self.factors):
@@ -118,3 +125,14 @@ class Schedule:
         return self.base_lr * step_factor(
             epoch, self.milestones, o.factors, o.warmup_epochs, o.warmup_overshoots, o.warmup_start
         )
+
+    def lr_at(self, epoch: int, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, both zero-based."""
+        o = self.options
+        if o.per == "epoch":
+            return self.lr(epoch)
+        done, ramp = epoch * steps_per_epoch + step, o.warmup_epochs * steps_per_epoch
+        if done < ramp:
+            return self.base_lr * (done + 1) / ramp
+        share = (done - ramp) / max(self.epochs * steps_per_epoch - ramp, 1)
+        return o.final_lr + (self.base_lr - o.final_lr) * 0.5 * (1 + math.cos(math.pi * share))

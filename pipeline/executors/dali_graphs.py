@@ -8,7 +8,7 @@ from nvidia.dali import fn, pipeline_def, types
 from pipeline.executors.dali_border import margins
 from pipeline.executors.decode_settings import DecodeSettings
 from pipeline.plan import StreamPlan
-from pipeline.views.view import OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
+from pipeline.views.view import AnnealedSquareCrop, OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
 
 # The inputs of a graph that carry a view's plan: element type and dimensions of a sample.
@@ -130,7 +130,7 @@ def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, deco
         image = fn.resize(
             image,
             size=planned["resized"],
-            interp_type=types.INTERP_LINEAR,
+            interp_type=types.INTERP_CUBIC if view.resampling == "bicubic" else types.INTERP_LINEAR,
             antialias=True,
             **region_of_interest,
         )
@@ -164,13 +164,20 @@ def reflects(view: View | OneOf) -> bool:
 
 def _has_window(view: View | OneOf) -> bool:
     """Whether the output is a part of the resized image; copying all of it costs 2 % of decoding."""
-    return any(not isinstance(branch.geometry, RandomResizedCrop | Whole) for branch in _branches(view))
+    return any(
+        not isinstance(branch.geometry, RandomResizedCrop | AnnealedSquareCrop | Whole) for branch in _branches(view)
+    )
 
 
 def _shows_border(view: View | OneOf) -> bool:
-    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view."""
+    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view.
+
+    A bicubic view has no margin, whose share of a cubic is negative here and positive there: its border is DALI's.
+    """
+    if view.resampling == "bicubic":
+        return False
     return any(
-        isinstance(branch.geometry, RandomResizedCrop | Whole)
+        isinstance(branch.geometry, RandomResizedCrop | AnnealedSquareCrop | Whole)
         or (isinstance(branch.geometry, ResizeCenterCrop) and branch.geometry.resize < branch.geometry.size + 2)
         for branch in _branches(view)
     )

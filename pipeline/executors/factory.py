@@ -11,11 +11,18 @@ from pipeline.executors.executor import Executor
 from pipeline.views.view import OneOf, View
 from shards.reader import ShardSet
 
-ExecutorName = Literal["auto", "dali", "resident", "reference"]
+ExecutorName = Literal["auto", "dali", "resident", "reference", "features"]
 
 
 def choose_executor(name: ExecutorName, dataset: ShardSet) -> ExecutorName:
-    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI."""
+    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI.
+
+    Where features were registered for a data set, they are served whatever the name.
+    """
+    from pipeline.executors.features import has_features
+
+    if has_features(dataset):
+        return "features"
     if name != "auto":
         return name
     from pipeline.executors.resident import fits_resident
@@ -52,6 +59,10 @@ def make_executor(
         from pipeline.executors.resident import ResidentExecutor
 
         return ResidentExecutor(dataset, device, decode_threads, bad_samples)
+    if name == "features":
+        from pipeline.executors.features import FeatureExecutor
+
+        return FeatureExecutor(dataset, device)
     if name == "reference":
         from pipeline.executors.reference import ReferenceExecutor
 

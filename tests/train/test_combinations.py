@@ -22,7 +22,7 @@ _BEFORE, PRODUCT, POSSIBLE, REFUSED = re.split(r"^## .*$", PAGE, flags=re.MULTIL
 ALWAYS = {"plain_first": 0, "plain_last": 0}  # no plain epochs
 PARTS = {kind: registry.names(package, base) for kind, (package, base) in KINDS.items()}
 # Options that let a part run on four classes.
-SMALL = {"hard_classes": 2}
+SMALL = {"hard_classes": 2, "tuned": "head", "start": "random"}
 
 
 def product_table() -> dict[tuple[str, str], dict[str, str]]:

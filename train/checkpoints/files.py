@@ -209,6 +209,23 @@ def load_weights(
     model.load_state_dict(shared, strict=False)
 
 
+def stored_part(state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> dict[str, Tensor]:
+    """What a checkpoint holds of a state dict: all, or where a file has the other tensors, those that it `stores`."""
+    return {name: value for name, value in state.items() if stores is None or stores(name)}
+
+
+def load_stored_part(model: nn.Module, state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> None:
+    """Take back what `stored_part` gave.
+
+    Raises:
+        RuntimeError: names or shapes are not the model's.
+    """
+    model.load_state_dict({**model.state_dict(), **state} if stores is not None else state)
+    absent = stored_part(model.state_dict(), stores).keys() - state.keys()
+    if absent:
+        raise RuntimeError(f"the checkpoint lacks {', '.join(sorted(absent)[:5])}")
+
+
 def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:
     """Refuse a checkpoint of another run, naming both values of everything that differs."""
     differences = [
