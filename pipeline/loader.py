@@ -80,10 +80,10 @@ class LoadedStep:
 
 
 class Loader:
-    """Serves the steps of a plan from ``start`` up to ``stop``, once: ``for loaded in loader``.
+    """Serves the steps of a plan from `start` up to `stop`, once: `for loaded in loader`.
 
-    The global batch is cut into ``world_size * accumulation`` contiguous parts; micro-batch m of rank r is part
-    ``m * world_size + r``. The union over ranks and micro-batches is the global batch, whatever the world size.
+    The global batch is cut into `world_size * accumulation` contiguous parts; micro-batch m of rank r is part
+    `m * world_size + r`. The union over ranks and micro-batches is the global batch, whatever the world size.
 
     Close it, or use it as a context manager: executors own threads and device memory.
     """

@@ -51,7 +51,7 @@ class DataOptions:
         mean: of red, green and blue, for pixel values from 0 to 1, where they are to differ from the preset's.
         std: their standard deviations, likewise.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
-        decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
+        decode_threads: DALI threads per process; by default the cores divided by the processes of this machine.
         many_min: a class with at least this many training samples is "many".
         few_max: a class with at most this many training samples is "few"; those between are "medium".
         bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
@@ -270,7 +270,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from a command line such as ``--recipe recipes/digits-lt/ce.yaml --epochs 20``.
+    """Options from a command line such as `--recipe recipes/digits-lt/ce.yaml --epochs 20`.
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """

@@ -14,7 +14,7 @@ from train.checkpoints.files import CheckpointFolder
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that ``path`` never holds half of it."""
+    """Write JSON so that `path` never holds half of it."""
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     temporary.replace(path)

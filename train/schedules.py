@@ -18,11 +18,11 @@ def step_factor(
     warmup_overshoots: bool = False,
     warmup_start: float = 0.0,
 ) -> float:
-    """Factor on the base rate: linear warm-up, then ``factors[k]`` from ``milestones[k]`` on.
+    """Factor on the base rate: linear warm-up, then `factors[k]` from `milestones[k]` on.
 
     Schedules S1-S3 of CMO (CIFAR, ImageNet-LT, iNat18) warm up over epochs 0 … warmup_epochs-1. S4 (CIFAR, 400 epochs)
-    lets the ramp run one epoch longer (``warmup_overshoots``), so that epoch 10 trains at 1.1 times the base rate: odd,
-    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (``warmup_start``).
+    lets the ramp run one epoch longer (`warmup_overshoots`), so that epoch 10 trains at 1.1 times the base rate: odd,
+    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (`warmup_start`).
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         done = (epoch + 1) / warmup_epochs
@@ -36,9 +36,9 @@ def cosine_factor(
     """Factor on the base rate: linear warm-up, then half a cosine.
 
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
-    earlier than the ramp ends, ``(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2``, and never reaches zero. With w = 0 it
-    is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
-    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its last epoch has factor 0,
+    earlier than the ramp ends, `(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2`, and never reaches zero. With w = 0 it
+    is the plain `(1 + cos(pi e / E)) / 2` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
+    epoch longer (`warmup_overshoots`). NCL counts epochs from one (`ends_at_zero`): its last epoch has factor 0,
     and none has 1.
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
@@ -105,7 +105,7 @@ class Schedule:
     epochs: int
 
     def rescaled(self, epoch: int) -> int:
-        """The epoch of this run that corresponds to ``epoch`` of a run of ``options.for_epochs``."""
+        """The epoch of this run that corresponds to `epoch` of a run of `options.for_epochs`."""
         return round(epoch * self.epochs / self.options.for_epochs)
 
     @property

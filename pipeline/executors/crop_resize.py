@@ -14,7 +14,7 @@ from pipeline.views.view import PadMode, Resampling, ViewPlan
 
 
 def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
-    """The geometry of ``plan`` on decoded images.
+    """The geometry of `plan` on decoded images.
 
     images: uint8 (B, height, width, 3); returns uint8 (B, *plan.output_size, 3) on the same device.
     Exactly Pillow's pixels where nothing is resized; else its antialiased bilinear resize, but for ties of rounding.
@@ -55,8 +55,8 @@ def resampling_weights(
 ) -> Tensor:
     """Weights float32 (B, output_size, source_size) of source pixels in output pixels, along one axis.
 
-    Pixels ``start`` to ``start + length`` (float32 (B,) each) are resized to ``resized`` pixels, of which the output
-    shows those from ``window`` on. Pillow's filters: a triangle as wide as two pixels of the coarser of the two grids,
+    Pixels `start` to `start + length` (float32 (B,) each) are resized to `resized` pixels, of which the output
+    shows those from `window` on. Pillow's filters: a triangle as wide as two pixels of the coarser of the two grids,
     or the cubic with a = −1/2, as wide as four.
     """
     shown = window[:, None] + torch.arange(output_size, device=start.device)

@@ -24,7 +24,7 @@ def margins(plan: ViewPlan) -> npt.NDArray[np.int32]:
 
 
 def brighten_border(images: torch.Tensor, plan: ViewPlan) -> None:
-    """Undo, in place, the margin's share in the outermost lines of images that were resized with ``margins``.
+    """Undo, in place, the margin's share in the outermost lines of images that were resized with `margins`.
 
     Bicubic ones had none.
     """

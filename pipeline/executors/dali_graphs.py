@@ -55,7 +55,7 @@ def decoder_arguments(settings: DecodeSettings, on_cpu: bool) -> dict[str, Any]:
 def decode_graph(source: Any, regions: bool, decoder: dict[str, Any]) -> Any:
     """On the CPU: encoded bytes in, uint8 HWC out; with `regions` only the planned region of each image.
 
-    decoder: as ``decoder_arguments`` gives them, here and in the other graphs.
+    decoder: as `decoder_arguments` gives them, here and in the other graphs.
     """
     if not regions:
         return fn.decoders.image(_external_source(source, [])[0], **decoder)
@@ -100,7 +100,7 @@ def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
 
 @pipeline_def
 def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, decoder: dict[str, Any]) -> tuple[Any, ...]:
-    """Encoded bytes and the plans of ``views`` in; per view uint8 HWC out, whole where the view reflects.
+    """Encoded bytes and the plans of `views` in; per view uint8 HWC out, whole where the view reflects.
 
     regions: decode only the planned region; for a single view that does not reflect.
     """

@@ -39,10 +39,10 @@ def make_executor(
     largest_batch: int,
     bad_samples: BadSamples,
 ) -> Executor:
-    """An executor for one stream of ``dataset``; raises ValueError where it cannot serve that data set or these views.
+    """An executor for one stream of `dataset`; raises ValueError where it cannot serve that data set or these views.
 
     Args:
-        name: as ``choose_executor`` gives it.
+        name: as `choose_executor` gives it.
         views: the views of the stream: they decide the shape of a decode graph.
         device: where the images are wanted; DALI decodes on it.
         decode_threads: CPU threads of this executor.

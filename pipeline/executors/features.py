@@ -40,7 +40,7 @@ class FeatureExecutor:
         self._table = _tables[dataset] = _tables[dataset].to(device)
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
-        """See ``Executor.run``; the "pictures" are float16 (B, width)."""
+        """See `Executor.run`; the "pictures" are float16 (B, width)."""
         for request in requests:
             rows = self._table[to_device(torch.from_numpy(request.sample_ids), self._table.device)]
             yield request, (rows,) * len(request.views)

@@ -24,7 +24,7 @@ class ImageFolder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--images", type=Path, required=True, help="the folder or archive with one folder a class")
+        add("--images", type=Path, required=True, help="the folder or archive with one folder per class")
         add(
             "--split-dir",
             default="",

@@ -33,7 +33,7 @@ _TEMPORARY_SUFFIX = ".partial"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that ``path`` never holds an incomplete one.
+    """Write a checkpoint so that `path` never holds an incomplete one.
 
     Raises:
         OutsideError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.

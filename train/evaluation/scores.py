@@ -1,6 +1,6 @@
 """From a model and an evaluation set to numbers: every image exactly once, on any number of processes.
 
-Ranks evaluate disjoint samples and exchange one record a sample, so no image is padded, repeated or averaged twice, and
+Ranks evaluate disjoint samples and exchange one record per sample. No image is padded, repeated or averaged twice, and
 the numbers are plain functions of those records.
 """
 

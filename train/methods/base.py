@@ -205,12 +205,12 @@ class Method(ABC):
         return None
 
     def before_optimizer(self, model: nn.Module) -> None:
-        """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
+        """After the backward pass of a step, before its optimizer step; `model` is unwrapped (EMA, statistics)."""
 
     def project(self, model: nn.Module) -> None:
         """Put weights back within their bounds, after the last optimizer step of an epoch and before its evaluation.
 
-        ``model`` is the unwrapped network; where an average of its weights is kept, the averaged one comes next.
+        `model` is the unwrapped network; where an average of its weights is kept, the averaged one comes next.
         """
 
     def after_epoch(self, epoch: int) -> None:

@@ -127,12 +127,12 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def replace_classifier(model: nn.Module, head: type[nn.Module]) -> None:
-    """Put ``head(features, classes)`` in the place of the last linear layer."""
+    """Put `head(features, classes)` in the place of the last linear layer."""
     replace_module(model, classifier_name(model), head)
 
 
 def replace_module(model: nn.Module, name: str, head: type[nn.Module]) -> None:
-    """Put ``head(features, classes)`` in the place of the linear layer of this dotted name.
+    """Put `head(features, classes)` in the place of the linear layer of this dotted name.
 
     Raises:
         ValueError: it is no linear layer.

@@ -21,8 +21,8 @@ class ScaledLinear(nn.Linear):
 class CosineClassifier(nn.Module):
     """Cosine of the features and each class vector; no bias, no scale (the loss scales).
 
-    The weight is stored as (features, classes), transposed against ``nn.Linear``; its columns start uniform(-1, 1),
-    scaled to unit norm: the layout of the LDAM and CMO checkpoints (``NormedLinear``).
+    The weight is stored as (features, classes), transposed against `nn.Linear`; its columns start uniform(-1, 1),
+    scaled to unit norm: the layout of the LDAM and CMO checkpoints (`NormedLinear`).
     """
 
     def __init__(self, features: int, classes: int):
@@ -42,7 +42,7 @@ COSINE_SCALE = 25.0  # LIFT and LIFT+
 class ScaledCosine(nn.Module):
     """A fixed scale times the cosine of the features and each class vector: the head of LIFT (Shi et al., ICML 2024).
 
-    Weight (classes, features) as in ``nn.Linear``, stored as it is and normalised in use; rows start uniform(-1, 1),
+    Weight (classes, features) as in `nn.Linear`, stored as it is and normalised in use; rows start uniform(-1, 1),
     scaled to unit norm.
     """
 
@@ -106,9 +106,9 @@ def text_vectors(text: Tensor, text_projection: Tensor, image_projection: Tensor
 
 
 class BiasedCosineClassifier(nn.Module):
-    """``scale`` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
+    """`scale` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
 
-    Weight (classes, features) and bias (classes,) as in ``nn.Linear``; the weight starts uniform(±1/√features), the
+    Weight (classes, features) and bias (classes,) as in `nn.Linear`; the weight starts uniform(±1/√features), the
     bias, which the scale does not touch, at 0.
     """
 
