@@ -256,7 +256,7 @@ class Options:
             FileNotFoundError: there is no such recipe.
         """
         file = None if recipe is None else find_recipe(str(recipe))
-        content = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = {} if file is None else _read_yaml(file)
         content = _merged(current_recipe(content, _LISTS), current_recipe(_plain(values), _LISTS))
         chosen = {k: str(v) for k, v in (content.get("method") or {}).items() if k in ("name", *KINDS)}
         method_name = chosen.pop("name", "cmo")
@@ -395,7 +395,10 @@ class _Parser(ArgumentParser):
 
     def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
         """Read a recipe, whose options may be written in other ways."""
-        content = current_recipe(yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")), _LISTS)
+        try:
+            content = current_recipe(_read_yaml(Path(str(path))), _LISTS)
+        except ValueError as error:
+            self.error(str(error))
         return self.parse_string(yaml.safe_dump(content), path=Path(str(path)).name, **settings)
 
 
@@ -426,11 +429,23 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
     return chosen | {name: value for name, value in given.items() if value is not None}
 
 
+def _read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a recipe in YAML, found {' '.join(str(error).split())}") from error
+
+
 def _method_section(recipe: Path) -> dict[str, Any]:
     """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
     try:
-        content = current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), _LISTS)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = current_recipe(_read_yaml(recipe), _LISTS)
+    except (OSError, ValueError):
         return {}
     method = content.get("method") if isinstance(content, dict) else None
     return method if isinstance(method, dict) else {}
