@@ -11,8 +11,6 @@ Every file is complete when it has its name, so a build can be killed at any poi
 from __future__ import annotations
 
 import errno
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -23,13 +21,14 @@ from typing import Protocol
 
 import numpy as np
 
-from shards.files import exclusive_lock, remove_temporary_files, write_atomically
-from shards.format import DATASET_FILE, RECORD_FILE, DatasetInfo, printable_name, read_dataset_info, shard_file
-from shards.images import ImagePolicy, library_versions
-from shards.manifest import lasting_inputs, write_set_files
+from shards.build_record import BuildRecord
+from shards.files import exclusive_lock, remove_temporary_files
+from shards.format import DATASET_FILE, RECORD_FILE, DatasetInfo, printable_name, shard_file
+from shards.images import ImagePolicy
+from shards.manifest import write_set_files
 from shards.pool import Run, run_tasks
 from shards.shard_task import OnBad, ShardResult, ShardTask, TaskSettings, part_path
-from shards.source import JSON, Source
+from shards.source import Source
 from shards.store_upload import StoreUpload
 
 logger = logging.getLogger(__name__)
@@ -108,7 +107,15 @@ def build_shard_set(
     disk is full, a worker was killed or the store fails; the same command continues once the cause is gone.
     """
     _check_source(source)
-    record = _record(source, options)
+    record = BuildRecord.of(
+        source,
+        {
+            **asdict(options.policy),
+            "on_bad": options.on_bad,
+            "samples_per_shard": _samples_per_shard(source, options),
+            "seed": options.seed,
+        },
+    )
     folder.mkdir(parents=True, exist_ok=True)
     refusal = f"{folder}: another build is writing to this folder; wait for it or stop it"
     naming = store.naming(folder) if store is not None else nullcontext()
@@ -116,10 +123,10 @@ def build_shard_set(
         if store is not None:
             store.fetch_state(folder)
         if (folder / DATASET_FILE).exists():
-            info = _complete_set(folder, record)
+            info = record.complete_set(folder)
             logger.info("%s: complete already, nothing to do", folder)
         else:
-            _claim(folder, record)
+            record.claim(folder)
             remove_temporary_files(folder)
             info = _build(source, folder, options, record, workers, progress or SilentProgress(), store, run)
         if store is not None:
@@ -148,13 +155,13 @@ def _build(
     source: Source,
     folder: Path,
     options: BuildOptions,
-    record: dict[str, JSON],
+    record: BuildRecord,
     workers: int,
     progress: Progress,
     store: StoreUpload | None,
     run: Run,
 ) -> DatasetInfo:
-    tasks = list(plan_tasks(source, record["options"]["samples_per_shard"], options.seed))
+    tasks = list(plan_tasks(source, record.samples_per_shard, options.seed))
     open_tasks = [task for task in tasks if ShardResult.read(folder, task.shard) is None]
     if store is None:
         _check_space(source, folder, options)
@@ -182,82 +189,12 @@ def _check_source(source: Source) -> None:
         )
 
 
-def _record(source: Source, options: BuildOptions) -> dict[str, JSON]:
-    """What makes two builds the same build, as it reads back from JSON. Its lasting part goes into dataset.json."""
-    digest = hashlib.sha256(json.dumps(source.class_names).encode())
-    for ref in source.samples:
-        digest.update(f"{ref.name}\0{ref.label}\n".encode("utf-8", "surrogatepass"))
-    record = {
-        "name": source.name,
-        "split": source.split,
-        "options": {
-            "source": source.options,
-            "source_sha256": digest.hexdigest(),  # names, labels and classes: an image added or gone is noticed
-            **asdict(options.policy),
-            "on_bad": options.on_bad,
-            "samples_per_shard": _samples_per_shard(source, options),
-            "seed": options.seed,
-        },
-        "inputs": source.inputs,
-        "made_with": library_versions(),
-    }
-    return json.loads(json.dumps(record))
-
-
 def _samples_per_shard(source: Source, options: BuildOptions) -> int:
     if options.samples_per_shard is not None:
         return options.samples_per_shard
     total = source.estimated_bytes()
     mean = _ASSUMED_IMAGE_BYTES if total is None else total / len(source.samples)
     return int(np.clip(options.shard_bytes / (mean + _BYTES_BESIDE_IMAGE), 1, _MAX_SAMPLES_PER_SHARD))
-
-
-def _complete_set(folder: Path, record: dict[str, JSON]) -> DatasetInfo:
-    """The set that `folder` holds, if it is the one that `record` asks for."""
-    info = read_dataset_info(folder)
-    wanted = {key: record[key] for key in ("name", "split", "options")}
-    found: dict[str, JSON] = {"name": info.name, "split": info.split, "options": info.options}
-    # Times of inputs and library versions no longer matter: the bytes are written and have their checksums.
-    _refuse_differences(folder, {**found, "inputs": info.inputs}, {**wanted, "inputs": lasting_inputs(record)})
-    return info
-
-
-def _claim(folder: Path, record: dict[str, JSON]) -> None:
-    """Make the folder ours, or make sure that it already is."""
-    path = folder / RECORD_FILE
-    if path.exists():
-        try:
-            found = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{path}: damaged ({error}); delete the folder to build the set from the start") from error
-        _refuse_differences(folder, found, record)
-    elif strangers := sorted(entry.name for entry in folder.iterdir() if not entry.name.endswith(".tmp")):
-        raise ValueError(
-            f"{folder}: holds {len(strangers)} files that no build of ours wrote ({', '.join(strangers[:3])}, …); "
-            "choose an empty --out folder"
-        )
-    write_atomically(path, json.dumps(record, indent=1).encode())
-
-
-def _refuse_differences(folder: Path, found: dict[str, JSON], wanted: dict[str, JSON]) -> None:
-    before, now = dict(_leaves(found)), dict(_leaves(wanted))
-    if before.get("options.on_bad") == "fail":  # what was built so far holds no bad image: the rules would not differ
-        before["options.on_bad"] = now["options.on_bad"]
-    changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
-    if changed:
-        values = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:10])
-        raise ValueError(
-            f"{folder}: holds another data set or one made with other options or inputs: {values}. "
-            "Choose another --out folder, or delete this one"
-        )
-
-
-def _leaves(value: JSON, path: str = "") -> Iterator[tuple[str, JSON]]:
-    if isinstance(value, dict) and value:
-        for key, entry in value.items():
-            yield from _leaves(entry, f"{path}.{key}" if path else key)
-    else:
-        yield path, value
 
 
 def _check_space(source: Source, folder: Path, options: BuildOptions) -> None:

@@ -24,6 +24,10 @@ class UsageError(ValueError):
     """A value on the command line that cannot be meant; the command ends with exit status 2."""
 
 
+class NoPathError(argparse.ArgumentTypeError, ValueError):
+    """A path that names no place, on a command line or in a recipe."""
+
+
 class Parser(argparse.ArgumentParser):
     """Takes no abbreviations and "_" for "-", names similar options, and says errors as all commands do."""
 
@@ -69,7 +73,7 @@ def home_path(text: str) -> Path:
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~nobody
-        raise argparse.ArgumentTypeError(f"{text}: {error}") from None
+        raise NoPathError(f"{text}: {error}") from None
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from shards.build_record import BuildRecord
 from shards.files import hash_file, write_atomically
 from shards.format import (
     BAD_FILE,
@@ -31,12 +32,12 @@ from shards.source import JSON, Source
 logger = logging.getLogger(__name__)
 
 
-def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], record: dict[str, JSON]) -> DatasetInfo:
+def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], record: BuildRecord) -> DatasetInfo:
     """Write index.npy, by_class.npy, sources.txt, and, last, dataset.json.
 
     bad.jsonl and left_out.txt are written where there is something to list.
 
-    record: what the build is (`shards.build`); its lasting part becomes options, inputs and made_with.
+    record: what the build is; its lasting part becomes options, inputs and made_with.
     """
     records: list[np.ndarray] = []
     shards: list[ShardInfo] = []
@@ -74,18 +75,13 @@ def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], re
         samples_per_class=tuple(samples_per_class.tolist()),
         shards=tuple(shards),
         files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
-        options=record["options"],
-        inputs=lasting_inputs(record),
+        options=record.options,
+        inputs=record.lasting_inputs,
         counts=dict(sorted(counts.items())),
-        made_with=record["made_with"],
+        made_with=record.made_with,
     )
     write_atomically(folder / DATASET_FILE, info.to_json().encode())
     return info
-
-
-def lasting_inputs(record: dict[str, JSON]) -> dict[str, JSON]:
-    """The inputs without their times, which another copy of the same archive would change."""
-    return {name: {"bytes": entry["bytes"]} for name, entry in record["inputs"].items()}
 
 
 def _warn_of_empty_classes(folder: Path, class_names: list[str], samples_per_class: np.ndarray) -> None:

@@ -18,6 +18,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from shards.commandline import home_path
 from shards.files import OutsideError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,7 @@ def is_url(path: Path | str) -> bool:
 
 def set_location(text: str) -> Path | str:
     """A folder or a URL as the user typed it, for command lines."""
-    return text.rstrip("/") if is_url(text) else Path(text).expanduser()
+    return text.rstrip("/") if is_url(text) else home_path(text)
 
 
 class Bucket:

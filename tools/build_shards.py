@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from shards.build import BuildOptions, build_shard_set
 from shards.class_counts import imbalance_ratio
+from shards.commandline import FAILED, INTERRUPTED, Parser, UsageError, run_command, tell, whole_number
 from shards.format import BAD_FILE, DatasetInfo
 from shards.images import ImagePolicy
 from shards.object_store import is_url, set_location
@@ -27,19 +28,22 @@ from tools.sources.spool import scratch_left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what the command line asks for. Returns the exit code; errors are one line on standard error."""
+    """Build what the command line asks for. Returns the exit status; errors are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     namespace = _parser().parse_args(arguments)
-    try:
-        build(namespace)
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        _say_what_is_left(namespace.out)
-        return 1
-    except KeyboardInterrupt:
-        print("interrupted: run the same command again to continue", file=sys.stderr)
-        _say_what_is_left(namespace.out)
-        return 130
+    out = namespace.out
+    status = run_command("build_shards", partial(_build, namespace), (RuntimeError,))
+    if status == INTERRUPTED:
+        print("run the same command again to continue", file=sys.stderr)
+    if status in (FAILED, INTERRUPTED):
+        _say_what_is_left(out)
+    return status
+
+
+def _build(namespace: argparse.Namespace) -> int:
+    if not is_url(namespace.out) and namespace.out.exists() and not namespace.out.is_dir():
+        raise UsageError(f"--out {namespace.out} is a file; give the folder that the shards are to be in")
+    build(namespace)
     return 0
 
 
@@ -56,7 +60,10 @@ def _say_what_is_left(out: Path | str) -> None:
 
 def build(namespace: argparse.Namespace) -> list[str]:
     """Build what parsed options ask for; returns the folders or URLs of the sets, that of --out first."""
-    options = _build_options(namespace)
+    try:
+        options = _build_options(namespace)
+    except ValueError as error:
+        raise UsageError(str(error)) from None
     workers, run = _executor(namespace)
     target = namespace.out
     if is_url(target):
@@ -65,10 +72,10 @@ def build(namespace: argparse.Namespace) -> list[str]:
     for suffix, source in sources.items():
         place = f"{target}{suffix}"
         folder, store = (staging_folder(place), StoreUpload(place)) if is_url(place) else (Path(place), None)
-        print(f"{place}: {source.name} {source.split}, {len(source.samples):,} images")
+        tell(f"{place}: {source.name} {source.split}, {len(source.samples):,} images")
         with _ProgressBar() as progress:
             info = build_shard_set(source, folder, options, workers, progress, store, run)
-        print(_summary(place, info))
+        tell(_summary(place, info))
     for source in sources.values():  # after all: they may share one spooled archive
         source.close()
     return [f"{target}{suffix}" for suffix in sources]
@@ -80,8 +87,8 @@ def add_arguments(source: str, parser: argparse.ArgumentParser) -> None:
     _add_build_arguments(parser)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.build_shards", description=__doc__)
+def _parser() -> Parser:
+    parser = Parser(prog="python -m tools.build_shards", description=__doc__)
     sources = parser.add_subparsers(dest="source", metavar="SOURCE", required=True)
     for name, command in SOURCES.items():
         add_arguments(name, sources.add_parser(name, help=command.help, description=command.help))
@@ -94,19 +101,30 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=_out, required=True, metavar="DIR|URL", help="folder of the shard set, or s3://bucket/…")
     add("--executor", choices=("pool", "ray"), default="pool", help="processes of this machine, or a Ray cluster")
     add("--ray-address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS)")
-    add("--workers", type=_positive, help=f"shards at a time (default: the cores, here {_cores()}, or the cluster's)")
-    add("--seed", type=int, default=defaults.seed, help="of the shuffle (default: %(default)s)")
+    add(
+        "--workers",
+        type=whole_number(1),
+        help=f"shards at a time (default: the cores, here {_cores()}, or the cluster's)",
+    )
+    add("--seed", type=whole_number(0), default=defaults.seed, help="of the shuffle (default: %(default)s)")
     add("--allow-partial", action="store_true", help="accept another number of images than the data set is known for")
     add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read headers only")
     add("--on-bad", choices=("fail", "skip", "repair"), default=defaults.on_bad, help=f"bad images go to {BAD_FILE}")
     add("--encode", choices=("keep", "jpeg"), default=policy.encode, help="keep the original bytes, or encode again")
-    add("--max-side", type=_positive, metavar="PIXELS", help="with --encode jpeg: the longer side is at most this")
-    add("--quality", type=int, default=policy.quality, help="with --encode jpeg: 1..95 (default: %(default)s)")
+    add(
+        "--max-side", type=whole_number(1), metavar="PIXELS", help="with --encode jpeg: the longer side is at most this"
+    )
+    add(
+        "--quality",
+        type=whole_number(1),
+        default=policy.quality,
+        help="with --encode jpeg: 1..95 (default: %(default)s)",
+    )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--shard-size", type=_positive, default=defaults.shard_bytes // 2**20, metavar="MB", help="of a tar"
+        "--shard-size", type=whole_number(1), default=defaults.shard_bytes // 2**20, metavar="MB", help="of a tar"
     )
-    size.add_argument("--samples-per-shard", type=_positive, metavar="N", help="instead of --shard-size")
+    size.add_argument("--samples-per-shard", type=whole_number(1), metavar="N", help="instead of --shard-size")
 
 
 def _build_options(namespace: argparse.Namespace) -> BuildOptions:
@@ -133,13 +151,6 @@ def _out(text: str) -> Path | str:
     if isinstance(path, Path) and not path.name:
         raise argparse.ArgumentTypeError(f"{text!r} has no name; give the folder that the shards are to be in")
     return path
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} found, at least 1 expected")
-    return value
 
 
 def _cores() -> int:

@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from matplotlib import get_data_path
 from PIL import Image, ImageDraw, ImageFont
 
 from shards.class_counts import CMO_RULE, imbalance_ratio, shot_groups
+from shards.commandline import Parser, UsageError, home_path, run_command, tell
 from shards.files import atomic_file
 from shards.object_store import set_location
 from shards.reader import ShardSet
@@ -26,33 +28,42 @@ _TILE, _CAPTION = 112, 16  # pixels
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print a summary. Returns the exit code; errors are one line on standard error."""
-    parser = argparse.ArgumentParser(prog="python -m tools.inspect_shards", description=__doc__)
+    """Print a summary. Returns the exit status; errors are one line on standard error."""
+    parser = Parser(prog="python -m tools.inspect_shards", description=__doc__)
     parser.add_argument("folder", type=set_location, metavar="DIR|URL", help="folder or URL of a shard set")
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with the counts of all classes")
     parser.add_argument(
-        "--contact-sheet", type=Path, metavar="PNG", help="draw samples of classes from largest to smallest"
+        "--contact-sheet", type=home_path, metavar="PNG", help="draw samples of classes from largest to smallest"
     )
     against = "another set, such as the test set: images that are nearly those of this one (reads all of both)"
     parser.add_argument("--against", type=set_location, metavar="DIR|URL", help=against)
     namespace = parser.parse_args(arguments)
-    try:
-        shards = ShardSet.open(namespace.folder)
-        summary = summarise(shards)
-        other = ShardSet.open(namespace.against) if namespace.against else None
-        pairs = near_duplicates(shards, other) if other is not None else []
-        if other is not None and namespace.json:
-            summary["near_duplicates"] = [vars(pair) for pair in pairs]
-        print(json.dumps(summary, indent=1, ensure_ascii=False) if namespace.json else describe(summary))
-        if other is not None and not namespace.json:
-            print(describe_duplicates(shards, other, pairs))
-        if namespace.contact_sheet:
-            with atomic_file(namespace.contact_sheet) as file:
-                contact_sheet(shards).save(file, "PNG")
-    except (ValueError, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_command("inspect_shards", partial(_inspect, namespace), (RuntimeError,))
+
+
+def _inspect(namespace: argparse.Namespace) -> int:
+    if namespace.contact_sheet is not None:
+        _check_is_no_folder(namespace.contact_sheet)
+    shards = ShardSet.open(namespace.folder)
+    summary = summarise(shards)
+    other = ShardSet.open(namespace.against) if namespace.against else None
+    pairs = near_duplicates(shards, other) if other is not None else []
+    if other is not None and namespace.json:
+        summary["near_duplicates"] = [vars(pair) for pair in pairs]
+    tell(json.dumps(summary, indent=1, ensure_ascii=False) if namespace.json else describe(summary))
+    if other is not None and not namespace.json:
+        tell(describe_duplicates(shards, other, pairs))
+    if namespace.contact_sheet is not None:
+        with atomic_file(namespace.contact_sheet) as file:
+            contact_sheet(shards).save(file, "PNG")
     return 0
+
+
+def _check_is_no_folder(picture: Path) -> None:
+    """Before the set is read; folders that are missing are made."""
+    if picture.is_dir():
+        raise UsageError(f"--contact-sheet {picture} is a folder; give the name of a PNG file")
+    picture.parent.mkdir(parents=True, exist_ok=True)
 
 
 def summarise(shards: ShardSet) -> dict[str, JSON]:

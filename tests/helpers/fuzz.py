@@ -1,7 +1,8 @@
 """Every parser of files that others wrote, fed with mutated valid files.
 
 The default suite mutates with hypothesis (test_fuzzing.py); `python -m tests.faults.fuzz_for_long` runs one parser
-under atheris, which looks for new paths through the code.
+under atheris, which looks for new paths through the code. What only some targets need (torch, the options of a run) is
+imported by them, so that the others start within seconds and nothing else is watched.
 """
 
 import io
@@ -15,7 +16,6 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
 from PIL import Image
 
@@ -25,7 +25,6 @@ from shards.reader import ShardSet
 from shards.source import SampleRef
 from shards.verify import verify_shards
 from tests.helpers.archives import class_folders, image_bytes, tar_bytes, zip_bytes
-from tests.helpers.runs import arguments
 from tests.helpers.shard_sets import small_images
 from tools.sources.archives import Container
 from tools.sources.cifar import LAYOUTS, read_cifar
@@ -33,8 +32,6 @@ from tools.sources.list_files import read_listing
 from tools.sources.spool import SpooledTar
 from tools.sources.tars import Tar
 from tools.sources.zips import Zip
-from train.checkpoints.files import load, save
-from train.options import parse
 
 
 @dataclass(frozen=True)
@@ -203,6 +200,10 @@ def _cifar() -> Target:
 
 
 def _checkpoint() -> Target:
+    import torch
+
+    from train.checkpoints.files import load, save
+
     content = {"model": {"weight": torch.arange(50.0), "count": torch.tensor(3)}, "position": {"epoch": 1, "step": 2}}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "valid.pt"
@@ -219,6 +220,9 @@ def _checkpoint() -> Target:
 
 
 def _recipe() -> Target:
+    from tests.helpers.runs import arguments
+    from train.options import parse
+
     recipe = {"epochs": 3, "batch_size": 8, "method": {"name": "cmo", "loss": "bs"}, "data": {"many_min": 101}}
 
     def read(data: bytes, scratch: Path) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from shards.commandline import FAILED, USAGE
 from shards.reader import ShardSet
 from tests.helpers.making import folder_bytes, picture
 from tools.build_shards import main
@@ -61,18 +63,22 @@ def test_options_reach_the_set(images: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("options", "status", "message"),
     [
-        (["--max-side", "10"], "it needs jpeg"),
-        (["--encode", "jpeg", "--quality", "99"], "JPEG quality 99; expected 1..95"),
-        (["--images", "nowhere"], "nowhere"),
+        (["--max-side", "10"], USAGE, "it needs jpeg"),
+        (["--encode", "jpeg", "--quality", "99"], USAGE, "JPEG quality 99; expected 1..95"),
+        (["--holdout", "1.5"], USAGE, "--holdout is 1.5"),
+        (["--imb-factor", "2"], USAGE, "imb_factor is 2.0"),
+        (["--images", "nowhere"], FAILED, "nowhere"),
+        (["--images", __file__], FAILED, "test_build_shards.py"),
+        (["--split-dir", "nowhere"], FAILED, "nowhere"),
     ],
 )
-def test_errors_are_one_line_and_exit_code_1(
-    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
+def test_errors_are_one_line_and_a_status(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], status: int, message: str
 ) -> None:
-    assert build(images, tmp_path / "set", *options) == 1
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert build(images, tmp_path / "set", *options) == status
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("build_shards: error: ")]
     assert len(errors) == 1 and message in errors[0]
     assert not (tmp_path / "set").exists()
 
@@ -91,3 +97,39 @@ def test_numbers_below_one_are_refused_by_the_parser(images: Path, tmp_path: Pat
     with pytest.raises(SystemExit) as caught:
         build(images, tmp_path / "set", option, "0")
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--workers", "many"], ["--holdout", "nan"], ["--seed", "-1"], ["--wrokers", "2"], ["--imb-factor", "x"]],
+)
+def test_what_the_parser_refuses_has_the_prefix(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        build(images, tmp_path / "set", *options)
+    error = capsys.readouterr().err
+    assert caught.value.code == USAGE
+    assert error.startswith("build_shards") and ": error: " in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["", "under/it"])
+def test_a_file_in_the_place_of_the_folder_is_refused(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], where: str
+) -> None:
+    (tmp_path / "set").write_text("mine")
+    assert build(images, tmp_path / "set" / where) != 0
+    assert "build_shards: error: " in capsys.readouterr().err
+    assert (tmp_path / "set").read_text() == "mine"
+
+
+def test_a_build_goes_on_when_nobody_reads_what_it_prints(images: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "tools.build_shards", "imagefolder", "--images", str(images), "--out"]
+    built = subprocess.run(
+        [*command, str(tmp_path / "set"), "--workers", "1"], stdout=writer, stderr=subprocess.PIPE, text=True
+    )
+    os.close(writer)
+    assert built.returncode == 0 and "Traceback" not in built.stderr
+    assert len(ShardSet.open(tmp_path / "set")) == 14

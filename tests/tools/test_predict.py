@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from shards.images import ImagePolicy, check_image
+from tests.helpers.image_kinds import kinds
 from tests.helpers.runs import make_data, options
 from tests.helpers.shard_sets import photo
 from tests.helpers.short_runs import make_run
@@ -33,31 +33,6 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def predicted(run_dir: Path, *arguments: object) -> int:
     return predict.main([*map(str, arguments), "--checkpoint", str(run_dir), "--device", "cpu"])
-
-
-def kinds(folder: Path) -> list[Path]:
-    """Files that Pillow opens in many modes."""
-    folder.mkdir()
-    grey, colour = photo(1, 40, 36).convert("L"), photo(2, 36, 40)
-    transparent = colour.convert("RGBA")
-    transparent.putalpha(grey.resize(colour.size))
-    frames = [photo(seed, 33, 34).convert("P") for seed in range(3)]
-    images = {
-        "16.png": Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
-        "16.tif": Image.fromarray(np.asarray(grey).astype(np.uint16) * 200),
-        "alpha.png": transparent,
-        "palette.png": colour.convert("P"),
-        "two.png": grey.convert("1"),
-        "grey-alpha.png": grey.convert("LA"),
-        "cmyk.jpg": colour.convert("CMYK"),
-        "grey.jpg": grey,
-        "tiny.png": photo(3, 20, 20).resize((1, 5)),
-        "wide.webp": photo(4, 90, 20).resize((90, 3)),
-    }
-    for name, image in images.items():
-        image.save(folder / name)
-    frames[0].save(folder / "frames.gif", save_all=True, append_images=frames[1:])
-    return sorted(folder.iterdir())
 
 
 def test_the_network_sees_the_pixels_that_a_shard_set_would_hold(run_dir: Path, tmp_path: Path) -> None:

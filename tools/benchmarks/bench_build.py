@@ -144,7 +144,7 @@ def _checking(build: _Build, report: Report) -> None:
 
 def _file_system(folder: Path) -> str:
     """Type of the file system that holds a folder, such as ext4 or tmpfs."""
-    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text(encoding="utf-8").splitlines()]
     holding = [mount for mount in mounts if folder.resolve().is_relative_to(mount[0])]
     return max(holding, key=lambda mount: len(mount[0]))[1]
 

@@ -186,7 +186,7 @@ def _start_and_plan(folder: Path, ranks: int) -> dict[str, Any]:
 
 def _own_megabytes() -> float:
     """Resident memory of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
 
@@ -265,9 +265,9 @@ def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> 
     # Far apart, as after the shuffle of a build: neighbours of a class are on different pages of the index.
     by_class[classes + 1 :] = np.arange(samples, dtype=np.uint64) * np.uint64(2_654_435_761) % np.uint64(samples)
     by_class.flush()
-    (folder / SOURCES_FILE).write_text("none\n")
+    (folder / SOURCES_FILE).write_text("none\n", encoding="utf-8")
     (folder / shard_file(0)).write_bytes(bytes(1024))
-    (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n")
+    (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n", encoding="utf-8")
     info = DatasetInfo(
         name="empty",
         split="train",
@@ -280,7 +280,7 @@ def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> 
         counts={},
         made_with={},
     )
-    (folder / DATASET_FILE).write_text(info.to_json())
+    (folder / DATASET_FILE).write_text(info.to_json(), encoding="utf-8")
     return folder
 
 

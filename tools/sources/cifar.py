@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shards.class_counts import Int64Array, samples_per_class
+from shards.commandline import finite_number, home_path
 from shards.source import JSON, SampleRef, Source
 from tools.sources.archives import file_stamp
 from tools.sources.pixel_source import PixelSource
@@ -57,14 +58,14 @@ class CifarLT:
         add = parser.add_argument
         add(
             "--archive",
-            type=Path,
+            type=home_path,
             required=True,
             help="cifar-10-python.tar.gz or cifar-100-python.tar.gz as downloaded",
         )
         add("--split", choices=("train", "test"), default="train", help="the test split is never cut (default: train)")
         add(
             "--imb-factor",
-            type=float,
+            type=finite_number,
             default=0.01,
             help="smallest / largest class of the training set (default: 0.01)",
         )

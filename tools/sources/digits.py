@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shards.commandline import finite_number
 from shards.source import JSON, SampleRef, Source
 from tools.sources.pixel_source import PixelSource
 from tools.sources.subsets import cmo_subset, long_tailed_counts
@@ -32,7 +33,7 @@ class DigitsLT:
         )
         parser.add_argument(
             "--imb-factor",
-            type=float,
+            type=finite_number,
             default=0.02,
             help="smallest / largest class of the training set (default: 0.02, that is 134 zeros to 2 nines)",
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from shards.class_counts import Int64Array, samples_per_class
+from shards.commandline import UsageError, finite_number, home_path
 from shards.source import Source
 from tools.sources.archives import file_stamp
 from tools.sources.class_folders import folder_in, list_class_folders
@@ -24,7 +25,7 @@ class ImageFolder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--images", type=Path, required=True, help="the folder or archive with one folder per class")
+        add("--images", type=home_path, required=True, help="the folder or archive with one folder per class")
         add(
             "--split-dir",
             default="",
@@ -37,12 +38,12 @@ class ImageFolder:
         )
         add(
             "--imb-factor",
-            type=float,
+            type=finite_number,
             help="make a long-tailed subset: smallest / largest class, such as 0.01; larger classes stay larger",
         )
         add(
             "--holdout",
-            type=float,
+            type=finite_number,
             default=0.0,
             metavar="SHARE",
             help="share of every class for a validation set, OUT-holdout; taken out before --imb-factor applies",
@@ -50,7 +51,7 @@ class ImageFolder:
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         if not 0 <= namespace.holdout < 1:
-            raise ValueError(f"--holdout is {namespace.holdout}, expected a share from 0 up to 1, such as 0.1")
+            raise UsageError(f"--holdout is {namespace.holdout}, expected a share from 0 up to 1, such as 0.1")
         container = container_of(namespace.images, namespace.out)
         split_dir = folder_in(namespace.images, namespace.split_dir)
         split = namespace.split or _split_of(split_dir or "")

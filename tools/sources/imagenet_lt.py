@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
+from shards.commandline import home_path
 from tools.sources.archives import Container, Folder, sniff
 from tools.sources.list_files import Listing, class_names_of_folders
 from tools.sources.listed_images import Expected, ListedImages
@@ -25,7 +26,7 @@ class ImageNetLT(ListedImages):
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         help = f"unpacked ILSVRC folder with train/ and val/, or {TRAIN_TAR} and {VAL_TAR} as downloaded"
-        parser.add_argument("--images", type=Path, nargs="+", required=True, metavar="PATH", help=help)
+        parser.add_argument("--images", type=home_path, nargs="+", required=True, metavar="PATH", help=help)
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         by_side: dict[str, Container] = {}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from shards.commandline import home_path, whole_number
 from shards.source import Source
 from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
@@ -50,7 +51,7 @@ class ListedImages:
             "--list",
             "--annotations",
             dest="lists",
-            type=Path,
+            type=home_path,
             nargs="+",
             required=True,
             metavar="LIST",
@@ -60,13 +61,18 @@ class ListedImages:
         add("--split", choices=SPLITS, help="which split a single list is (default: by its file name)")
         add("--strip-prefix", default="", help="beginning of the paths in the list that --images stands for")
         if self.expected is None:
-            add("--num-classes", type=int, help="number of classes (default: the largest label + 1)")
-            add("--first-label", type=int, default=0, help="number of the first class in the list (default: 0)")
+            add("--num-classes", type=whole_number(1), help="number of classes (default: the largest label + 1)")
+            add(
+                "--first-label",
+                type=whole_number(0),
+                default=0,
+                help="number of the first class in the list (default: 0)",
+            )
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         """Adds --images; its value is what `containers` gets."""
         help = "folder or archive (tar, also .gz, .bz2, .xz or .zst; zip) that the listed paths are relative to"
-        parser.add_argument("--images", type=Path, required=True, help=help)
+        parser.add_argument("--images", type=home_path, required=True, help=help)
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         num_classes = self.expected.num_classes if self.expected else namespace.num_classes

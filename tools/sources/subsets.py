@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from shards.class_counts import Int64Array, samples_per_class
+from shards.commandline import UsageError
 
 # A row of class indices in, the chosen ones out, in the order of the choice.
 _Choose = Callable[[Int64Array, int], Int64Array]
@@ -27,7 +28,7 @@ def long_tailed_counts(
     if num_classes < 2:
         raise ValueError(f"a long tail needs at least 2 classes, found {num_classes}")
     if not 0 < imb_factor <= 1:
-        raise ValueError(f"imb_factor is {imb_factor}, expected smallest / largest class in (0, 1], such as 0.01")
+        raise UsageError(f"imb_factor is {imb_factor}, expected smallest / largest class in (0, 1], such as 0.01")
     if kind == "exp":
         exponents = [k / (num_classes - 1) for k in range(num_classes)]
     elif kind == "step":

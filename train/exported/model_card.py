@@ -78,7 +78,7 @@ def run_result(checkpoint: Path) -> tuple[dict[str, Any], str]:
     if folder.name != "checkpoints" or not path.is_file():
         return {}, "last"
     if checkpoint.name == "best.pt":
-        return json.loads(path.read_text()), "best"
+        return json.loads(path.read_text(encoding="utf-8")), "best"
     if checkpoint.name != max(other.name for other in folder.glob("epoch*-step*.pt")):
         return {}, "last"  # the results are of later weights
-    return json.loads(path.read_text()), "last"
+    return json.loads(path.read_text(encoding="utf-8")), "last"

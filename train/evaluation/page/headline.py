@@ -76,7 +76,7 @@ def _published(family: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     found = []
-    for number, table in yaml.safe_load(path.read_text()).items():
+    for number, table in yaml.safe_load(path.read_text(encoding="utf-8")).items():
         for row in table["rows"]:
             if row["recipe"].replace("/", "-") == family and not row.get("overrides"):
                 cells = [mean_and_spread([row["published"].get(key)]) for key in COLUMNS.values()]
@@ -87,7 +87,7 @@ def _published(family: str) -> list[dict[str, Any]]:
 
 
 def _recipe_epochs(recipe: str) -> str:
-    content = yaml.safe_load((RECIPES_FOLDER / f"{recipe}.yaml").read_text())
+    content = yaml.safe_load((RECIPES_FOLDER / f"{recipe}.yaml").read_text(encoding="utf-8"))
     return str(content.get("epochs", ""))
 
 

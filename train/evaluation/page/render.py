@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from shards.files import write_atomically
 from train.evaluation.metrics import MEANINGS
 from train.evaluation.page import headline
 from train.evaluation.page.reproduce import command_line
@@ -25,9 +26,7 @@ def write_page(run_dirs: Sequence[Path], path: Path) -> None:
         FileNotFoundError: one of the folders holds no run.
     """
     text = render([read_run(run_dir) for run_dir in run_dirs])
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(text, encoding="utf-8", errors="backslashreplace")  # names may hold half letters
-    temporary.replace(path)
+    write_atomically(path, text.encode(errors="backslashreplace"))  # names may hold half letters
 
 
 def render(runs: Sequence[RunData]) -> str:
@@ -54,7 +53,7 @@ def render(runs: Sequence[RunData]) -> str:
         warnings=headline.differences(runs),
         details=[_details(run) for run in runs],
         data=Markup(_json(shown)),
-        style=Markup((_ASSETS / "page.css").read_text()),
+        style=Markup((_ASSETS / "page.css").read_text(encoding="utf-8")),
         scripts=[_script(name) for name in ("vega.min.js", "vega-lite.min.js", "page.js")],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )

@@ -96,13 +96,13 @@ def read_run(path: Path) -> RunData:
 
 def _status(path: Path) -> str:
     try:
-        return f" (status: {json.loads((path / 'status.json').read_text())['outcome']})"
+        return f" (status: {json.loads((path / 'status.json').read_text(encoding='utf-8'))['outcome']})"
     except (OSError, ValueError, KeyError):
         return ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    content = json.loads(path.read_text())
+    content = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
         raise ValueError(f"expected an object, found {type(content).__name__}")
     return content
@@ -111,7 +111,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _read_curves(path: Path) -> list[dict[str, Any]]:
     """One record per epoch: number from 1, learning rate, losses, accuracies of the selection set."""
     curves = []
-    for record in map(json.loads, path.read_text().splitlines()):
+    for record in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
         if record["kind"] != "epoch":
             continue
         split = next((name for name in ("validation", "test") if name in record), None)
