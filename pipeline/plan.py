@@ -57,7 +57,7 @@ class Stream:
 
 
 def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Rows, int64, of part ``index`` of ``parts`` of a batch of ``size``, and their weights, float32, 1 or 0.
+    """Rows, int64, of part `index` of `parts` of a batch of `size`, and their weights, float32, 1 or 0.
 
     Parts are contiguous and their sizes differ by at most one. A part with fewer than 2 samples is filled up with
     samples of weight 0 from the same batch, so that every rank can run the step and none counts twice.
@@ -117,8 +117,8 @@ class GlobalBatch:
 class Plan:
     """All steps of a run; random access, no state.
 
-    The first stream sets the length: an epoch shows ``len(its data set)`` samples, and the last batch stays short
-    unless ``drop_last``. Every other stream has batches of the same size, or always full ones.
+    The first stream sets the length: an epoch shows `len(its data set)` samples, and the last batch stays short
+    unless `drop_last`. Every other stream has batches of the same size, or always full ones.
 
     Attributes:
         datasets, streams, mix_rule, seed, global_batch_size, epochs, drop_last: as given.
@@ -212,6 +212,7 @@ class Plan:
                 lambda operation, shape, number=number: draws.uniform(  # type: ignore[misc]
                     f"{stream_name}/view{number}/{operation}", shape
                 ),
+                progress=epoch / (self.epochs - 1) if self.epochs > 1 else 1.0,
             )
             for number, view in enumerate(self.streams[stream_name].views)
         )
@@ -261,7 +262,7 @@ class Plan:
         return "\n".join(lines)
 
     def positions(self, start: Position, stop: Position) -> Iterator[Position]:
-        """The steps from ``start`` up to ``stop``, in order."""
+        """The steps from `start` up to `stop`, in order."""
         for number in range(*(at.epoch * self.steps_per_epoch + at.step for at in (start, stop))):
             yield Position(*divmod(number, self.steps_per_epoch))
 

@@ -12,7 +12,7 @@ _WORDS_PER_BLOCK = 4
 
 
 def generator(seed: int, purpose: str, epoch: int, step: int) -> np.random.Generator:
-    """The generator of one decision of one step, e.g. ``generator(0, "original/view0/crop", epoch=3, step=17)``.
+    """The generator of one decision of one step, e.g. `generator(0, "original/view0/crop", epoch=3, step=17)`.
 
     Philox is keyed by (seed, purpose) and its counter starts at (epoch, step), so there is no state to save, and a new
     purpose never moves the draws of another. The rank is never part of it: every rank can draw any row of the batch.
@@ -38,13 +38,13 @@ class RowDraws:
     rows: npt.NDArray[np.int64]
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """Numbers in [0, 1), float64 of ``shape``, whose first axis is that of ``rows``.
+        """Numbers in [0, 1), float64 of `shape`, whose first axis is that of `rows`.
 
         Row r of the batch has the same numbers whatever other rows are asked for: row r of
-        ``generator(...).random((batch, *shape[1:]))``.
+        `generator(...).random((batch, *shape[1:]))`.
 
         Raises:
-            ValueError: the first axis is not as long as ``rows``.
+            ValueError: the first axis is not as long as `rows`.
         """
         if shape[0] != len(self.rows):
             raise ValueError(f"{purpose}: {shape[0]} rows are drawn, expected the {len(self.rows)} of these draws")

@@ -18,7 +18,7 @@ _FEISTEL_ROUNDS = 8
 
 
 class SampledDataset(Protocol):
-    """What sampling needs to know of a data set; ``shards.reader.ShardSet`` has it."""
+    """What sampling needs to know of a data set; `shards.reader.ShardSet` has it."""
 
     samples_per_class: npt.NDArray[np.int64]
     sample_ids_by_class: np.ndarray
@@ -31,7 +31,7 @@ class Sampler(Protocol):
     """A sampling rule bound to one data set."""
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
-        """Sample ids, int64, of the rows of ``draws``: rows of the batch that begins at ``start`` in the epoch.
+        """Sample ids, int64, of the rows of `draws`: rows of the batch that begins at `start` in the epoch.
 
         A row's sample does not depend on what other rows are asked for.
         """
@@ -180,7 +180,7 @@ def _order(size: int, rng: np.random.Generator, largest_array: int) -> _Order:
 class KeyedPermutation:
     """A pseudo-random bijection of [0, size) that is computed, not stored.
 
-    A Feistel network over Z_a × Z_b with a·b just above ``size``: each round adds a keyed hash of one half to the
+    A Feistel network over Z_a × Z_b with a·b just above `size`: each round adds a keyed hash of one half to the
     other, which is invertible whatever the hash. A value that lands in [size, a·b) is sent through again
     (cycle walking), which stays a bijection and concerns fewer than one draw in √size.
     """
@@ -193,7 +193,7 @@ class KeyedPermutation:
         self._keys = rng.integers(0, 2**64, size=_FEISTEL_ROUNDS, dtype=np.uint64)
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Images of ``positions``, int64 (n,) in [0, size), as int64 (n,)."""
+        """Images of `positions`, int64 (n,) in [0, size), as int64 (n,)."""
         values = self._permute(positions.astype(np.uint64))
         while (outside := np.flatnonzero(values >= self._size)).size:
             values[outside] = self._permute(values[outside])

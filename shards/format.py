@@ -23,7 +23,7 @@ RECORD_FILE = "build.json"  # while the set is being built: what is being built
 
 TAR_BLOCK = 512
 
-# Unaligned on purpose: 28 bytes a sample on disk, and numpy reads packed fields as fast as the mapped page arrives.
+# Unaligned on purpose: 28 bytes per sample on disk, and numpy reads packed fields as fast as the mapped page arrives.
 INDEX_DTYPE = np.dtype(
     [
         ("shard", "<u4"),

@@ -278,7 +278,7 @@ def _rgb_or_grey(image: Image.Image) -> Image.Image:
 
 
 def _is_plain_png(image: Image.Image, data: bytes) -> bool:
-    """Whether all decoders agree on a PNG: 8 bits a channel, grey or RGB, no transparency, one picture."""
+    """Whether all decoders agree on a PNG: 8 bits per channel, grey or RGB, no transparency, one picture."""
     bit_depth = data[24]  # in the header chunk; Pillow hides it: 16-bit RGB opens as "RGB"
     return (
         bit_depth == 8

@@ -66,7 +66,7 @@ def _run_in_processes(
     upcoming = iter(enumerate(tasks))
     started: list[tuple[SpawnProcess, Connection]] = []
     try:
-        # Each worker's numpy would start a thread a core for linear algebra, of which a build has none.
+        # Each worker's numpy would start one thread per core for linear algebra, of which a build has none.
         with _environment("OPENBLAS_NUM_THREADS", "1"):
             for _ in range(workers):
                 ours, theirs = context.Pipe()
@@ -139,7 +139,7 @@ def _killed() -> RuntimeError:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What workers and parent share: work done so far, a number a task, and the wish to stop (not 0).
+    """What workers and parent share: work done so far, one number per task, and the wish to stop (not 0).
 
     Without locks, as each number has one writer: a worker that is killed while it holds one stops all others for ever.
     """

@@ -20,7 +20,7 @@ from shards.reader import HASHED_INDEX_BYTES, ShardSet, source_line
 
 logger = logging.getLogger(__name__)
 
-_IN_FLIGHT = 64  # requests a process keeps open: at 50 ms each, 1,280 a second
+_IN_FLIGHT = 64  # requests that a process keeps open: at 50 ms each, 1,280 per second
 _LONGEST_READ = 2**20  # neighbours are fetched by one request up to this size
 _PIECE, _PIECES = 8 * 2**20, 16  # bytes of an index file by one request, and requests at a time
 _SAME_FAULT = 3  # so many equal wrong answers are no accident of the network: the object itself is wrong

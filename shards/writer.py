@@ -1,7 +1,7 @@
 """Writing one shard: a plain USTAR tar and its DALI index, complete or absent.
 
 The tar holds two members a sample, the image and its label, with fixed metadata, so that equal samples make equal
-bytes. Everything is written once, in one system call a sample, and hashed on the way.
+bytes. Everything is written once, in one system call per sample, and hashed on the way.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ FLOORS = {
         {"methods"},
         {"checkpoints"},
         {"options", "run_folder"},
+        {"optimizers", "features"},
         {"launch", "datasets", "cautions"},
         {"loop"},
         {"evaluation"},

@@ -33,13 +33,13 @@ SHORTENED = {
 
 def commands() -> list[str]:
     """The shell commands of the README's bash blocks, continuation lines joined."""
-    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.S | re.M)
+    blocks = re.findall(r"^ *`bash\n(.*?)^ *`", (ROOT / "README.md").read_text(), re.S | re.M)
     lines = "".join(block for block in blocks if "#SBATCH" not in block).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip()]
 
 
 def write_full_cifar100(folder: Path) -> None:
-    """A training set of the real size, one colour a class, and a test set of one image a class."""
+    """A training set of the real size, one colour per class, and a test set of one image per class."""
     files: dict[str, bytes] = {}
     for name, count in (("train", 50_000), ("test", 100)):
         labels = np.arange(count) % 100
@@ -125,7 +125,7 @@ def test_the_makefile_has_what_is_named(target: str) -> None:
 
 
 def test_the_slurm_script_is_valid_shell() -> None:
-    script = re.search(r"```bash\n(#SBATCH.*?)```", (ROOT / "README.md").read_text(), re.S)
+    script = re.search(r"`bash\n(#SBATCH.*?)`", (ROOT / "README.md").read_text(), re.S)
     assert script is not None
     subprocess.run(["bash", "-n"], input=script[1], text=True, check=True)
 

@@ -171,7 +171,7 @@ def _summary(place: str, info: DatasetInfo) -> str:
 
 
 class _ProgressBar:
-    """Images a second, megabytes a second and time left, on standard error."""
+    """Images per second, megabytes per second and time left, on standard error."""
 
     def __init__(self) -> None:
         seconds = 0.5 if sys.stderr.isatty() else 30  # a log file needs fewer lines than a terminal

@@ -95,7 +95,7 @@ def check_cost_is_comparable(results: dict[Path, dict[str, Any]]) -> None:
 def table(results: dict[Path, dict[str, Any]], weights: str = "last", with_cost: bool = False) -> str:
     """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds.
 
-    with_cost: also the speed in trained images a second relative to the first recipe, and the peak memory in GB.
+    with_cost: also the speed in trained images per second relative to the first recipe, and the peak memory in GB.
     """
     titles = ["run", "seeds", "epochs", "All", "Many", "Medium", "Few"]
     rows: dict[str, list[dict[str, Any]]] = {}

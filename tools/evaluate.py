@@ -41,6 +41,7 @@ from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.evaluation.spread import mean_and_spread
+from train.evaluation.test_prior import add_options, for_test_prior
 from train.launch import device_of
 from train.run_folder import write_json
 
@@ -174,8 +175,11 @@ def evaluate(
 
 
 def _predictions(trained: Trained, dataset: ShardSet, options: Namespace) -> Predictions:
-    device, view = trained.method.context.device, trained.preset.evaluation
-    batches = evaluation_batches(dataset, view, options.batch_size, device, executor=options.executor)
+    device = trained.method.context.device
+    views = trained.preset.crops if options.crops == 5 else trained.preset.evaluation
+    if not views:
+        raise ValueError(f"--crops 5 needs a preset that follows the backbone; {trained.preset.name} has no such crops")
+    batches = evaluation_batches(dataset, views, options.batch_size, device, executor=options.executor)
     return predict(trained.method, trained.model, batches, len(dataset), nullcontext, keep_logits=True)
 
 
@@ -265,8 +269,9 @@ def _main(options: Namespace) -> int:
     dataset = ShardSet.open(set_location(options.data))
     scores, settings, warnings = {}, {}, []
     for name, path in zip(names, paths, strict=True):
-        trained = load_trained(path, device, options.preset)
+        trained = load_trained(path, device, options.preset, options.weights)
         counts, own = train_counts(options, trained), matched(trained, dataset)
+        trained = for_test_prior(trained, options.test_prior, counts)
         check_fit(trained, own, counts)
         tell(f"{path}: {trained.description}, preset {trained.preset.name}")
         found = cautions(trained, own, options)
@@ -288,6 +293,9 @@ def _main(options: Namespace) -> int:
     return 0
 
 
+_SETTINGS = ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max", "test_prior", "crops")
+
+
 def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
     """Make the output folder this evaluation's own, before anything is computed.
 
@@ -298,7 +306,7 @@ def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
     own = {
         "checkpoints": [str(path.absolute()) for path in checkpoints],
         "data": str(options.data),
-        **{name: getattr(options, name) for name in ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max")},
+        **{name: getattr(options, name) for name in _SETTINGS},
     }
     path = out / "evaluation.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own
@@ -329,6 +337,8 @@ def _parser() -> Parser:
     counts = "training shard set, or its class counts (default: the run's)"
     add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help=counts)
     add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
+    add_options(parser)
+    add("--crops", type=int, default=1, choices=(1, 5), help="average over five crops (default: one)")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
     at_least_none = whole_number(0)

@@ -119,7 +119,7 @@ def describe(summary: dict[str, JSON]) -> str:
 
 
 def contact_sheet(shards: ShardSet) -> Image.Image:
-    """A picture with a row a class, from the largest class to the smallest (12 at most, evenly spaced by rank)."""
+    """A picture with one row per class, from the largest class to the smallest (12 at most, evenly spaced by rank)."""
     by_size = np.argsort(-shards.samples_per_class, kind="stable")
     ranks = np.unique(np.linspace(0, len(by_size) - 1, _SHEET_CLASSES).round().astype(int))
     sheet = Image.new("RGB", (_SHEET_COLUMNS * _TILE, len(ranks) * (_TILE + _CAPTION)), "white")

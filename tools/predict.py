@@ -26,7 +26,9 @@ from shards.image_formats import IMAGE_SUFFIXES
 from shards.images import as_rgb
 from shards.object_store import set_location
 from shards.reader import ShardSet
+from tools.evaluate import read_train_counts
 from train.checkpoints.trained import Trained, load_trained
+from train.evaluation.test_prior import add_options, for_test_prior
 from train.launch import device_of
 
 logger = logging.getLogger(__name__)
@@ -204,7 +206,11 @@ def _main(options: Namespace) -> int:
     device = device_of(options.device)
     images = find_images(options.images)
     with prediction_file(options.out, options.overwrite) as file:
-        trained = load_trained(options.checkpoint, device, options.preset)
+        trained = load_trained(options.checkpoint, device, options.preset, options.weights)
+        counts = trained.samples_per_class
+        if options.train_counts is not None:
+            counts = read_train_counts(options.train_counts, trained)
+        trained = for_test_prior(trained, options.test_prior, counts)
         names = class_names(trained, options.class_names)
         skipped = 0
         for record in predictions(trained, images, names, options.top, options.batch_size):
@@ -233,6 +239,8 @@ def _parser() -> Parser:
     add("--checkpoint", type=home_path, required=True, metavar="FILE|RUN", help=file)
     names = "shard set with the names of the classes (default: the run's)"
     add("--class-names", type=set_location, metavar="DIR|URL", help=names)
+    add_options(parser)
+    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help="for --test-prior train (default: the run's)")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
     add("--top", type=whole_number(1), default=5, help="classes per image in the file (default: 5)")

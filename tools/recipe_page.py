@@ -17,7 +17,7 @@ from tools.markdown import markdown
 from tools.paper_tables import RECIPES_FOLDER, read_tables
 
 PAGE = RECIPES_FOLDER / "README.md"
-RESULTS_FOLDER = RECIPES_FOLDER.parent / "benchmarks" / "results"
+RESULTS_FOLDER = RECIPES_FOLDER.resolve().parent / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL)
 
 

@@ -169,7 +169,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(options: Namespace) -> int:
     tables = read_tables()
-    chosen = choose(tables, options.tables or list(tables), options.rows)
+    asked = list(tables) if options.tables in (None, ["all"]) else options.tables
+    chosen = choose(tables, asked, options.rows)
     sweep = Sweep(options.out, dict(_pair(text) for text in options.set), options.processes)
     if options.dry_run:
         print("\n".join(plan(sweep, [row for rows in chosen.values() for row in rows], options.seeds)))
@@ -216,7 +217,7 @@ def _pair(text: str) -> tuple[str, str]:
 def _parser() -> Parser:
     parser = Parser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
-    add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml (default: all)")
+    add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml, or all (default)")
     add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
     add("--seeds", type=whole_number(0), nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")

@@ -11,7 +11,6 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
-from pipeline.views.own_presets import make_preset
 from pipeline.views.presets import Preset
 from shards.class_counts import GroupRule
 from shards.commandline import USAGE, say_error
@@ -19,6 +18,7 @@ from shards.local_copy import CacheOptions, default_cache_folder
 from train.early import normalised
 from train.losses.precision import Precision
 from train.methods import KINDS, find_method, method_names
+from train.models.backbone_views import BACKBONE_PRESETS, find_preset
 from train.models.build import ModelOptions
 from train.option_forms import current_arguments, current_recipe
 from train.resources import find_recipe
@@ -45,12 +45,13 @@ class DataOptions:
         meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
         cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
         cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
-        preset: augmentation, evaluation crop and normalisation, by name (`longtail presets`) or from a .yaml file.
+        preset: augmentation, evaluation crop and normalisation, by name (`longtail presets`) or from a .yaml file;
+            backbone, backbone-mda and backbone-plain follow the pretrained network.
         image_size: side of the network's input in pixels, where it is to differ from the preset's.
         mean: of red, green and blue, for pixel values from 0 to 1, where they are to differ from the preset's.
         std: their standard deviations, likewise.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
-        decode_threads: DALI threads a process; by default the cores divided by the processes of this machine.
+        decode_threads: DALI threads per process; by default the cores divided by the processes of this machine.
         many_min: a class with at least this many training samples is "many".
         few_max: a class with at most this many training samples is "few"; those between are "medium".
         bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
@@ -73,7 +74,13 @@ class DataOptions:
     bad_sample_budget: int = 10
 
     def __post_init__(self) -> None:
-        self.make_preset()
+        if self.preset not in BACKBONE_PRESETS:
+            self.make_preset(ModelOptions())
+        elif (self.image_size, self.mean, self.std) != (None, None, None):
+            raise ValueError(
+                f"data.preset {self.preset} takes size, mean and std from the backbone; another size is an option of "
+                "it, model.image_size"
+            )
         if self.test is None and self.validation is None:
             raise ValueError(
                 "neither data.test nor data.validation is given, so nothing would be measured; a validation set can be "
@@ -89,9 +96,9 @@ class DataOptions:
         limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
         return CacheOptions(self.cache or default_cache_folder(), limit)
 
-    def make_preset(self) -> Preset:
-        """The views and the normalisation."""
-        return make_preset(self.preset, self.image_size, self.mean, self.std)
+    def make_preset(self, model: ModelOptions) -> Preset:
+        """The views and the normalisation; those of some presets follow the network."""
+        return find_preset(self.preset, model, self.image_size, self.mean, self.std)
 
     def group_rule(self) -> GroupRule:
         """Which classes are many, medium and few."""
@@ -100,22 +107,37 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Stochastic gradient descent on all parameters, batch norm and biases included.
+    """How parameters follow their gradients; by default stochastic gradient descent on all, norms and biases included.
 
     Args:
+        kind: sgd, or adamw (which takes neither momentum nor nesterov).
         lr: base learning rate; it is not scaled with the batch size.
         momentum: momentum.
         nesterov: Nesterov's form of it.
         weight_decay: weight decay.
+        decay: what it acts on: all, or matrices (no norms, biases, scales of adapters, nor what timm exempts).
+        layer_decay: factor on the learning rate from each layer to the one below, in timm's grouping; for tuning all
+            of a pretrained network, 0.65 to 0.9.
+        clip_norm: scale the gradients of a step down to this norm where theirs is larger.
     """
 
+    kind: Literal["sgd", "adamw"] = "sgd"
     lr: float = 0.1
     momentum: float = 0.9
     nesterov: bool = False
     weight_decay: float = 2e-4
+    decay: Literal["all", "matrices"] = "all"
+    layer_decay: float | None = None
+    clip_norm: float | None = None
 
     def __post_init__(self) -> None:
         _at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
+        if self.kind == "adamw" and self.nesterov:
+            raise ValueError("optimizer.nesterov is true, but adamw has no such form; leave it out")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"optimizer.layer_decay is {self.layer_decay}, expected above 0 and at most 1")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ValueError(f"optimizer.clip_norm is {self.clip_norm}, expected above 0")
 
 
 SelectBy = Literal["balanced", "all", "harmonic", "worst"]
@@ -131,7 +153,8 @@ class RunOptions:
         accumulation: micro-batches a process runs one after the other in a step, to fit the memory.
         seed: decides every draw: initial weights, samples, crops, pastes.
         device: auto (a GPU where there is one), cpu or cuda.
-        mixed_precision: bf16 runs the network (never the losses) in bfloat16.
+        mixed_precision: bf16 runs the network (never the losses) in bfloat16, fp16 in float16 with a loss scale, for
+            GPUs before Ampere.
         compile: torch.compile the network, which fuses its operations. The first steps take a minute or so.
         cuda_graphs: replay whole steps, from the paste to the optimizer, as CUDA graphs: for small networks, whose
             kernels are shorter than their launches. One process on a GPU; not under MetaSAug.
@@ -233,7 +256,7 @@ class Options:
             FileNotFoundError: there is no such recipe.
         """
         file = None if recipe is None else find_recipe(str(recipe))
-        content = {} if file is None else yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = {} if file is None else _read_yaml(file)
         content = _merged(current_recipe(content, _LISTS), current_recipe(_plain(values), _LISTS))
         chosen = {k: str(v) for k, v in (content.get("method") or {}).items() if k in ("name", *KINDS)}
         method_name = chosen.pop("name", "cmo")
@@ -247,7 +270,7 @@ class Options:
 
 
 def parse(arguments: Sequence[str]) -> Options:
-    """Options from a command line such as ``--recipe recipes/digits-lt/ce.yaml --epochs 20``.
+    """Options from a command line such as `--recipe recipes/digits-lt/ce.yaml --epochs 20`.
 
     An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
     """
@@ -278,7 +301,7 @@ def _finished(
     values = namespace.as_dict()
     data = DataOptions(**values["data"])
     if namespace["model.name"] == _AUTO:
-        namespace["model.name"] = _network_for(data.make_preset().train.size)
+        namespace["model.name"] = _network_for(data.make_preset(ModelOptions()).train.size)
         values = namespace.as_dict()
     resolved = yaml.safe_load(parser.dump(namespace))
     method_values = values.pop("method")
@@ -372,7 +395,10 @@ class _Parser(ArgumentParser):
 
     def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
         """Read a recipe, whose options may be written in other ways."""
-        content = current_recipe(yaml.safe_load(Path(str(path)).read_text(encoding="utf-8")), _LISTS)
+        try:
+            content = current_recipe(_read_yaml(Path(str(path))), _LISTS)
+        except ValueError as error:
+            self.error(str(error))
         return self.parse_string(yaml.safe_dump(content), path=Path(str(path)).name, **settings)
 
 
@@ -403,11 +429,23 @@ def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
     return chosen | {name: value for name, value in given.items() if value is not None}
 
 
+def _read_yaml(path: Path) -> Any:
+    """The content of a YAML file.
+
+    Raises:
+        ValueError: it is none; the message says where.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: expected a recipe in YAML, found {' '.join(str(error).split())}") from error
+
+
 def _method_section(recipe: Path) -> dict[str, Any]:
     """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
     try:
-        content = current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), _LISTS)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = current_recipe(_read_yaml(recipe), _LISTS)
+    except (OSError, ValueError):
         return {}
     method = content.get("method") if isinstance(content, dict) else None
     return method if isinstance(method, dict) else {}

@@ -29,7 +29,7 @@ def summary(options: Options, steps_per_epoch: int, parameters: int, ends: Seque
         ends: when each of the steps taken was done, in seconds after the start.
     """
     run = options.run
-    side = options.data.make_preset().train.size
+    side = options.data.make_preset(options.model).train.size
     planned = run.epochs * steps_per_epoch
     steps = min(planned, run.max_steps or planned)
     timed = ends[_WARM_UP - 1 :] if len(ends) > _WARM_UP else [0.0, *ends]

@@ -22,10 +22,12 @@ from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
 from train.cautions import cautions, network_cautions
-from train.checkpoints.files import load, load_weights, newest_of
+from train.checkpoints.files import load, load_stored_part, load_weights, newest_of
+from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
 from train.evaluation.evaluator import Evaluator
+from train.features import FeatureReader, HeadAlone, cache_features, class_vectors
 from train.inputs.input_builder import InputBuilder
 from train.launch import (
     bare,
@@ -39,10 +41,11 @@ from train.launch import (
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
-from train.loop.trainer import FACTOR, NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.losses.precision import autocast
+from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
+from train.losses.precision import autocast, loss_scaler
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
+from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
@@ -65,14 +68,15 @@ def train(options: Options) -> int:
     check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
+    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
     # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
         datasets = open_datasets(options.data)
         if options.run.dry_run:
-            return _rehearse(options, datasets, accelerator)
+            return _rehearse(options, datasets, accelerator, pretrained)
         with folder.lock() if accelerator.is_main_process else nullcontext():
-            return Run(options, folder, datasets, accelerator).execute()
+            return Run(options, folder, datasets, accelerator, pretrained).execute()
     finally:
         # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
         # 2.11), and the launcher reports a finished run as failed.
@@ -89,10 +93,12 @@ def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
     return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
 
 
-def _rehearse(options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator) -> int:
+def _rehearse(
+    options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator, pretrained: Pretrained | None
+) -> int:
     """Take a few steps and say what the whole run takes; weights and files are thrown away."""
     with rehearsal.trial(options) as few:
-        run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator)
+        run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator, pretrained)
         ends, started = [], time.perf_counter()
         with run.make_loader() as loader:
             for loaded in loader:
@@ -106,13 +112,23 @@ def _rehearse(options: Options, datasets: dict[str, ShardSet], accelerator: Acce
 class Run:
     """The parts of a run, made in the order in which they can fail cheaply."""
 
-    def __init__(self, options: Options, folder: RunFolder, datasets: dict[str, ShardSet], accelerator: Accelerator):
+    def __init__(
+        self,
+        options: Options,
+        folder: RunFolder,
+        datasets: dict[str, ShardSet],
+        accelerator: Accelerator,
+        pretrained: Pretrained | None = None,
+    ):
+        self.pretrained = pretrained
         self.options, self.folder, self.datasets, self.accelerator = options, folder, datasets, accelerator
-        self.preset: Preset = options.data.make_preset()
+        self.preset: Preset = options.data.make_preset(options.model)
         self.schedule = Schedule(options.schedule, options.optimizer.lr, options.run.epochs)
         self.method = self._make_method()
         self.capture: Capture | None = None
         if options.run.cuda_graphs:
+            if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
+                raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
@@ -125,10 +141,13 @@ class Run:
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
+        if pretrained is not None:
+            load_pretrained(bare_model, pretrained, self.method.inherits)
         if options.model.init_from is not None:
             load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
+        bare_model = self._started(bare_model)
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile:
             # In place: the names in checkpoints stay. Sizes are fixed: a step has one, the short last one another.
@@ -160,6 +179,39 @@ class Run:
         method.check_batch_size(self.options.run.batch_size)
         return method
 
+    def _started(self, model: nn.Module) -> nn.Module:
+        """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
+        cached."""
+        wanted, alone = self.method.starts_from(), self.method.trained_alone()
+        if wanted is None and alone is None:
+            return model
+        device, seed = self.accelerator.device, self.options.run.seed
+        reader = FeatureReader(
+            model.to(device), self.method.context.input_builder, device, self.options.run.batch_size, self.options.data
+        )
+        continues = self.options.run.resume != "never" and bool(self.folder.checkpoints.positions())
+        if wanted is not None and not continues:  # a checkpoint has the classifier
+            if self.preset.plain is None:
+                raise ValueError(
+                    f"method.start {self.options.method.start} needs a preset that follows the backbone, such as "
+                    f"backbone-mda; data.preset is {self.options.data.preset}"
+                )
+            vectors, known = class_vectors(wanted, self.datasets["train"], self.preset.plain, reader, seed)
+            self.method.start(model, vectors, known)
+        if alone is None:
+            return model
+        views = {role: self.preset.train if role == "train" else self.preset.evaluation for role in self.datasets}
+        key = f"{self._weights_key()} {self.preset.normalization}"
+        self.cached = cache_features(self.datasets, views, key, reader, self.accelerator.main_process_first)
+        return HeadAlone(alone, model.get_submodule(alone))
+
+    def _weights_key(self) -> str:
+        """Names the weights of a frozen backbone."""
+        if self.pretrained is not None:
+            return f"{self.options.model.name} {self.pretrained.sha256}"
+        assert self.options.model.init_from is not None, "the stage wants one of the two"
+        return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
+
     def _set_torch_up(self) -> None:
         torch.use_deterministic_algorithms(self.options.run.deterministic)
         torch.backends.cudnn.benchmark = not self.options.run.deterministic  # a run has few shapes: try all algorithms
@@ -169,14 +221,14 @@ class Run:
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
         # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        optimizer = torch.optim.SGD(
-            self._parameter_groups(),
-            o.lr,
-            o.momentum,
-            weight_decay=o.weight_decay,
-            nesterov=o.nesterov,
-            fused=self.accelerator.device.type == "cuda",
-        )
+        # Captured steps know the learning rate by its address.
+        lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
+        bare_model = bare(self.accelerator, self.model)
+        on_gpu = self.accelerator.device.type == "cuda"
+        optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
+        started = self.pretrained is not None or self.options.model.init_from is not None
+        inherited = (self.method.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
+        warn_of_destructive_rate(o, started and any(inherited))
         parts = TrainerParts(
             accelerator=self.accelerator,
             method=self.method,
@@ -192,25 +244,15 @@ class Run:
             averaged=self.averaged,
             capture=self.capture,
             fit=self._fit(),
+            scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
+            clip_norm=o.clip_norm,
+            stores=None if self.pretrained is None else self.method.stores,
             classes={
                 "names": self.datasets["train"].class_names,
                 "samples": self.datasets["train"].samples_per_class.tolist(),
             },
         )
         return Trainer(parts, self.options.run)
-
-    def _parameter_groups(self) -> list[dict[str, Any]]:
-        """Trained parameters by the factor on their learning rate, which the trainer sets epoch by epoch."""
-        groups: dict[float, list[nn.Parameter]] = {}
-        for name, parameter in self.accelerator.unwrap_model(self.model).named_parameters():
-            if parameter.requires_grad:
-                groups.setdefault(self.method.rate_factor(name), []).append(parameter)
-        lr, device = self.options.optimizer.lr, self.accelerator.device
-        return [
-            # Captured steps know the learning rate by its address.
-            {"params": members, "lr": lr if self.capture is None else torch.tensor(lr, device=device), FACTOR: factor}
-            for factor, members in groups.items()
-        ]
 
     def _fit(self) -> dict[str, Any]:
         """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
@@ -220,6 +262,7 @@ class Run:
             "classes": self.datasets["train"].num_classes,
             "select_by": self.options.run.select_by,
             "preset": self.preset.record,
+            **({} if self.pretrained is None else {"weights_sha256": self.pretrained.sha256}),
             "accumulation": self.options.run.accumulation,
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
@@ -275,6 +318,7 @@ class Run:
         uses_dali = "dali" in loader.executor_names.values()
         return {
             "parameters": self.parameters,
+            **({} if self.pretrained is None else {"pretrained": self._describe_pretrained()}),
             "device": device.type,
             "processes": world_size,
             "micro_batch": -(-o.run.batch_size // (world_size * o.run.accumulation)),
@@ -293,6 +337,11 @@ class Run:
                 *network_cautions(o.model.name, self.preset.train.size),
             ],
         }
+
+    def _describe_pretrained(self) -> dict[str, Any]:
+        assert self.pretrained is not None
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        return {"name": self.pretrained.name, "sha256": self.pretrained.sha256, "trained_parameters": trained}
 
     def _announce(self, derived: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -347,7 +396,8 @@ class Run:
         last, details = self.evaluator.final_scores()
         best = last
         if history.best != history.last:
-            self.trainer.evaluated_model.load_state_dict(load(self.folder.checkpoints.best)["model"])
+            best_weights = load(self.folder.checkpoints.best)["model"]
+            load_stored_part(self.trainer.evaluated_model, best_weights, self.trainer.parts.stores)
             best, _ = self.evaluator.final_scores()
         if self.accelerator.is_main_process:
             summary = run_report.RunSummary(

@@ -14,7 +14,7 @@ from train.checkpoints.files import CheckpointFolder
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that ``path`` never holds half of it."""
+    """Write JSON so that `path` never holds half of it."""
     data = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_file(path, path.with_name(path.name + ".partial")) as file:
         file.write(data.encode())

@@ -18,11 +18,11 @@ def step_factor(
     warmup_overshoots: bool = False,
     warmup_start: float = 0.0,
 ) -> float:
-    """Factor on the base rate: linear warm-up, then ``factors[k]`` from ``milestones[k]`` on.
+    """Factor on the base rate: linear warm-up, then `factors[k]` from `milestones[k]` on.
 
     Schedules S1-S3 of CMO (CIFAR, ImageNet-LT, iNat18) warm up over epochs 0 … warmup_epochs-1. S4 (CIFAR, 400 epochs)
-    lets the ramp run one epoch longer (``warmup_overshoots``), so that epoch 10 trains at 1.1 times the base rate: odd,
-    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (``warmup_start``).
+    lets the ramp run one epoch longer (`warmup_overshoots`), so that epoch 10 trains at 1.1 times the base rate: odd,
+    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (`warmup_start`).
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         done = (epoch + 1) / warmup_epochs
@@ -36,9 +36,9 @@ def cosine_factor(
     """Factor on the base rate: linear warm-up, then half a cosine.
 
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
-    earlier than the ramp ends, ``(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2``, and never reaches zero. With w = 0 it
-    is the plain ``(1 + cos(pi e / E)) / 2`` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
-    epoch longer (``warmup_overshoots``). NCL counts epochs from one (``ends_at_zero``): its last epoch has factor 0,
+    earlier than the ramp ends, `(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2`, and never reaches zero. With w = 0 it
+    is the plain `(1 + cos(pi e / E)) / 2` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
+    epoch longer (`warmup_overshoots`). NCL counts epochs from one (`ends_at_zero`): its last epoch has factor 0,
     and none has 1.
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
@@ -64,6 +64,8 @@ class ScheduleOptions:
             is updated after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch so precedes the warm-up).
         warmup_start: factor that the ramp rises from (steps only); NCL begins at 1/3.
         final_lr: rate that the cosine descends to; NCL's is 1e-4.
+        per: epoch keeps a rate for an epoch; step lets ramp and cosine (no other kind) go on with every step, the
+            cosine from the end of the ramp to the end of the run.
         ends_at_zero: let the cosine reach its end in the last epoch, as NCL's does, instead of one epoch later.
     """
 
@@ -77,8 +79,13 @@ class ScheduleOptions:
     warmup_start: float = 0.0
     final_lr: float = 0.0
     ends_at_zero: bool = False
+    per: Literal["epoch", "step"] = "epoch"
 
     def __post_init__(self) -> None:
+        if self.per == "step" and (self.kind != "cosine" or self.late or self.warmup_overshoots or self.ends_at_zero):
+            raise ValueError(
+                "schedule.per step goes with schedule.kind cosine, and without late, warmup_overshoots and ends_at_zero"
+            )
         if self.for_epochs < 1:
             raise ValueError(f"schedule.for_epochs is {self.for_epochs}, expected at least 1")
         if len(self.milestones) != len(self.factors):
@@ -98,7 +105,7 @@ class Schedule:
     epochs: int
 
     def rescaled(self, epoch: int) -> int:
-        """The epoch of this run that corresponds to ``epoch`` of a run of ``options.for_epochs``."""
+        """The epoch of this run that corresponds to `epoch` of a run of `options.for_epochs`."""
         return round(epoch * self.epochs / self.options.for_epochs)
 
     @property
@@ -118,3 +125,14 @@ class Schedule:
         return self.base_lr * step_factor(
             epoch, self.milestones, o.factors, o.warmup_epochs, o.warmup_overshoots, o.warmup_start
         )
+
+    def lr_at(self, epoch: int, step: int, steps_per_epoch: int) -> float:
+        """Learning rate of a step, both zero-based."""
+        o = self.options
+        if o.per == "epoch":
+            return self.lr(epoch)
+        done, ramp = epoch * steps_per_epoch + step, o.warmup_epochs * steps_per_epoch
+        if done < ramp:
+            return self.base_lr * (done + 1) / ramp
+        share = (done - ramp) / max(self.epochs * steps_per_epoch - ramp, 1)
+        return o.final_lr + (self.base_lr - o.final_lr) * 0.5 * (1 + math.cos(math.pi * share))

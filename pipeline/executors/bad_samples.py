@@ -26,7 +26,7 @@ class BadSamples:
     """The bad samples found so far in one data set; shared by its streams and their threads."""
 
     def __init__(self, dataset: ShardSet, budget: int) -> None:
-        """``budget``: how many different bad samples are replaced; one more raises."""
+        """`budget`: how many different bad samples are replaced; one more raises."""
         self._dataset = dataset
         self._budget = budget
         self._reasons: dict[int, str] = {}

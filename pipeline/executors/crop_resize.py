@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from pipeline.transfer import values_to_device
-from pipeline.views.view import PadMode, ViewPlan
+from pipeline.views.view import PadMode, Resampling, ViewPlan
 
 
 def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
-    """The geometry of ``plan`` on decoded images.
+    """The geometry of `plan` on decoded images.
 
     images: uint8 (B, height, width, 3); returns uint8 (B, *plan.output_size, 3) on the same device.
     Exactly Pillow's pixels where nothing is resized; else its antialiased bilinear resize, but for ties of rounding.
+    A bicubic one likewise.
     """
     numbers = {name: getattr(plan, name).astype(np.float32) for name in ("region", "resized", "window")}
     region, resized, window, flip = values_to_device({**numbers, "flip": plan.flip}, images.device).values()
@@ -30,24 +31,33 @@ def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
             images.shape[axis + 1],
             plan.output_size[axis],
             plan.pad_mode,
+            plan.resampling,
         )
         for axis in (0, 1)
     )
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     pixels = images.permute(0, 3, 1, 2).float()
     # Columns first and rounded in between, as Pillow does it.
-    pixels = torch.einsum("bchw,bxw->bchx", pixels, columns).add_(0.5).floor_()
+    pixels = torch.einsum("bchw,bxw->bchx", pixels, columns).add_(0.5).floor_().clamp_(0, 255)
     pixels = torch.einsum("bchx,byh->byxc", pixels, rows).add_(0.5).floor_()
     return pixels.clamp_(0, 255).to(torch.uint8)
 
 
 def resampling_weights(
-    start: Tensor, length: Tensor, resized: Tensor, window: Tensor, source_size: int, output_size: int, pad: PadMode
+    start: Tensor,
+    length: Tensor,
+    resized: Tensor,
+    window: Tensor,
+    source_size: int,
+    output_size: int,
+    pad: PadMode,
+    resampling: Resampling = "bilinear",
 ) -> Tensor:
     """Weights float32 (B, output_size, source_size) of source pixels in output pixels, along one axis.
 
-    Pixels ``start`` to ``start + length`` (float32 (B,) each) are resized to ``resized`` pixels, of which the output
-    shows those from ``window`` on. Pillow's filter: a triangle as wide as two pixels of the coarser of the two grids.
+    Pixels `start` to `start + length` (float32 (B,) each) are resized to `resized` pixels, of which the output
+    shows those from `window` on. Pillow's filters: a triangle as wide as two pixels of the coarser of the two grids,
+    or the cubic with a = −1/2, as wide as four.
     """
     shown = window[:, None] + torch.arange(output_size, device=start.device)
     last = (resized - 1)[:, None]
@@ -57,11 +67,19 @@ def resampling_weights(
     scale = (length / resized)[:, None]
     centre = start[:, None] + (shown + 0.5) * scale
     pixel = torch.arange(source_size, device=start.device) + 0.5
-    weights = 1 - (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
+    distance = (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
     # Pillow crops first: pixels outside of the region have no part in the resize.
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
-    weights = weights.clamp(min=0) * inside[:, None, :]
+    weights = (_cubic(distance) if resampling == "bicubic" else (1 - distance).clamp(min=0)) * inside[:, None, :]
     weights = weights / weights.sum(dim=2, keepdim=True)
     if pad == "zero":
         weights = weights.masked_fill(outside[:, :, None], 0)
     return weights
+
+
+def _cubic(distance: Tensor) -> Tensor:
+    """The cubic kernel with a = −1/2 (Keys, 1981), zero from two pixels on."""
+    x = distance.clamp(max=2)
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    return torch.where(x < 1, near, far)

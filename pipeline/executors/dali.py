@@ -89,7 +89,7 @@ class DaliExecutor:
         self._source_error: Exception | None = None
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
-        """See ``Executor.run``."""
+        """See `Executor.run`."""
         # Not in the generator: reading ahead begins now, not when the first batch is asked for.
         self._upcoming = self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
         self._pipeline = self._build()

@@ -24,7 +24,12 @@ def margins(plan: ViewPlan) -> npt.NDArray[np.int32]:
 
 
 def brighten_border(images: torch.Tensor, plan: ViewPlan) -> None:
-    """Undo, in place, the margin's share in the outermost lines of images that were resized with ``margins``."""
+    """Undo, in place, the margin's share in the outermost lines of images that were resized with `margins`.
+
+    Bicubic ones had none.
+    """
+    if plan.resampling == "bicubic":
+        return
     inside = _share_inside(_scale(plan))
     for axis in (0, 1):
         for line in (np.zeros(len(plan), dtype=np.int64), plan.resized[:, axis].astype(np.int64) - 1):

@@ -8,7 +8,7 @@ from nvidia.dali import fn, pipeline_def, types
 from pipeline.executors.dali_border import margins
 from pipeline.executors.decode_settings import DecodeSettings
 from pipeline.plan import StreamPlan
-from pipeline.views.view import OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
+from pipeline.views.view import AnnealedSquareCrop, OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
 
 # The inputs of a graph that carry a view's plan: element type and dimensions of a sample.
@@ -55,7 +55,7 @@ def decoder_arguments(settings: DecodeSettings, on_cpu: bool) -> dict[str, Any]:
 def decode_graph(source: Any, regions: bool, decoder: dict[str, Any]) -> Any:
     """On the CPU: encoded bytes in, uint8 HWC out; with `regions` only the planned region of each image.
 
-    decoder: as ``decoder_arguments`` gives them, here and in the other graphs.
+    decoder: as `decoder_arguments` gives them, here and in the other graphs.
     """
     if not regions:
         return fn.decoders.image(_external_source(source, [])[0], **decoder)
@@ -100,7 +100,7 @@ def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
 
 @pipeline_def
 def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, decoder: dict[str, Any]) -> tuple[Any, ...]:
-    """Encoded bytes and the plans of ``views`` in; per view uint8 HWC out, whole where the view reflects.
+    """Encoded bytes and the plans of `views` in; per view uint8 HWC out, whole where the view reflects.
 
     regions: decode only the planned region; for a single view that does not reflect.
     """
@@ -130,7 +130,7 @@ def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, deco
         image = fn.resize(
             image,
             size=planned["resized"],
-            interp_type=types.INTERP_LINEAR,
+            interp_type=types.INTERP_CUBIC if view.resampling == "bicubic" else types.INTERP_LINEAR,
             antialias=True,
             **region_of_interest,
         )
@@ -164,13 +164,20 @@ def reflects(view: View | OneOf) -> bool:
 
 def _has_window(view: View | OneOf) -> bool:
     """Whether the output is a part of the resized image; copying all of it costs 2 % of decoding."""
-    return any(not isinstance(branch.geometry, RandomResizedCrop | Whole) for branch in _branches(view))
+    return any(
+        not isinstance(branch.geometry, RandomResizedCrop | AnnealedSquareCrop | Whole) for branch in _branches(view)
+    )
 
 
 def _shows_border(view: View | OneOf) -> bool:
-    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view."""
+    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view.
+
+    A bicubic view has no margin, whose share of a cubic is negative here and positive there: its border is DALI's.
+    """
+    if view.resampling == "bicubic":
+        return False
     return any(
-        isinstance(branch.geometry, RandomResizedCrop | Whole)
+        isinstance(branch.geometry, RandomResizedCrop | AnnealedSquareCrop | Whole)
         or (isinstance(branch.geometry, ResizeCenterCrop) and branch.geometry.resize < branch.geometry.size + 2)
         for branch in _branches(view)
     )

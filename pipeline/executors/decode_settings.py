@@ -28,7 +28,7 @@ def decode_settings(device: torch.device, threads: int) -> DecodeSettings:
     """What every run uses on this device, with this process's share of the cores.
 
     The CPU's are measured: decoding regions takes 0.86 of the time of decoding all. The GPU's are not yet
-    (``python -m tools.bench loader`` does it). Until then they are DALI's own, and whole images: its region decoder
+    (`python -m tools.bench loader` does it). Until then they are DALI's own, and whole images: its region decoder
     is reported to end the process on an H100 (nvImageCodec 0.9.0, https://github.com/NVIDIA/nvImageCodec/issues/55).
     """
     on_cpu = device.type == "cpu"

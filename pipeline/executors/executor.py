@@ -17,7 +17,7 @@ class Executor(Protocol):
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         """One finished batch per request, in order; a bad sample's place holds the id and picture of its replacement.
 
-        ``requests`` is consumed ahead of what is yielded, possibly in a thread. Called once in an executor's life.
+        `requests` is consumed ahead of what is yielded, possibly in a thread. Called once in an executor's life.
         """
 
     def close(self) -> None:

@@ -11,11 +11,18 @@ from pipeline.executors.executor import Executor
 from pipeline.views.view import OneOf, View
 from shards.reader import ShardSet
 
-ExecutorName = Literal["auto", "dali", "resident", "reference"]
+ExecutorName = Literal["auto", "dali", "resident", "reference", "features"]
 
 
 def choose_executor(name: ExecutorName, dataset: ShardSet) -> ExecutorName:
-    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI."""
+    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI.
+
+    Where features were registered for a data set, they are served whatever the name.
+    """
+    from pipeline.executors.features import has_features
+
+    if has_features(dataset):
+        return "features"
     if name != "auto":
         return name
     from pipeline.executors.resident import fits_resident
@@ -32,10 +39,10 @@ def make_executor(
     largest_batch: int,
     bad_samples: BadSamples,
 ) -> Executor:
-    """An executor for one stream of ``dataset``; raises ValueError where it cannot serve that data set or these views.
+    """An executor for one stream of `dataset`; raises ValueError where it cannot serve that data set or these views.
 
     Args:
-        name: as ``choose_executor`` gives it.
+        name: as `choose_executor` gives it.
         views: the views of the stream: they decide the shape of a decode graph.
         device: where the images are wanted; DALI decodes on it.
         decode_threads: CPU threads of this executor.
@@ -52,6 +59,10 @@ def make_executor(
         from pipeline.executors.resident import ResidentExecutor
 
         return ResidentExecutor(dataset, device, decode_threads, bad_samples)
+    if name == "features":
+        from pipeline.executors.features import FeatureExecutor
+
+        return FeatureExecutor(dataset, device)
     if name == "reference":
         from pipeline.executors.reference import ReferenceExecutor
 

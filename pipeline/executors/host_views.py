@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.executors.threads import one_thread_each
-from pipeline.views.view import ViewPlan
+from pipeline.views.view import Resampling, ViewPlan
 
 
 class HostViews:
@@ -38,7 +38,8 @@ class HostViews:
             if not regions_are_cut:
                 top, left, height, width = plan.region[i].tolist()
                 image = image[top : top + height, left : left + width]
-            view = _window(_resized(image, plan.resized[i].tolist()), plan.window[i].tolist(), plan.output_size)
+            resized = _resized(image, plan.resized[i].tolist(), plan.resampling)
+            view = _window(resized, plan.window[i].tolist(), plan.output_size)
             # Flipped as (batch, channel, row, column): torch has a fast way for that layout only, ten times faster.
             views[i] = (view.flip(3) if plan.flip[i] else view)[0].permute(1, 2, 0).numpy()
 
@@ -51,12 +52,12 @@ class HostViews:
         self.pool.shutdown()
 
 
-def _resized(image: np.ndarray, size: list[int]) -> Tensor:
-    """uint8 (1, 3, *size), channels last: antialiased bilinear, as Pillow's to one grey level."""
+def _resized(image: np.ndarray, size: list[int], resampling: Resampling) -> Tensor:
+    """uint8 (1, 3, *size), channels last: antialiased, as Pillow's to one grey level."""
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     if list(image.shape[:2]) == size:
         return pixels
-    return functional.interpolate(pixels, size=size, mode="bilinear", antialias=True)
+    return functional.interpolate(pixels, size=size, mode=resampling, antialias=True)
 
 
 def _window(pixels: Tensor, corner: list[int], size: tuple[int, int]) -> Tensor:

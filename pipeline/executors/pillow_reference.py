@@ -11,6 +11,8 @@ from PIL import Image
 from pipeline.augmentation.pillow_operations import pillow_operation
 from pipeline.views.view import ViewPlan
 
+FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
 
 def reference_view(encoded: bytes | memoryview | np.ndarray, plan: ViewPlan, i: int) -> np.ndarray:
     """Decodes an image and makes view `i` of the plan: uint8 (H, W, 3)."""
@@ -24,7 +26,7 @@ def picture_view(image: Image.Image, plan: ViewPlan, i: int) -> np.ndarray:
     image = image.crop((left, top, left + width, top + height))
     resized_height, resized_width = (int(value) for value in plan.resized[i])
     if (resized_width, resized_height) != image.size:
-        image = image.resize((resized_width, resized_height), Image.Resampling.BILINEAR)
+        image = image.resize((resized_width, resized_height), FILTERS[plan.resampling])
     image = cut_window(image, plan, i)
     if plan.flip[i]:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

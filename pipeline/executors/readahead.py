@@ -17,7 +17,7 @@ _READY_AHEAD = 2
 
 
 class ReadAhead:
-    """Iterates over ``requests`` in order, with bad samples replaced, a few requests ahead of the consumer.
+    """Iterates over `requests` in order, with bad samples replaced, a few requests ahead of the consumer.
 
     Planning and checking happen in the thread; what they raise is raised to the consumer, in its turn.
     """

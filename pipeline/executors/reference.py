@@ -30,7 +30,7 @@ class ReferenceExecutor:
         self._ahead: ReadAhead | None = None
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
-        """See ``Executor.run``."""
+        """See `Executor.run`."""
         self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
         return self._serve(self._ahead)
 

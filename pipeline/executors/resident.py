@@ -73,7 +73,7 @@ class ResidentExecutor:
         self._bad_samples = bad_samples
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
-        """See ``Executor.run``."""
+        """See `Executor.run`."""
         for request in requests:
             request = self._bad_samples.replaced(request)
             ids = to_device(torch.from_numpy(request.sample_ids), self._images.device)

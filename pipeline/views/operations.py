@@ -119,7 +119,7 @@ class ColorJitter:
             raise ValueError(f"ColorJitter: amounts are {amounts}, expected >= 0, one above 0, and hue <= 0.5")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
-        # Always nine numbers an image, so that a change of one amount leaves the other draws where they are.
+        # Always nine numbers per image, so that a change of one amount leaves the other draws where they are.
         uniform = draw("jitter", (count, 9))
         amounts = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         low = np.append(np.maximum(1.0 - amounts[:3], 0.0), -self.hue)

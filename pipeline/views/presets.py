@@ -26,6 +26,8 @@ class Preset:
     """The views of a data set: `train` is drawn, `evaluation` is not.
 
     `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
+    `plain` shows training images undrawn, for class means and cached features; `crops` are the pictures that a
+    test-time ensemble averages over.
     `changes`: how a preset of one's own differs from a named one, see `own_presets.py`.
     """
 
@@ -34,6 +36,8 @@ class Preset:
     evaluation: View
     normalization: Normalization
     second: View | OneOf | None = None
+    plain: View | None = None
+    crops: tuple[View, ...] = ()
     changes: Mapping[str, Any] | None = None
 
     @property

@@ -13,6 +13,9 @@ import numpy as np
 from pipeline.views.operations import Draw, Operation, PlannedOperation, check_probability
 
 PadMode = Literal["zero", "reflect"]
+Resampling = Literal["bilinear", "bicubic"]
+Curve = Literal["convex", "linear", "concave"]
+Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
 CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, before it falls back to a central crop
 
 
@@ -55,18 +58,62 @@ class ResizeCenterCrop:
 
 
 @dataclass(frozen=True)
+class ResizeCornerCrop:
+    """The short side resized to `resize`, then the square in a corner."""
+
+    resize: int
+    size: int
+    corner: Corner
+
+    def __post_init__(self) -> None:
+        if not 0 < self.size <= self.resize or self.corner not in get_args(Corner):
+            raise ValueError(f"{self}: expected 0 < size <= resize, and one of {get_args(Corner)}")
+
+
+@dataclass(frozen=True)
+class AnnealedSquareCrop:
+    """A random square of the image, resized; its smallest area grows to the largest square with the epochs.
+
+    LIFT+'s "minimalist data augmentation" (MDA): the area share is uniform in [min(a, M), M], M that of the largest
+    square and a = minimum + (1 − minimum) · f(t), t from 0 in the first epoch to 1 in the last; f is 1 − √(1 − t²)
+    (convex), t (linear) or √(1 − (1 − t)²) (concave).
+    """
+
+    size: int
+    minimum: float = 0.08
+    curve: Curve = "convex"
+
+    def __post_init__(self) -> None:
+        if not (self.size > 0 and 0 < self.minimum <= 1 and self.curve in get_args(Curve)):
+            raise ValueError(f"{self}: expected size > 0, 0 < minimum <= 1, and one of {get_args(Curve)}")
+
+    def smallest_share(self, progress: float) -> float:
+        """The a of an epoch; progress is t."""
+        match self.curve:
+            case "convex":
+                risen = 1 - (1 - progress**2) ** 0.5
+            case "linear":
+                risen = progress
+            case "concave":
+                risen = (1 - (1 - progress) ** 2) ** 0.5
+        return self.minimum + (1 - self.minimum) * risen
+
+
+@dataclass(frozen=True)
 class Whole:
     """The whole image resized to a square; an image of that size is left untouched."""
 
     size: int
 
 
-Geometry = RandomResizedCrop | PaddedCrop | ResizeCenterCrop | Whole
+Geometry = RandomResizedCrop | PaddedCrop | ResizeCenterCrop | ResizeCornerCrop | AnnealedSquareCrop | Whole
 
 
 @dataclass(frozen=True)
 class View:
     """One picture of a sample: geometry, horizontal flip, then the operations in their order.
+
+    `resampling` is the filter of the geometry's antialiased resize.
 
     Recipes that flip last ("sim") are the same: a flip changes no later colour operation or blur.
     """
@@ -74,6 +121,7 @@ class View:
     geometry: Geometry
     flip_probability: float = 0.0
     operations: tuple[Operation, ...] = ()
+    resampling: Resampling = "bilinear"
 
     def __post_init__(self) -> None:
         check_probability(self, self.flip_probability)
@@ -102,11 +150,18 @@ class OneOf:
         modes = {view.pad_mode for view in self.views if isinstance(view.geometry, PaddedCrop)}
         if len(modes) > 1:
             raise ValueError("OneOf: one view pads with zeros and the other reflects; a plan has one padding")
+        if first.resampling != second.resampling:
+            raise ValueError("OneOf: one view resizes by another filter than the other; a plan has one filter")
 
     @property
     def size(self) -> int:
         """Side of the square output in pixels."""
         return self.views[0].size
+
+    @property
+    def resampling(self) -> Resampling:
+        """The filter of both views' resize."""
+        return self.views[0].resampling
 
 
 @dataclass(frozen=True)
@@ -114,7 +169,7 @@ class ViewPlan:
     """One drawn view of B images: cut `region`, resize it to `resized`, cut `window`, flip, run the operations.
 
     region: int32 (B, 4), top, left, height, width in the source image.
-    resized: int32 (B, 2), height and width of the region after an antialiased bilinear resize.
+    resized: int32 (B, 2), height and width of the region after an antialiased resize by the filter `resampling`.
     window: int32 (B, 2), top and left of the output in the resized image; where it reaches outside, `pad_mode` fills.
     flip: bool (B,), left-right. output_size: height and width of every output image.
     """
@@ -126,6 +181,7 @@ class ViewPlan:
     output_size: tuple[int, int]
     pad_mode: PadMode
     operations: tuple[PlannedOperation, ...]
+    resampling: Resampling = "bilinear"
 
     def __len__(self) -> int:
         return len(self.flip)
@@ -142,17 +198,21 @@ class ViewPlan:
         )
 
 
-def plan_view(view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
+def plan_view(
+    view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw, progress: float = 1.0
+) -> ViewPlan:
     """Draws a view for images of the given sizes (int (B,) each).
 
     `draw("crop", shape)` gives the numbers of the crop, `draw("flip", shape)` of the flip, and so on, so that a new
     operation moves no other's draws. Row i of every draw belongs to image i, whatever the batch size.
+
+    progress: from 0 in the first epoch of a run to 1 in its last; geometries that anneal depend on it.
     """
     # int64: areas and products of the index's uint16 sizes must not wrap.
     widths, heights = np.asarray(widths, np.int64), np.asarray(heights, np.int64)
     if isinstance(view, OneOf):
-        return _plan_one_of(view, widths, heights, draw)
-    region, resized, window = _plan_geometry(view.geometry, widths, heights, draw)
+        return _plan_one_of(view, widths, heights, draw, progress)
+    region, resized, window = _plan_geometry(view.geometry, widths, heights, draw, progress)
     flip = draw("flip", (len(widths),)) < view.flip_probability if view.flip_probability else None
     size = (view.size, view.size)
     return ViewPlan(
@@ -165,13 +225,20 @@ def plan_view(view: View | OneOf, widths: np.ndarray, heights: np.ndarray, draw:
         operations=tuple(
             planned for operation in view.operations for planned in operation.plan(len(widths), size, draw)
         ),
+        resampling=view.resampling,
     )
 
 
-def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw) -> ViewPlan:
+def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw, progress: float) -> ViewPlan:
     """Both branches are drawn for all images: the draws of a branch then do not depend on the coin."""
     first, second = (
-        plan_view(branch, widths, heights, lambda purpose, shape, prefix=prefix: draw(f"{prefix}/{purpose}", shape))  # type: ignore[misc]
+        plan_view(
+            branch,
+            widths,
+            heights,
+            lambda purpose, shape, prefix=prefix: draw(f"{prefix}/{purpose}", shape),  # type: ignore[misc]
+            progress,
+        )
         for prefix, branch in zip("ab", view.views, strict=True)
     )
     is_first = draw("pipeline", (len(widths),)) < 0.5
@@ -186,11 +253,12 @@ def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Dra
         pad_mode=padded.pad_mode,
         operations=tuple(operation.only_where(is_first) for operation in first.operations)
         + tuple(operation.only_where(~is_first) for operation in second.operations),
+        resampling=view.resampling,
     )
 
 
 def _plan_geometry(
-    geometry: Geometry, widths: np.ndarray, heights: np.ndarray, draw: Draw
+    geometry: Geometry, widths: np.ndarray, heights: np.ndarray, draw: Draw, progress: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Region (B, 4), resized (B, 2) and window (B, 2)."""
     count = len(widths)
@@ -217,6 +285,27 @@ def _plan_geometry(
             resized = short_side_sizes(widths, heights, geometry.resize)
             # torchvision's CenterCrop: Python's round, half to even.
             return whole, resized, np.rint((resized - geometry.size) / 2.0).astype(np.int64)
+        case ResizeCornerCrop():
+            resized = short_side_sizes(widths, heights, geometry.resize)
+            far = np.array(["bottom" in geometry.corner, "right" in geometry.corner])
+            return whole, resized, far * (resized - geometry.size)
+        case AnnealedSquareCrop():
+            region = annealed_regions(widths, heights, geometry.smallest_share(progress), draw("crop", (count, 3)))
+            return region, np.full((count, 2), geometry.size), np.zeros((count, 2), np.int64)
+
+
+def annealed_regions(widths: np.ndarray, heights: np.ndarray, smallest: float, uniform: np.ndarray) -> np.ndarray:
+    """Squares (B, 4) top, left, height, width whose area share is uniform from `smallest` to that of the largest.
+
+    uniform: numbers in [0, 1), float64 (B, 3), for share, top and left.
+    """
+    area, short = widths * heights, np.minimum(widths, heights)
+    largest = short**2 / area
+    low = np.minimum(smallest, largest)
+    side = np.rint(np.sqrt((low + (largest - low) * uniform[:, 0]) * area)).astype(np.int64).clip(1, short)
+    room = np.stack([heights, widths], axis=1) - side[:, None]
+    corner = np.floor(uniform[:, 1:] * (room + 1)).astype(np.int64)
+    return np.stack([corner[:, 0], corner[:, 1], side, side], axis=1)
 
 
 def short_side_sizes(widths: np.ndarray, heights: np.ndarray, short_side: int) -> np.ndarray:

@@ -57,7 +57,7 @@ def execute(name, dataset, views, requests, threads=1):
 
 
 def assert_same_pictures(found, expected, largest=3, mean=0.5):
-    """Grey levels: no pixel further than ``largest``, and ``mean`` on average over each image."""
+    """Grey levels: no pixel further than `largest`, and `mean` on average over each image."""
     assert len(found) == len(expected) > 0
     for views, expected_views in zip(found, expected, strict=True):
         for one, other in zip(views, expected_views, strict=True):

@@ -74,7 +74,7 @@ def start(
 ) -> Training:
     """Start a training with this command line on so many ranks.
 
-    ids: a file that gets a line a step and rank with the sample ids. hooks: see `record_sample_ids`.
+    ids: a file that gets one line per step and rank with the sample ids. hooks: see `record_sample_ids`.
     variables: added to the environment, which is otherwise that of the first start.
     """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}

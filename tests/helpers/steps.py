@@ -71,7 +71,7 @@ def micro_step(
     part: int = 0,
     parts: int = 1,
 ) -> PlannedStep:
-    """Part ``part`` of ``parts`` of a step whose global batches are given by stream: (images by view, labels)."""
+    """Part `part` of `parts` of a step whose global batches are given by stream: (images by view, labels)."""
     whole, batches = {}, {}
     for name, (images, labels) in streams.items():
         whole[name] = np.array(labels)

@@ -356,5 +356,5 @@ def test_networks_of_different_methods_have_no_mean(own: Path, data: Path, tmp_p
     command = ["--checkpoint", str(own), str(other), "--data", str(data / "test"), "--device", "cpu"]
     assert evaluate.main([*command, "--out", str(tmp_path / "out")]) == 0
     table = (tmp_path / "out" / "table.md").read_text()
-    assert "mean of" not in table
+    assert "| mean of" not in table
     assert "no mean over the checkpoints: they differ in method.loss" in table

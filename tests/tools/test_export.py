@@ -39,6 +39,11 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "cosine": {"method.name": "vanilla", "method.loss": "ldam", "model.name": "test_resnet"},
     "experts": {"method.name": "ride"},
     "contrastive": {"method.name": "ncl", "method.experts": 2, "method.hard_classes": 2},
+    # What an evaluation does to the logits of the last layer belongs to the network.
+    "without the prior": {"method.name": "pc_softmax", "model.name": "test_resnet"},
+    "without the running feature": {"method.name": "tde"},
+    "two branches": {"method.name": "bbn"},
+    "parametric contrast": {"method.name": "paco", "method.key_queue": 16},
 }
 
 
@@ -108,6 +113,16 @@ def test_timm_loads_every_kind_of_network(kind: str, data: Path, tmp_path: Path)
     with torch.inference_mode():
         inputs = trained.method.context.input_builder.plain(images)
         torch.testing.assert_close(network(inputs), trained.logits(images), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["crt", "mislas"])
+def test_a_second_stage_is_exported_without_its_first(
+    name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = checkpoint(data, tmp_path / "first", "plain")
+    second = NETWORKS["plain"] | {"method.name": name, "model.init_from": first}
+    monkeypatch.setitem(NETWORKS, "second stage", second)
+    test_timm_loads_every_kind_of_network("second stage", data, tmp_path)
 
 
 def test_timm_loads_a_plain_network_without_this_package(plain: Path, data: Path, tmp_path: Path) -> None:

@@ -57,7 +57,7 @@ def test_the_meta_set_is_balanced_and_no_part_of_the_training_set(cifar):
     path, classes, _, labels = cifar
     sources = sources_of("cifar-lt", "--archive", path, "--imb-factor", 0.2, "--subset", "metasaug", "--allow-partial")
     assert list(sources) == ["", "-meta"]
-    counts = long_tailed_counts(10, classes, 0.2)  # 20 images a class, 10 of them in the meta set
+    counts = long_tailed_counts(10, classes, 0.2)  # 20 images per class, 10 of them in the meta set
     chosen = [[int(ref.name.rpartition("/")[2]) for ref in source.samples] for source in sources.values()]
     assert chosen == [indices.tolist() for indices in metasaug_split(labels, counts)]
     assert not set(chosen[0]) & set(chosen[1])

@@ -213,3 +213,10 @@ def test_a_table_without_a_paper_is_refused(tmp_path: Path) -> None:
     path.write_text('"7":\n  title: t\n  rows: []\n')
     with pytest.raises(ValueError, match="table 7 has no paper"):
         read_tables(path)
+
+
+def test_all_tables_by_name_are_all_tables(capsys: pytest.CaptureFixture[str]) -> None:
+    assert sweep.main(["--tables", "all", "--dry-run"]) == 0
+    everything = capsys.readouterr().out
+    assert sweep.main(["--dry-run"]) == 0
+    assert capsys.readouterr().out == everything

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.helpers.combinations import SMALL
 from tests.helpers.runs import ROOT, arguments
 from tests.helpers.shard_sets import small_images
 from tests.helpers.short_runs import make_run, take_steps
@@ -21,8 +22,6 @@ PAGE = (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
 _BEFORE, PRODUCT, POSSIBLE, REFUSED = re.split(r"^## .*$", PAGE, flags=re.MULTILINE)
 ALWAYS = {"plain_first": 0, "plain_last": 0}  # no plain epochs
 PARTS = {kind: registry.names(package, base) for kind, (package, base) in KINDS.items()}
-# Options that let a part run on four classes.
-SMALL = {"hard_classes": 2}
 
 
 def product_table() -> dict[tuple[str, str], dict[str, str]]:

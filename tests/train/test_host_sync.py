@@ -23,6 +23,7 @@ FIRST_STAGE = {
     "crt": "vanilla",
     "lws": "vanilla",
     "mislas": "vanilla",
+    "finetune": "vanilla",
     "glmc_maxnorm": "glmc",
     "metasaug_large": "vanilla",
 }
@@ -36,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     "metasaug": {"method.name": "metasaug", "method.meta_from_epoch": 0},
     "paco": {"method.name": "paco", "method.key_queue": 16},
     "gpaco": {"method.name": "gpaco", "method.key_queue": 16, "method.group": 4},
+    "finetune": {"method.name": "finetune", "method.tuned": "head", "method.start": "random"},
     "ib, influence": {"method.name": "ib", "method.ib_from_epoch": 0},
     "glmc, BS": {"method.name": "glmc", "method.rebalance": "bs"},
     "ncl": {**NCL, "method.mixing": "paste"},

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from shards.class_counts import long_tailed_counts
 from tests.helpers.runs import options
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
 from tests.helpers.vectors import wave
+from tools.sources.subsets import long_tailed_counts
 from train.checkpoints.files import save
 from train.losses.functions import cross_entropy
 from train.losses.smoothing import label_aware_smoothing, smoothing_factors

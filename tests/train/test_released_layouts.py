@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.steps import context
+from tests.helpers.steps import context, make_method
 from train.checkpoints.files import load_weights
 from train.checkpoints.trained import load_trained
 from train.methods.glmc import GLMC, GLMCOptions
@@ -100,6 +100,30 @@ def test_a_released_large_network_keeps_features_and_classifier_apart(tmp_path: 
     network, parts = large_network()
     torch.save({"epoch": 20, "state_dict": parts, "optimizer": {"state": {}}}, tmp_path / "epoch_20.checkpoint")
     check(tmp_path / "epoch_20.checkpoint", network, "imagenet")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "classes", "recipe"),
+    [
+        ("bbn", ModelOptions("resnet32"), 10, "cifar"),
+        ("bbn", ModelOptions("resnet50"), 8142, "inat-imagenet-statistics"),
+        ("paco", ModelOptions("resnet32"), 100, "cifar"),
+        ("gpaco", ModelOptions("resnet32"), 100, "cifar"),
+    ],
+)
+@torch.inference_mode()
+def test_released_networks_of_two_branches_and_of_parametric_contrast(
+    tmp_path: Path, name: str, options: ModelOptions, classes: int, recipe: str
+) -> None:
+    values = {} if name == "bbn" else {"contrast_size": 16, "key_queue": 32}
+    network = with_statistics(make_method(name, context([5] * classes), **values).build_model(options, 1))
+    state = {f"module.{key}": value for key, value in network.state_dict().items()}
+    if name != "bbn":  # averaged and never used
+        state |= {f"module.linear_k.{key}": torch.zeros(1) for key in ("weight", "bias")}
+    torch.save({"epoch": 3, "state_dict": state}, tmp_path / "ckpt.pth.tar")
+    trained = load_trained(tmp_path / "ckpt.pth.tar", CPU)
+    assert f"evaluated as {name}" in trained.description
+    check(tmp_path / "ckpt.pth.tar", network, recipe)
 
 
 def test_the_large_mode_starts_from_a_released_first_stage(tmp_path: Path) -> None:

@@ -32,6 +32,8 @@ from train.schedules import Schedule
 TABLES = read_tables()
 ROWS = [row for table in TABLES.values() for row in table.rows]
 RECIPE_NAMES = {f"{path.parent.name}/{path.stem}" for path in RECIPES_FOLDER.glob("*/*.yaml")}
+# Fine-tuning needs pretrained weights: tests/train/test_finetune.py has its recipes.
+RECIPE_NAMES = {name for name in RECIPE_NAMES if "/finetune-" not in name}
 UNPUBLISHED = [Row(name, name, {}) for name in sorted(RECIPE_NAMES - {row.recipe for row in ROWS})]
 
 # Counted in CMO's paper: cells of the All column, whoever's method it is.
@@ -433,6 +435,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         moves = run.method.trainable(name) or name.startswith(
             ("backbone_MA.", "encoder_k.")
         )  # momentum encoders follow untrained
+        if name.startswith("backbone.rb_block.") and name.endswith("bias"):
+            continue  # BBN's second branch weighs nothing in epoch 0: decay alone moves it, and no zero
         assert torch.equal(value, before[name]) is not moves, name
 
 

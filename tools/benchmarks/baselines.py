@@ -115,7 +115,7 @@ def dali_webdataset(
             low, high = 1 - _JITTER[0], 1 + _JITTER[0]
             names = ("brightness", "contrast", "saturation")
             image = fn.color_twist(image, **{name: fn.random.uniform(range=[low, high]) for name in names})
-        # Labels arrive as text, of one length a sample.
+        # Labels arrive as text, of one length per sample.
         return fn.flip(image, horizontal=fn.random.coin_flip()), fn.pad(label, fill_value=32)
 
     pipeline: Any = graph()

@@ -66,7 +66,7 @@ class _Build:
         self.from_disk = False
 
     def rate(self, action: Callable[[], object]) -> float:
-        """Images a second."""
+        """Images per second."""
         return rate_of(action, 1, len(self.paths), _CPU, warm_up=0)
 
     def fresh(self, write: Callable[[], object]) -> Variant:

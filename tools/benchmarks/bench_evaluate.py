@@ -1,4 +1,4 @@
-"""Evaluated images a second: from shards, every image once, against a DataLoader with PIL and the same network."""
+"""Evaluated images per second: from shards, every image once, against a DataLoader with PIL and the same network."""
 
 import torch
 from torch import nn

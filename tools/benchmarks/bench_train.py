@@ -1,4 +1,4 @@
-"""Trained images a second, end to end: from shards, on resident random data, in the official structure."""
+"""Trained images per second, end to end: from shards, on resident random data, in the official structure."""
 
 from copy import deepcopy
 from itertools import cycle

@@ -31,9 +31,9 @@ _PROBE_SECONDS = 180  # DALI and CUDA start in less than 30
 
 
 def compare_settings(bench: Bench, regions: bool) -> tuple[Table, dict[str, float]]:
-    """Images a second by settings, decoding to the flipped crop; and MiB of device memory that each took.
+    """Images per second by settings, decoding to the flipped crop; and MiB of device memory that each took.
 
-    regions: whether to try region decoding, see ``region_decoding_failure``.
+    regions: whether to try region decoding, see `region_decoding_failure`.
     """
     mebibytes: dict[str, float] = {}
 
@@ -65,7 +65,7 @@ def variants(derived: DecodeSettings, dataset: ShardSet, regions: bool) -> dict[
 
 
 def _measure(bench: Bench, settings: DecodeSettings) -> tuple[float, int]:
-    """Images a second, and bytes of device memory that the executor took, its queue full."""
+    """Images per second, and bytes of device memory that the executor took, its queue full."""
     from nvidia.dali import backend
 
     # DALI keeps the memory of the variant before.

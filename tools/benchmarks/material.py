@@ -32,7 +32,7 @@ class Scale:
         images: JPEG files of loaders, steps and evaluations.
         copied_images, cached_images, checked_images: of builds that copy files from the disk, that copy files which the
             system keeps in memory, and that decode; so many that starting workers counts little, as in the builds that
-            users wait for. The cached ones and a copy of them, 0.2 MB an image, have to fit into memory.
+            users wait for. The cached ones and a copy of them, 0.2 MB per image, have to fit into memory.
         rounds: of every comparison.
         batch_size: of loaders and steps.
         batches: counted in a round, after those that fill the queues.

@@ -83,7 +83,7 @@ def train_rate(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int
 
 
 def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> tuple[float, np.ndarray]:
-    """Images a second, and the time of each counted step as the host sees it, float64 (counted,) in seconds.
+    """Images per second, and the time of each counted step as the host sees it, float64 (counted,) in seconds.
 
     The host waits for the device one step late (see train.loop.signals), so that its times are the device's.
     """

@@ -25,7 +25,7 @@ class ImageFolder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--images", type=home_path, required=True, help="the folder or archive with one folder a class")
+        add("--images", type=home_path, required=True, help="the folder or archive with one folder per class")
         add(
             "--split-dir",
             default="",

@@ -32,7 +32,7 @@ _TEMPORARY_SUFFIX = ".partial"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that ``path`` never holds an incomplete one.
+    """Write a checkpoint so that `path` never holds an incomplete one.
 
     Raises:
         OutsideError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
@@ -197,6 +197,23 @@ def load_weights(
         if names:
             logger.warning("%s: %d tensors are %s: %s", path, len(names), what, ", ".join(sorted(names)))
     model.load_state_dict(shared, strict=False)
+
+
+def stored_part(state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> dict[str, Tensor]:
+    """What a checkpoint holds of a state dict: all, or where a file has the other tensors, those that it `stores`."""
+    return {name: value for name, value in state.items() if stores is None or stores(name)}
+
+
+def load_stored_part(model: nn.Module, state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> None:
+    """Take back what `stored_part` gave.
+
+    Raises:
+        RuntimeError: names or shapes are not the model's.
+    """
+    model.load_state_dict({**model.state_dict(), **state} if stores is not None else state)
+    absent = stored_part(model.state_dict(), stores).keys() - state.keys()
+    if absent:
+        raise RuntimeError(f"the checkpoint lacks {', '.join(sorted(absent)[:5])}")
 
 
 def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoint files of the official CMO, LDAM, GLMC, MetaSAug, RIDE and NCL code: what they hold, and whose network.
+"""Checkpoint files of the official code of CMO, LDAM, GLMC, MetaSAug, RIDE, NCL, BBN and PaCo: what they hold.
 
 Such a file is a dictionary with a `state_dict` (the names of torchvision's ResNets or of ResNet-32, often behind the
 "module." of a data-parallel wrapper) and little else that can be relied on; neither backbone nor number of classes is
@@ -8,7 +8,8 @@ train/models/ride.py and train/models/ncl.py.
 Not all that a file holds is evaluated. MetaSAug on large data sets and the classifier-balancing project, whose first
 stages it starts from, keep features and classifier apart. GLMC has two classifiers, of which the re-balanced one is
 evaluated. RIDE's routing, trained in a second stage to spare experts, is left out: all experts vote. NCL's contrastive
-branch has projections, momentum copies and queues beside the classifiers.
+branch has projections, momentum copies and queues beside the classifiers, and so have PaCo and GPaCo. BBN has two
+branches and one classifier.
 """
 
 import re
@@ -28,6 +29,7 @@ _INAT17_CLASSES = 5089
 _ROUTING = ("backbone.expert_help_pred",)
 _CONTRASTIVE_BRANCH = ("classifier.", "backbone_MA.", "classifier_MA.", "MOCO.")
 _GLMC_HEADS = ("fc.", "projection_head.", "contrast_head.")
+_GPACO = "encoder_q.fc.4.weight"
 _FIRST_OF_RIDE = re.compile(r"backbone\.(layer\d)s\.0\.")
 
 # Blocks a stage, rows of the first block's first convolution, input channels a group of its second → timm's name.
@@ -120,7 +122,9 @@ def _layout(state: dict[str, Tensor]) -> tuple[tuple[str, ...], str, str]:
         return _GLMC_HEADS, "fc_cb.", "linear." if is_resnet32 else "fc."
     if "classifier_ce.0.weight" in state:
         return _CONTRASTIVE_BRANCH, "classifier_ce.", "classifier."
-    return _ROUTING, "", ""
+    if _GPACO in state:
+        return ("encoder_k.", "linear_k."), "", ""
+    return (*_ROUTING, "linear_k."), "", ""
 
 
 def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
@@ -130,7 +134,9 @@ def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
         state: as `state_dict_of` gives them.
     """
     if not _is_for_32_pixels(architecture.model):
-        return "inat" if architecture.classes in (_INAT17_CLASSES, _INAT18_CLASSES) else "imagenet"
+        if architecture.classes not in (_INAT17_CLASSES, _INAT18_CLASSES):
+            return "imagenet"
+        return "inat-imagenet-statistics" if architecture.method == "bbn" else "inat"
     if "fc_cb.weight" in state:
         return "cifar10-glmc" if architecture.classes == 10 else "cifar"
     return "cifar" if any(name.endswith("num_batches_tracked") for name in state) else "cifar-metasaug"
@@ -149,6 +155,10 @@ def recognise(state: dict[str, Tensor]) -> Architecture:
         return _recognise_ride(state)
     if "backbone.0.conv1.weight" in state:
         return _recognise_ncl(state)
+    if "backbone.cb_block.conv1.weight" in state:
+        return _recognise_bbn(state)
+    if "encoder_q.conv1.weight" in state:
+        return _recognise_paco(state)
     backbone = _recognise_backbone(state)
     classes, head = _classifier(state, backbone.classifier, backbone.features)
     # In the official code it is LDAM that brings the cosine classifier, as in method vanilla.
@@ -181,6 +191,30 @@ def _recognise_ncl(state: dict[str, Tensor]) -> Architecture:
     if not _is_for_32_pixels(backbone.model):
         options |= {"head": "cosine", "cosine_scale": 32.0 if classes == _INAT18_CLASSES else 16.0}
     return Architecture("ncl", options, backbone.model, classes)
+
+
+def _recognise_bbn(state: dict[str, Tensor]) -> Architecture:
+    """With its conventional branch as last block, the backbone is a plain one."""
+    is_small = not any(name.startswith("backbone.layer4.") for name in state)
+    last = "layer3.4." if is_small else "layer4.2."
+    one = {name.removeprefix("backbone.").replace("cb_block.", last): value for name, value in state.items()}
+    backbone = _recognise_backbone(one)
+    classes, _ = _classifier(state, "classifier", 2 * backbone.features)
+    return Architecture("bbn", {}, backbone.model, classes)
+
+
+def _recognise_paco(state: dict[str, Tensor]) -> Architecture:
+    """GPaCo's projection ends in layer 4, PaCo's in layer 3."""
+    first = "encoder_q."
+    one = {
+        n.removeprefix(first): v for n, v in state.items() if n.startswith(first) and not n.startswith(f"{first}fc.")
+    }
+    backbone = _recognise_backbone(one)
+    classes, _ = _classifier(state, "linear", backbone.features)
+    is_gpaco = _GPACO in state
+    last = state[_GPACO if is_gpaco else f"{first}fc.3.weight"]
+    options = {"contrast_size": len(last), "key_queue": len(state["queue"])}
+    return Architecture("gpaco" if is_gpaco else "paco", options, backbone.model, classes)
 
 
 def _recognise_backbone(state: dict[str, Tensor]) -> _Backbone:

@@ -1,7 +1,7 @@
 """A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.views.own_presets import make_preset
 from pipeline.views.presets import Preset
-from train.checkpoints.files import checkpoint_file, counting_weights, load, read
+from train.checkpoints.files import checkpoint_file, counting_weights, load, load_stored_part, read
+from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
+from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -59,12 +60,13 @@ class Trained:
         return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
 
 
-def load_trained(path: Path, device: torch.device, preset: str | None = None) -> Trained:
+def load_trained(path: Path, device: torch.device, preset: str | None = None, weights: Path | None = None) -> Trained:
     """Read a checkpoint of either kind.
 
     Args:
         path: its file, or the folder of a run, which stands for its best weights.
         preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
+        weights: of the backbone, where the checkpoint holds what was tuned alone and they have moved.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
@@ -76,22 +78,31 @@ def load_trained(path: Path, device: torch.device, preset: str | None = None) ->
         content = load(path)
     try:
         if is_ours:
-            return _own(path, content, device, preset)
+            return _own(path, content, device, preset, weights)
         return _released(path, content, device, preset)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _own(path: Path, content: dict[str, Any], device: torch.device, preset: str | None) -> Trained:
+def _own(
+    path: Path, content: dict[str, Any], device: torch.device, preset: str | None, weights: Path | None
+) -> Trained:
     fit: dict[str, Any] = content["fit"]
     sections = {section: _section(fit, section) for section in ("model", "method")}
     name = sections["method"].pop("name")
-    chosen = make_preset(preset or fit["preset"])
+    model_options = ModelOptions(**sections["model"])
+    chosen = find_preset(preset or fit["preset"], model_options)
     method = _method(name, sections["method"], fit["classes"], chosen, device)
-    # Never fetch weights that the checkpoint replaces.
-    model_options = ModelOptions(**{**sections["model"], "pretrained": False})
     model = method.build_model(model_options, seed=0)
-    model.load_state_dict(counting_weights(content))
+    if "weights_sha256" in fit:
+        here = model_options if weights is None else replace(model_options, weights=weights, pretrained=False)
+        pretrained = find_pretrained(here)
+        check_same(path, fit["weights_sha256"], pretrained)
+        assert pretrained is not None
+        load_pretrained(model, pretrained, method.inherits)
+        load_stored_part(model, counting_weights(content), method.stores)
+    else:
+        model.load_state_dict(counting_weights(content))
     return Trained(
         path,
         method,
@@ -111,7 +122,7 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     state = state_dict_of(content)
     weights = evaluated_weights(state)
     architecture = recognise(weights)
-    chosen = make_preset(preset or usual_preset(state, architecture))
+    chosen = find_preset(preset or usual_preset(state, architecture), architecture.model)
     method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
     with torch.device("meta"):  # no initial weights: all of them are replaced
         model = method.build_model(architecture.model, seed=0)

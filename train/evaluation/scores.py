@@ -1,6 +1,6 @@
 """From a model and an evaluation set to numbers: every image exactly once, on any number of processes.
 
-Ranks evaluate disjoint samples and exchange one record a sample, so no image is padded, repeated or averaged twice, and
+Ranks evaluate disjoint samples and exchange one record per sample. No image is padded, repeated or averaged twice, and
 the numbers are plain functions of those records.
 """
 
@@ -55,6 +55,8 @@ def predict(
 ) -> Predictions:
     """Run the unwrapped model over this rank's batches and put the records of all ranks together.
 
+    Of several pictures of a sample, the logits are averaged.
+
     Args:
         keep_logits: also keep the logits of all samples, if they are few enough.
 
@@ -65,7 +67,11 @@ def predict(
     ids, columns, kept = [], [], []
     for batch in batches:
         with autocast():
-            members = method.eval_members(model, method.context.input_builder.plain(batch.images[0])).float()
+            first, *more = (
+                method.eval_members(model, method.context.input_builder.plain(images)).float()
+                for images in batch.images
+            )
+        members = torch.stack([first, *more]).mean(dim=0) if more else first
         logits = members.mean(dim=0)
         confidence, predicted = logits.softmax(dim=1).max(dim=1)
         in_top5 = (logits.topk(min(5, logits.shape[1])).indices == batch.labels[:, None]).any(dim=1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,8 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.method = _method(method, method_options, num_classes)
-        self.network = self.method.build_model(ModelOptions(**model), seed=0)
+        # A second stage asks for a first; building reads none, and the weights come next.
+        self.network = self.method.build_model(ModelOptions(**model, init_from=Path("exported")), seed=0)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.method.eval_logits(self.network, images).float()

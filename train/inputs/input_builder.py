@@ -47,7 +47,9 @@ class InputBuilder:
         return cls(mean.to(device), (1 / std).to(device))
 
     def plain(self, images: Tensor) -> Tensor:
-        """Normalise."""
+        """Normalise; features of a frozen network, (batch, width), have no pixels and become float32 only."""
+        if images.ndim == 2:
+            return images.float()
         if images.is_cuda:
             nowhere = images.new_zeros((len(images), 4), dtype=torch.int32)
             return self._paste_on_gpu(images, images, nowhere)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A tile is 64 rows by 64 values (21 pixels), four vectors of 16 bytes a thread. Compiled for Hopper that is 13.5
+# A tile is 64 rows by 64 values (21 pixels), four vectors of 16 bytes per thread. Compiled for Hopper that is 13.5
 # instructions a value; with half as many vectors a thread 17.6, because fewer values share what belongs to a column.
 _TILE_ROWS, _TILE_VALUES, _WARPS = 64, 64, 2
 # Of these many values either all or none are loaded from a batch, so that a thread loads them at once. Only where a

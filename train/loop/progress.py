@@ -44,7 +44,7 @@ class Progress:
         self.reset()
 
     def step(self, epoch: int, lr: float, images: int, wait_seconds: float) -> None:
-        """Count an optimizer step of ``images`` samples over all ranks."""
+        """Count an optimizer step of `images` samples over all ranks."""
         self._images += images
         self._wait_seconds += wait_seconds
         if self._bar is not None:

@@ -75,7 +75,7 @@ class SharedFlags:
         self._posted.append((epoch, step, flags, event))
 
     def read(self, drain: bool = False) -> Verdict | None:
-        """What is due (all that was posted, with ``drain``) as one verdict; None where no flag is up.
+        """What is due (all that was posted, with `drain`) as one verdict; None where no flag is up.
 
         Once a flag is up, everything posted since is looked at too, so that a checkpoint written on a verdict never
         holds weights of a step whose loss nobody has seen.

@@ -21,13 +21,14 @@ from torch import Tensor, nn
 from pipeline.loader import LoadedStep
 from pipeline.plan import Plan, Position
 from pipeline.transfer import values_to_device
-from train.checkpoints.files import AVERAGED, check_fit, save
+from train.checkpoints.files import AVERAGED, check_fit, load_stored_part, save, stored_part
 from train.launch import bare
 from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
 from train.loop.step_graphs import Capture, StepGraphs
 from train.methods.base import Method, MicroPlan, MicroStep
+from train.optimizers import FACTOR
 from train.options import RunOptions
 from train.run_folder import RunFolder
 from train.schedules import Schedule
@@ -35,7 +36,6 @@ from train.schedules import Schedule
 logger = logging.getLogger(__name__)
 
 Numbers = dict[str, float | None]
-FACTOR = "rate_factor"  # of a parameter group: on the learning rate of the epoch
 
 
 class NonFiniteLossError(RuntimeError):
@@ -71,6 +71,9 @@ class TrainerParts:
             every rank.
         averaged: moving average of the weights, which is evaluated in their place, or None.
         capture: how whole steps are captured, to be replayed for steps like them; None runs each operation by itself.
+        scaler: of losses in float16; a step whose scaled gradients overflow is left out.
+        clip_norm: largest norm of a step's gradients.
+        stores: which tensors of the model a checkpoint holds, where a file has the others; None for all.
         fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
         classes: {"names", "samples"}, the training set's, as checkpoints carry them for those who use the network.
     """
@@ -89,6 +92,9 @@ class TrainerParts:
     averaged: ModelEmaV3 | None = None
     capture: Capture | None = None
     fit: dict[str, Any] = field(default_factory=dict)
+    stores: Callable[[str], bool] | None = None
+    scaler: torch.amp.GradScaler | None = None
+    clip_norm: float | None = None
     classes: dict[str, Any] = field(default_factory=dict)
 
 
@@ -117,15 +123,15 @@ class Trainer:
         """
         steps_per_epoch = self.parts.plan.steps_per_epoch
         if self.position.step:
-            self._set_lr(self.position.epoch)
+            self._set_lr(self.position.epoch, self.position.step - 1)
         if (
             self.position.step == steps_per_epoch or self._ends_unevaluated()
         ):  # stopped between last step and evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
         for loaded in steps if not self.ended_early else ():
             epoch, step = loaded.whole.epoch, loaded.whole.step
-            if step == 0:
-                self._set_lr(epoch)
+            if step == 0 or self.parts.schedule.options.per == "step":
+                self._set_lr(epoch, step)
             self.train_step(loaded)
             self.position = Position(epoch, step + 1)
             ends_epoch, ends_run = step + 1 == steps_per_epoch, self.done_steps == self.total_steps
@@ -182,8 +188,13 @@ class Trainer:
             meter.add(sums, self._first_rank)
         stop = p.stop_request.signal is not None
         whole = loaded.whole
-        self._flags.post(whole.epoch, whole.step, sums[0], stop, self._checkpoint_due())
+        self._flags.post(whole.epoch, whole.step, self._watched(sums[0]), stop, self._checkpoint_due())
         p.progress.step(whole.epoch, self._lr, whole.sizes["original"], loaded.wait_seconds)
+
+    def _watched(self, loss: Tensor) -> Tensor:
+        """The loss that must be finite. A loss scale answers an overflow by a smaller scale, until that gives up."""
+        scaler = self.parts.scaler
+        return loss if scaler is None or scaler.get_scale() < 1 else torch.nan_to_num(loss)
 
     def _micro_steps(self, loaded: LoadedStep) -> list[MicroStep]:
         """This rank's micro-batches with everything that the method has to know of them, on the device."""
@@ -206,13 +217,26 @@ class Trainer:
                 with p.autocast():
                     output = p.method.loss(p.model, step)
                 # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
-                p.accelerator.backward(output.loss * p.accelerator.num_processes)
+                loss = output.loss * p.accelerator.num_processes
+                p.accelerator.backward(loss if p.scaler is None else p.scaler.scale(loss))
             original = step.batches["original"]
             sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
         p.method.before_optimizer(self.bare_model)
-        p.optimizer.step()
+        self._apply_gradients()
         p.optimizer.zero_grad(set_to_none=True)
         return sums
+
+    def _apply_gradients(self) -> None:
+        p = self.parts
+        if p.scaler is not None and p.clip_norm is not None:
+            p.scaler.unscale_(p.optimizer)
+        if p.clip_norm is not None:
+            nn.utils.clip_grad_norm_([q for q in self.bare_model.parameters() if q.grad is not None], p.clip_norm)
+        if p.scaler is None:
+            p.optimizer.step()
+        else:
+            p.scaler.step(p.optimizer)
+            p.scaler.update()
 
     def _log_step(self, flush: bool) -> None:
         if self.done_steps % self.options.log_every_steps and not flush:
@@ -256,8 +280,8 @@ class Trainer:
 
     # --------------------------------------------------------------- an epoch
 
-    def _set_lr(self, epoch: int) -> None:
-        self._lr = self.parts.schedule.lr(epoch)
+    def _set_lr(self, epoch: int, step: int = 0) -> None:
+        self._lr = self.parts.schedule.lr_at(epoch, step, self.parts.plan.steps_per_epoch)
         for group in self.parts.optimizer.param_groups:
             rate = self._lr * group[FACTOR]
             if isinstance(group["lr"], Tensor):  # of captured steps
@@ -340,15 +364,17 @@ class Trainer:
                 "fit": self.parts.fit,
                 "classes": self.parts.classes,
                 "position": asdict(self.position),
-                "model": self.bare_model.state_dict(),
+                "model": stored_part(self.bare_model.state_dict(), self.parts.stores),
                 "optimizer": self.parts.optimizer.state_dict(),
                 "method": self.parts.method.state_dict(),
                 "meters": meters,
                 "history": history,
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
             }
+            if self.parts.scaler is not None:
+                state["scaler"] = self.parts.scaler.state_dict()
             if self.parts.averaged is not None:
-                state[AVERAGED] = self.evaluated_model.state_dict()
+                state[AVERAGED] = stored_part(self.evaluated_model.state_dict(), self.parts.stores)
             self.parts.folder.checkpoints.save(self.position, state)
         self._saved = time.monotonic()
         self.parts.accelerator.wait_for_everyone()
@@ -358,7 +384,7 @@ class Trainer:
             content = {
                 "fit": self.parts.fit,
                 "classes": self.parts.classes,
-                "model": self.evaluated_model.state_dict(),
+                "model": stored_part(self.evaluated_model.state_dict(), self.parts.stores),
                 "scores": self.history.best,
             }
             save(self.parts.folder.checkpoints.best, content)
@@ -376,10 +402,12 @@ class Trainer:
             )
         check_fit(path, state["fit"], self.parts.fit)
         self.position = Position(**state["position"])
-        self.bare_model.load_state_dict(state["model"])
+        load_stored_part(self.bare_model, state["model"], self.parts.stores)
         if self.parts.averaged is not None:
-            self.evaluated_model.load_state_dict(state[AVERAGED])
+            load_stored_part(self.evaluated_model, state[AVERAGED], self.parts.stores)
         self._restore_optimizer(state["optimizer"])
+        if self.parts.scaler is not None:
+            self.parts.scaler.load_state_dict(state["scaler"])
         self.parts.method.load_state_dict(state["method"])
         self.history = History(**state["history"])
         for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):

@@ -1,4 +1,4 @@
-"""Losses of long-tailed training, one value a sample.
+"""Losses of long-tailed training, one value per sample.
 
 Every function returns the loss of each sample, (batch,): the mean over the batch belongs to the *global* batch of an
 optimizer step, whose size and class weights only the plan knows (see `criterion.py`). Logits are taken to at least

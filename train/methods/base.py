@@ -11,6 +11,7 @@ returns this micro-batch's share of the loss of the *global* batch: shares add u
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -47,6 +48,19 @@ class MethodContext:
     input_builder: InputBuilder
     device: torch.device
     second_view: View | OneOf | None = None
+
+
+@dataclass(frozen=True)
+class ClassVectors:
+    """What a classifier starts from: the vectors of a file, or else the mean features of training images.
+
+    Args:
+        per_class: at most so many images of a class.
+        file: .npz of class vectors.
+    """
+
+    per_class: int
+    file: Path | None = None
 
 
 StepInputs = dict[str, np.ndarray]
@@ -171,17 +185,32 @@ class Method(ABC):
         """
         return False
 
+    def stores(self, name: str) -> bool:
+        """Whether a checkpoint has to hold a tensor of the state dict, where a file holds the weights started from."""
+        return True
+
     def rate_factor(self, parameter_name: str) -> float:
-        """Factor on the learning rate of a parameter that is trained; 1 unless the method has several rates."""
+        """Factor on a parameter's learning rate."""
         return 1.0
 
+    def starts_from(self) -> ClassVectors | None:
+        """The class vectors that the classifier starts from, which `start` is then given; None for random weights."""
+        return None
+
+    def start(self, model: nn.Module, vectors: Tensor, known: Tensor) -> None:
+        """Let the classifier begin with vectors (classes, features), where known, bool (classes,)."""
+
+    def trained_alone(self) -> str | None:
+        """Dotted name of a module that is trained on the cached features of the rest; None for the whole network."""
+        return None
+
     def before_optimizer(self, model: nn.Module) -> None:
-        """After the backward pass of a step, before its optimizer step; ``model`` is unwrapped (EMA, statistics)."""
+        """After the backward pass of a step, before its optimizer step; `model` is unwrapped (EMA, statistics)."""
 
     def project(self, model: nn.Module) -> None:
         """Put weights back within their bounds, after the last optimizer step of an epoch and before its evaluation.
 
-        ``model`` is the unwrapped network; where an average of its weights is kept, the averaged one comes next.
+        `model` is the unwrapped network; where an average of its weights is kept, the averaged one comes next.
         """
 
     def after_epoch(self, epoch: int) -> None:

@@ -5,13 +5,14 @@ from dataclasses import field, fields, make_dataclass
 from typing import Any, get_type_hints
 
 import docstring_parser
+import torch
 from torch import Tensor, nn
 
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Stream
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import ClassVectors, Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.methods.parts import Mixing, Objective, Part, Stage
-from train.models.build import ModelOptions
+from train.models.build import ModelOptions, part_seed
 
 PartTypes = tuple[type[Mixing], type[Objective], type[Stage]]
 
@@ -54,7 +55,9 @@ class Composed(Method):
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         self.stage.check(options)
         model = self.objective.build_model(options, seed)
-        return self.stage.prepare(model, self.objective.head_names(model))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(part_seed(seed, "stage"))
+            return self.stage.prepare(model, self.objective.head_names(model))
 
     def trainable(self, parameter_name: str) -> bool:
         return self.objective.trainable(parameter_name) and self.stage.trainable(parameter_name)
@@ -65,8 +68,20 @@ class Composed(Method):
     def requires(self, parameter_name: str) -> bool:
         return self.stage.requires(parameter_name)
 
+    def stores(self, name: str) -> bool:
+        return self.stage.stores(name)
+
     def rate_factor(self, parameter_name: str) -> float:
         return self.stage.rate_factor(parameter_name)
+
+    def starts_from(self) -> ClassVectors | None:
+        return self.stage.starts_from()
+
+    def start(self, model: nn.Module, vectors: Tensor, known: Tensor) -> None:
+        self.stage.start(model, vectors, known)
+
+    def trained_alone(self) -> str | None:
+        return self.stage.trained_alone()
 
     # ------------------------------------------------------------------ a step
 

@@ -117,11 +117,11 @@ def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def row_norm_bound(weight: Tensor, threshold: float) -> Tensor:
-    """min + threshold · (max − min) over the norms of the rows of ``weight`` (classes, features); a scalar."""
+    """min + threshold · (max − min) over the norms of the rows of `weight` (classes, features); a scalar."""
     norms = weight.norm(dim=1)
     return norms.min() + threshold * (norms.max() - norms.min())
 
 
 def bounded_rows(weight: Tensor, bound: Tensor) -> Tensor:
-    """Rows with a norm above the bound scaled down to it, others as they are; of the shape of ``weight``."""
+    """Rows with a norm above the bound scaled down to it, others as they are; of the shape of `weight`."""
     return weight * (bound / weight.norm(dim=1, keepdim=True)).clamp(max=1)

@@ -95,7 +95,7 @@ class AugmentedLoss:
 class VirtualNetwork:
     """What a virtual step moves, and the logits of both batches under moved parameters.
 
-    weight_name: the name among ``parameters`` of the classifier's weight (classes, features).
+    weight_name: the name among `parameters` of the classifier's weight (classes, features).
     """
 
     parameters: Parameters
@@ -236,7 +236,7 @@ class MetaSAug(Method):
         return StepOutput(value, logits)
 
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
-        """What the virtual step moves: here all parameters, so ``features``, of the real step, say nothing about it."""
+        """What the virtual step moves: here all parameters, so `features`, of the real step, say nothing about it."""
         plain = self.context.input_builder.plain
         images, meta_images = (plain(step.batches[name].images[0]) for name in ("original", "meta"))
         return VirtualNetwork(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Stream
 from pipeline.views.view import OneOf, View
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.base import ClassVectors, MethodContext, MicroPlan, MicroStep, StepInputs
 from train.models.build import ModelOptions
 
 Shares = dict[str, np.ndarray | float]
@@ -204,9 +204,24 @@ class Stage:
         """Whether `model.init_from` must have a parameter that is inherited."""
         return False
 
+    def stores(self, name: str) -> bool:
+        """Whether a checkpoint has to hold a tensor of the state dict, where a file holds the weights started from."""
+        return True
+
     def rate_factor(self, parameter_name: str) -> float:
-        """Factor on the learning rate of a parameter."""
+        """Factor on a parameter's learning rate."""
         return 1.0
+
+    def starts_from(self) -> ClassVectors | None:
+        """The class vectors that the classifier starts from; None for random weights."""
+        return None
+
+    def start(self, model: nn.Module, vectors: Tensor, known: Tensor) -> None:
+        """Let the classifier begin with vectors (classes, features), where known, bool (classes,)."""
+
+    def trained_alone(self) -> str | None:
+        """Dotted name of a module that is trained on the cached features of the rest; None for the whole network."""
+        return None
 
     def set_mode(self, model: nn.Module) -> None:
         """Before each forward pass: parts that stay in evaluation mode."""

@@ -37,6 +37,11 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         mixing="paste",
         defaults={"foreground": "shuffled", "plain_first": 0, "plain_last": 0},
     ),
+    "finetune": MethodPreset(
+        "tune a few parameters of a pretrained backbone under logit adjustment (LIFT; Shi et al., ICML 2024)",
+        stage="tune",
+        defaults={"loss": "la"},
+    ),
     "ib": MethodPreset(
         "samples weighted by their influence (influence-balanced loss; Park et al., ICCV 2021)", objective="ib"
     ),

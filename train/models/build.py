@@ -4,7 +4,7 @@ import difflib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import timm
 import torch
@@ -31,7 +31,11 @@ class ModelOptions:
         name: for 32-pixel images resnet32, resnet32-bbn (its last block twice, side by side), resnet18-stem32,
             resnet34-stem32 or resnet50-stem32; otherwise any timm model, for example resnet50, resnext50_32x4d.
         width: channels of the first stage of resnet32 and resnet32-bbn (16 as published, 64 for GLMC).
-        pretrained: start from timm's ImageNet weights (downloads them once).
+        pretrained: start from timm's pretrained weights: from its cache, otherwise fetched once. A name without a tag,
+            such as the "in1k" of resnet50.a1_in1k, means timm's default tag, which is printed.
+        weights: start from this file instead, safetensors or .pth, with names as timm (or torchvision's ResNets) gives
+            them. A classifier of another size is made anew.
+        image_size: side of the input in pixels, for the presets that follow the backbone; by default its own.
         init_from: start from the weights of a checkpoint; how a second stage (a new classifier on trained features)
             follows a first. Parameters that only one side has are listed, never ignored silently.
     """
@@ -40,9 +44,17 @@ class ModelOptions:
     width: int = 16
     pretrained: bool = False
     init_from: Path | None = None
+    weights: Path | None = None
+    image_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.name in RESNET32 or self.name in STEM32_LAYOUTS:
+        if self.pretrained and self.weights is not None:
+            raise ValueError("model.weights and model.pretrained are both given; leave one out")
+        if self.image_size is not None and self.image_size < 1:
+            raise ValueError(f"model.image_size is {self.image_size}, expected at least 1")
+        if not self.is_timm:
+            if self.weights is not None:
+                raise ValueError(f"model.weights: {self.name} is none of timm's networks; use model.init_from")
             if self.pretrained:
                 raise ValueError(f"model.pretrained: there are no published weights for {self.name}; leave it out")
         elif not timm.is_model(self.name):
@@ -52,10 +64,16 @@ class ModelOptions:
                 f"similar names there: {similar}"
             )
 
+    @property
+    def is_timm(self) -> bool:
+        """Whether the network is one of timm's."""
+        return self.name not in RESNET32 and self.name not in STEM32_LAYOUTS
+
 
 def build_model(options: ModelOptions, classes: int, head: Literal["linear", "cosine"], seed: int) -> nn.Module:
     """A network whose weights are a function of the options and the seed.
 
+    Pretrained weights are loaded later, see train/checkpoints/pretrained.py: here nothing is fetched or read.
     timm's ResNets are built without zero-initialised residual branches: torchvision's initialisation, which the
     published ImageNet-LT and iNat18 runs use (their state-dict names are torchvision's too).
     """
@@ -66,11 +84,19 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
         elif options.name in STEM32_LAYOUTS:
             model = ResNetStem32(options.name, classes)
         else:
-            extra = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
-            model = timm.create_model(options.name, num_classes=classes, pretrained=options.pretrained, **extra)
+            extra: dict[str, Any] = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
+            if options.image_size is not None and _has_positions(options.name):
+                extra["img_size"] = options.image_size
+            model = timm.create_model(options.name, num_classes=classes, **extra)
         if head == "cosine":
             replace_classifier(model, CosineClassifier)
     return model
+
+
+def _has_positions(name: str) -> bool:
+    """Whether a network of timm's is made for one image size, and has to be told of another."""
+    entry = timm.models.model_entrypoint(name)
+    return entry.__module__.rpartition(".")[2] in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
 
 
 def with_synchronised_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -101,12 +127,12 @@ def classifier_name(model: nn.Module) -> str:
 
 
 def replace_classifier(model: nn.Module, head: type[nn.Module]) -> None:
-    """Put ``head(features, classes)`` in the place of the last linear layer."""
+    """Put `head(features, classes)` in the place of the last linear layer."""
     replace_module(model, classifier_name(model), head)
 
 
 def replace_module(model: nn.Module, name: str, head: type[nn.Module]) -> None:
-    """Put ``head(features, classes)`` in the place of the linear layer of this dotted name.
+    """Put `head(features, classes)` in the place of the linear layer of this dotted name.
 
     Raises:
         ValueError: it is no linear layer.

@@ -21,8 +21,8 @@ class ScaledLinear(nn.Linear):
 class CosineClassifier(nn.Module):
     """Cosine of the features and each class vector; no bias, no scale (the loss scales).
 
-    The weight is stored as (features, classes), transposed against ``nn.Linear``; its columns start uniform(-1, 1),
-    scaled to unit norm: the layout of the LDAM and CMO checkpoints (``NormedLinear``).
+    The weight is stored as (features, classes), transposed against `nn.Linear`; its columns start uniform(-1, 1),
+    scaled to unit norm: the layout of the LDAM and CMO checkpoints (`NormedLinear`).
     """
 
     def __init__(self, features: int, classes: int):
@@ -36,10 +36,79 @@ class CosineClassifier(nn.Module):
             return F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=0)
 
 
-class BiasedCosineClassifier(nn.Module):
-    """``scale`` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
+COSINE_SCALE = 25.0  # LIFT and LIFT+
 
-    Weight (classes, features) and bias (classes,) as in ``nn.Linear``; the weight starts uniform(±1/√features), the
+
+class ScaledCosine(nn.Module):
+    """A fixed scale times the cosine of the features and each class vector: the head of LIFT (Shi et al., ICML 2024).
+
+    Weight (classes, features) as in `nn.Linear`, stored as it is and normalised in use; rows start uniform(-1, 1),
+    scaled to unit norm.
+    """
+
+    def __init__(self, features: int, classes: int, scale: float = COSINE_SCALE):
+        super().__init__()
+        self.weight = nn.Parameter(F.normalize(torch.empty(classes, features).uniform_(-1, 1), dim=1))
+        self.scale = scale
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features (batch, features) → logits (batch, classes), in float32 also under autocast."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=1).T
+
+
+class UnitLinear(nn.Linear):
+    """A linear classifier whose rows start like those of `ScaledCosine`, and whose bias starts at 0; in float32."""
+
+    def __init__(self, features: int, classes: int):
+        super().__init__(features, classes)
+        with torch.no_grad():
+            self.weight.copy_(F.normalize(self.weight.uniform_(-1, 1), dim=1))
+            self.bias.zero_()
+
+    def forward(self, features: Tensor) -> Tensor:
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(at_least_float32(features))
+
+
+@torch.no_grad()
+def set_class_vectors(head: nn.Module, vectors: Tensor, known: Tensor) -> None:
+    """Start a classifier from class vectors, normalised; a class that is not known keeps its row.
+
+    Args:
+        vectors: (classes, features).
+        known: bool (classes,).
+    """
+    rows = head.weight.T if isinstance(head, CosineClassifier) else head.weight
+    assert isinstance(rows, Tensor)
+    rows[known] = F.normalize(vectors[known].to(rows), dim=1)
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Mean of the raw features of each class, then normalised: float64 (classes, features), and which have samples.
+
+    Args:
+        features: (rows, features).
+        labels: int64 (rows,).
+    """
+    sums = torch.zeros(classes, features.shape[1], dtype=torch.float64).index_add_(0, labels, features.double())
+    counts = torch.bincount(labels, minlength=classes)
+    return F.normalize(sums / counts.clamp(min=1)[:, None], dim=1), counts > 0
+
+
+def text_vectors(text: Tensor, text_projection: Tensor, image_projection: Tensor) -> Tensor:
+    """Text features in the space before CLIP's image projection: n(n(T · P_text) · P_imageᵀ), n to unit rows.
+
+    Args:
+        text: (classes, t); text_projection: (t, e); image_projection: (d, e). Returns (classes, d).
+    """
+    return F.normalize(F.normalize(text @ text_projection, dim=1) @ image_projection.T, dim=1)
+
+
+class BiasedCosineClassifier(nn.Module):
+    """`scale` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
+
+    Weight (classes, features) and bias (classes,) as in `nn.Linear`; the weight starts uniform(±1/√features), the
     bias, which the scale does not touch, at 0.
     """
 

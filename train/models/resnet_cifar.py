@@ -46,7 +46,7 @@ def kaiming_init(module: nn.Module) -> None:
 
 
 class ResNet32(nn.Module):
-    """ResNet-32. ``width`` is the number of channels of the first stage: 16 as published, 64 for GLMC's variant."""
+    """ResNet-32. `width` is the number of channels of the first stage: 16 as published, 64 for GLMC's variant."""
 
     def __init__(self, classes: int, width: int = 16):
         super().__init__()

@@ -47,7 +47,7 @@ class Block(nn.Module):
 
 
 class ResNetStem32(nn.Module):
-    """A ResNet for 32-pixel images; ``name`` is one of `LAYOUTS`."""
+    """A ResNet for 32-pixel images; `name` is one of `LAYOUTS`."""
 
     def __init__(self, name: str, classes: int):
         super().__init__()

@@ -41,7 +41,7 @@ def build_network(
     frozen: bool = False,
     make_head: Callable[[int], nn.Module] | None = None,
 ) -> SemanticNetwork:
-    """The network of ``build_model`` with its features.
+    """The network of `build_model` with its features.
 
     Args:
         make_head: from the number of features to a classifier in place of the linear one.

@@ -1,0 +1,213 @@
+"""Whole runs of fine-tuning on a tiny random transformer: exact resume, small checkpoints, refusals."""
+
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from pipeline.executors import features as features_executor
+from pipeline.loader import evaluation_batches
+from shards.reader import ShardSet
+from tests.helpers.runs import ROOT, last_weights, options, same_weights
+from tests.helpers.trainings import state_sha256
+from train.checkpoints.pretrained import find_pretrained
+from train.checkpoints.trained import load_trained
+from train.features import read_class_vectors, sample_per_class
+from train.models.backbone_views import find_preset
+from train.models.build import ModelOptions
+from train.options import Options, parse
+from train.run import FINISHED, train
+
+NETWORK = "test_vit"  # timm's smallest transformer
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
+    save_file(timm.create_model(NETWORK, img_size=32).state_dict(), path)
+    return path
+
+
+def tune_options(data: Path, run_dir: Path, weights: Path, **changes: object) -> Options:
+    values = {
+        "method.name": "finetune",
+        "model.name": NETWORK,
+        "model.width": None,
+        "model.image_size": 32,
+        "model.weights": weights,
+        "data.preset": "backbone-mda",
+        "method.tuned": "lora",
+        "epochs": 2,
+        **changes,
+    }
+    return options(data, run_dir, **values)
+
+
+VARIANTS = {
+    "adamw and annealed squares": {"optimizer.kind": "adamw", "optimizer.lr": 1e-3, "optimizer.clip_norm": 1.0},
+    "layers, steps, average": {
+        "method.tuned": "bias",
+        "optimizer.decay": "matrices",
+        "optimizer.layer_decay": 0.7,
+        "schedule.kind": "cosine",
+        "schedule.per": "step",
+        "schedule.warmup_epochs": 1,
+        "ema_decay": 0.9,
+    },
+    "cached features": {
+        "method.tuned": "head",
+        "method.cached_features": "true",
+        "data.preset": "backbone-plain",
+        "accumulation": 2,
+    },
+    "a loss scale": {"mixed_precision": "fp16", "method.tuned": "head", "data.preset": "backbone-plain"},
+    "under CMO": {"method.mixing": "paste", "method.plain_first": 0, "method.plain_last": 0},
+}
+
+
+def newest(run_dir: Path) -> Path:
+    return max((run_dir / "checkpoints").glob("epoch*.pt"))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_run_continues_exactly_and_keeps_what_was_tuned(
+    variant: str, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    changes = VARIANTS[variant]
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    assert train(tune_options(data, straight, weights, **changes)) == FINISHED
+    assert train(tune_options(data, stopped, weights, **changes, max_steps=5)) == FINISHED
+    assert train(tune_options(data, stopped, weights, **changes, resume="auto")) == FINISHED
+    assert state_sha256(newest(straight)) == state_sha256(newest(stopped))
+    kept = last_weights(straight)
+    assert "head.weight" in kept and "patch_embed.proj.weight" not in kept
+    assert newest(straight).stat().st_size < 0.3 * weights.stat().st_size
+    trained = load_trained(straight / "checkpoints" / "best.pt", torch.device("cpu"))
+    images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
+    assert trained.logits(images).isfinite().all()
+
+
+@pytest.fixture(autouse=True)
+def forget_features() -> None:
+    features_executor._tables.clear()
+
+
+def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, tmp_path: Path) -> None:
+    """But for the 16 bits that they are kept in; and a second run computes none."""
+    common = {"method.tuned": "head", "data.preset": "backbone-plain", "optimizer.lr": 0.01}
+    assert train(tune_options(data, tmp_path / "whole", weights, **common)) == FINISHED
+    cached = {**common, "method.cached_features": "true"}
+    assert train(tune_options(data, tmp_path / "cached", weights, **cached)) == FINISHED
+    first, second = last_weights(tmp_path / "whole"), last_weights(tmp_path / "cached")
+    assert first.keys() == second.keys() == {"head.weight"}
+    torch.testing.assert_close(first["head.weight"], second["head.weight"], rtol=0, atol=2e-3)
+    (table,) = (data / "train-features").glob("*.npy")
+    written = table.stat().st_mtime_ns
+    assert train(tune_options(data, tmp_path / "again", weights, **cached)) == FINISHED
+    assert table.stat().st_mtime_ns == written
+    assert same_weights(second, last_weights(tmp_path / "again"))
+
+
+def test_class_means_do_not_depend_on_the_loader(data: Path, weights: Path, tmp_path: Path) -> None:
+    """The start is the normalised mean of the features of each class, as a loop over the images finds it."""
+    still = {"optimizer.lr": 0.0, "data.preset": "backbone-plain", "method.tuned": "head", "epochs": 1}
+    assert train(tune_options(data, tmp_path / "run", weights, **still)) == FINISHED
+    rows = last_weights(tmp_path / "run")["head.weight"]
+    trained = load_trained(tmp_path / "run" / "checkpoints" / "best.pt", torch.device("cpu"))
+    dataset = ShardSet.open(data / "train")
+    network, sums = trained.model, torch.zeros_like(rows)
+    for batch in evaluation_batches(dataset, trained.preset.train, 1, torch.device("cpu"), executor="reference"):
+        x = trained.method.context.input_builder.plain(batch.images[0])
+        with torch.no_grad():
+            sums[batch.labels] += network.forward_head(network.forward_features(x), pre_logits=True)
+    torch.testing.assert_close(rows, torch.nn.functional.normalize(sums), rtol=0, atol=2e-3)
+
+
+def test_samples_of_class_means_are_capped_and_repeatable(data: Path) -> None:
+    dataset = ShardSet.open(data / "train")
+    ids = sample_per_class(dataset, 5, seed=3)
+    assert np.array_equal(ids, sample_per_class(dataset, 5, seed=3))
+    counts = np.bincount(dataset.index["label"][ids], minlength=4)
+    assert counts.tolist() == np.minimum(dataset.samples_per_class, 5).tolist()
+
+
+def test_class_vectors_of_a_file_must_be_of_these_classes(data: Path, weights: Path, tmp_path: Path) -> None:
+    names = ShardSet.open(data / "train").class_names
+    path = tmp_path / "vectors.npz"
+    vectors = np.random.default_rng(0).normal(size=(len(names), 64)).astype(np.float32)
+    np.savez(path, names=np.array(names), vectors=vectors)
+    start = {"method.start": "file", "method.class_vectors": path, "optimizer.lr": 0.0, "epochs": 1}
+    assert train(tune_options(data, tmp_path / "run", weights, **start)) == FINISHED
+    rows = last_weights(tmp_path / "run")["head.weight"]
+    torch.testing.assert_close(rows, torch.nn.functional.normalize(torch.from_numpy(vectors)))
+    np.savez(path, names=np.array(names[::-1]), vectors=vectors)
+    with pytest.raises(ValueError, match="the first that differs"):
+        read_class_vectors(path, names)
+
+
+def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    assert train(tune_options(data, run_dir, weights, epochs=1)) == FINISHED
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    save_file(timm.create_model(NETWORK, img_size=32).state_dict(), other)
+    with pytest.raises(ValueError, match="tuned tensors only"):
+        load_trained(run_dir / "checkpoints" / "best.pt", torch.device("cpu"), weights=other)
+    moved = tmp_path / "moved.safetensors"
+    moved.write_bytes(weights.read_bytes())
+    load_trained(run_dir / "checkpoints" / "best.pt", torch.device("cpu"), weights=moved)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.weights": None}, "start from one with --model.pretrained true"),
+        ({"model.weights": "absent.safetensors"}, "is no file"),
+        ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
+        ({"data.preset": "cifar"}, "a preset that follows the backbone"),
+        ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
+        ({"model.name": "vit_tiny_patch16_224"}, "does not fit the backbone"),
+        ({"method.mixing": "mixup", "method.tuned": "head", "method.cached_features": "true"}, "is refused"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_a_reason(
+    changes: dict[str, object], message: str, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        train(tune_options(data, tmp_path / "run", weights, **changes))
+
+
+def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def no_network(*arguments: object, **kwargs: object) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments: None)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"test_vit\.\S+ are not in the local cache.*--model.weights FILE"):
+        find_pretrained(ModelOptions(NETWORK, pretrained=True))
+    assert time.monotonic() - started < 10
+
+
+RECIPES = sorted((ROOT / "recipes").glob("*/finetune-*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_recipes_resolve(recipe: Path) -> None:
+    """Their options fit each other, the tag of the weights is pinned, and the views are the backbone's."""
+    resolved = parse(["--recipe", str(recipe)])
+    assert "." in resolved.model.name
+    preset = find_preset(resolved.data.preset, resolved.model)
+    assert preset.train.size == preset.evaluation.size and preset.plain is not None and len(preset.crops) == 5
+    assert resolved.schedule.for_epochs == resolved.run.epochs and resolved.schedule.warmup_epochs == 0
+    expected = {"clip": 0.48145466, "augreg": 0.5, "dinov2": 0.485, "lite0": 0.5}[recipe.stem.removeprefix("finetune-")]
+    assert preset.normalization.mean[0] == expected and preset.train.resampling == "bicubic"

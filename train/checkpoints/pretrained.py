@@ -1,0 +1,171 @@
+"""Pretrained weights: which file they are in, what it holds, and whether it fits the network."""
+
+import hashlib
+import logging
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from train.checkpoints.files import read
+from train.checkpoints.released import state_dict_of
+from train.models.build import ModelOptions, classifier_name
+
+logger = logging.getLogger(__name__)
+
+_HUB_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A file of pretrained weights.
+
+    Attributes:
+        path: where it lies.
+        name: whose weights they are: a timm name with its tag, or the file's name.
+        sha256: of the file.
+    """
+
+    path: Path
+    name: str
+    sha256: str
+
+
+def find_pretrained(options: ModelOptions) -> Pretrained | None:
+    """The weights that the options ask for, None where they ask for none; nothing is built and no data is read.
+
+    Raises:
+        FileNotFoundError: `model.weights` is no file.
+        ValueError: timm's weights are not in its cache and cannot be fetched, or there are none.
+    """
+    if options.weights is not None:
+        path = Path(options.weights)  # a checkpoint has it as text
+        if not path.is_file():
+            raise FileNotFoundError(f"model.weights: {path} is no file; give safetensors or .pth of {options.name}")
+        return Pretrained(path, path.name, file_sha256(path))
+    if not options.pretrained:
+        return None
+    path, name = _from_hub(options.name)
+    logger.info("pretrained weights %s: %s", name, path)
+    return Pretrained(path, name, file_sha256(path))
+
+
+def _from_hub(name: str) -> tuple[Path, str]:
+    # Imported here: a run from scratch needs no client.
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.hf_hub_id:
+        raise ValueError(
+            f"model.pretrained: timm has no weights for {name}; leave it out, or give --model.weights FILE"
+        )
+    full_name, file = f"{config.architecture}.{config.tag}", "model.safetensors"
+    cached = try_to_load_from_cache(config.hf_hub_id, file)
+    if isinstance(cached, str):
+        return Path(cached), full_name
+    try:
+        _check_reachable()
+        return Path(hf_hub_download(config.hf_hub_id, file, etag_timeout=_HUB_SECONDS)), full_name
+    except Exception as error:  # of the network, in many classes
+        raise ValueError(
+            f"model.pretrained: the weights {full_name} are not in the local cache and the hub cannot be reached; "
+            f"fetch {file} of {config.hf_hub_id} elsewhere and give it with --model.weights FILE ({error})"
+        ) from error
+
+
+def _check_reachable() -> None:
+    """Fail at once where there is no network: the client itself tries again for a minute."""
+    from urllib.request import Request, urlopen
+
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise ConnectionError("HF_HUB_OFFLINE is set")
+    urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+
+
+def file_sha256(path: Path) -> str:
+    """Of the content of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_same(path: Path, stored: str | None, found: Pretrained | None) -> None:
+    """Refuse a checkpoint of tuned tensors beside another backbone than it was tuned with.
+
+    Raises:
+        ValueError: the weights are absent, or other ones.
+    """
+    if stored is None or (found is not None and found.sha256 == stored):
+        return
+    has = "none are given" if found is None else f"{found.path} has {found.sha256[:12]}…"
+    raise ValueError(
+        f"{path} holds the tuned tensors only and belongs to backbone weights of sha256 {stored[:12]}…, but {has}; "
+        "give their file with --weights"
+    )
+
+
+def load_pretrained(model: nn.Module, pretrained: Pretrained, wanted: Callable[[str], bool]) -> None:
+    """Load a backbone's weights, in place; into each of timm's networks that the model holds, if there are several.
+
+    A classifier of another size keeps its random weights. timm's own conversion runs first: it resizes positions and
+    renames those of other publishers.
+
+    Args:
+        wanted: whether a tensor of the network, by name, comes from the file; the others keep what they have.
+
+    Raises:
+        ValueError: the file is damaged, another network's, or lacks tensors that are wanted.
+    """
+    networks = [(name, module) for name, module in model.named_modules() if hasattr(module, "pretrained_cfg")]
+    if not networks:
+        raise ValueError(f"a {type(model).__name__} cannot start from pretrained weights; leave model.pretrained out")
+    for prefix, network in networks:
+        dotted = f"{prefix}." if prefix else ""
+        _load(network, pretrained, lambda name, dotted=dotted: wanted(dotted + name))  # type: ignore[misc]
+
+
+def _load(model: nn.Module, pretrained: Pretrained, wanted: Callable[[str], bool]) -> None:
+    weights = _read(pretrained.path)
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is not None:
+        weights = convert(weights, model)
+    own = model.state_dict()
+    head = f"{classifier_name(model)}."
+    usable = {
+        name: value
+        for name, value in weights.items()
+        if name in own and wanted(name) and not (name.startswith(head) and value.shape != own[name].shape)
+    }
+    absent = [
+        name
+        for name in own
+        if wanted(name) and name not in usable and not name.startswith(head) and "num_batches_tracked" not in name
+    ]
+    other = [name for name, value in usable.items() if value.shape != own[name].shape]
+    if absent or other:
+        listed = ", ".join([f"{name} is absent" for name in absent[:3]] + [f"{n} has another shape" for n in other[:3]])
+        raise ValueError(
+            f"{pretrained.path} does not fit the backbone {type(model).__name__}: {len(absent)} tensors absent, "
+            f"{len(other)} of another shape ({listed}); give the weights of model.name, with timm's names"
+        )
+    model.load_state_dict(usable, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    if path.suffix == ".safetensors":
+        try:
+            return load_file(path)
+        except Exception as error:  # the library's own class says little
+            raise ValueError(f"{path}: damaged, or no safetensors: {error}") from error
+    content = read(path)
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as DeiT's, DINO's and ours
+        content = content["model"]
+    try:
+        return state_dict_of(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

@@ -1,0 +1,96 @@
+"""Another class prior where a network is used than the uniform one that it was trained for."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.plan import Stream
+from train.checkpoints.trained import Trained
+from train.methods.base import Method, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.models.build import ModelOptions
+
+
+class ForTestPrior(Method):
+    """A method whose predictions are argmax z + log π', π' the prior of the test data (Menon et al., ICLR 2021).
+
+    Right for networks that target the uniform prior, as those trained under logit adjustment or balanced softmax do.
+    """
+
+    Options = type(None)
+
+    def __init__(self, method: Method, log_prior: Tensor):
+        super().__init__(method.options, method.context)
+        self.method, self.log_prior = method, log_prior
+
+    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        return self.method.eval_logits(model, images) + self.log_prior
+
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return self.method.eval_members(model, images) + self.log_prior
+
+    def streams(self) -> tuple[Stream, ...]:
+        return self.method.streams()
+
+    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
+        return self.method.build_model(options, seed)
+
+    def values(self, plan: MicroPlan) -> StepInputs:
+        return self.method.values(plan)
+
+    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
+        return self.method.loss(model, step)
+
+
+def for_test_prior(trained: Trained, prior: str, train_counts: np.ndarray | None) -> Trained:
+    """The network as it predicts where classes come by another prior; the same for "uniform".
+
+    Args:
+        prior: uniform, train, or a JSON file with a list of the classes' counts or shares.
+
+    Raises:
+        ValueError, FileNotFoundError: the counts are absent, or not of these classes.
+    """
+    if prior == "uniform":
+        return trained
+    if prior == "train":
+        if train_counts is None:
+            raise ValueError("--test-prior train needs the training set's counts: give --train-counts")
+        shares = np.asarray(train_counts, dtype=np.float64)
+    else:
+        shares = _read_shares(Path(prior))
+    if len(shares) != trained.classes:
+        raise ValueError(f"--test-prior {prior}: {len(shares)} classes, the network has {trained.classes}")
+    log_prior = torch.from_numpy(np.log(shares / shares.sum()).astype(np.float32)).to(trained.method.context.device)
+    description = f"{trained.description}, for the test prior {prior}"
+    return replace(trained, method=ForTestPrior(trained.method, log_prior), description=description)
+
+
+def _read_shares(path: Path) -> np.ndarray:
+    try:
+        content: Any = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--test-prior: {path} is neither uniform nor train nor a file of counts") from None
+    except ValueError as error:
+        raise ValueError(f"--test-prior {path}: not JSON: {error}") from error
+    if not isinstance(content, list) or not all(type(n) in (int, float) and n > 0 for n in content):
+        raise ValueError(f"--test-prior {path}: expected a list of positive counts or shares, one per class")
+    return np.array(content, dtype=np.float64)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What evaluation and prediction share."""
+    parser.add_argument(
+        "--test-prior",
+        default="uniform",
+        metavar="uniform|train|FILE",
+        help="class shares where the network is used: uniform, as in training, or a JSON list (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="pretrained weights of a tuned checkpoint, where they have moved"
+    )

@@ -1,0 +1,67 @@
+"""Presets that follow the backbone: image size, filter, mean and standard deviation are those of its pretraining."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.views.own_presets import make_preset
+from pipeline.views.presets import FLIP, Normalization, Preset
+from pipeline.views.view import (
+    AnnealedSquareCrop,
+    Corner,
+    RandomResizedCrop,
+    Resampling,
+    ResizeCenterCrop,
+    ResizeCornerCrop,
+    View,
+)
+from train.models.build import ModelOptions
+
+# Suffix of "backbone" → what training images are shown like; each preset's evaluation is the same.
+BACKBONE_PRESETS = {
+    "backbone": "random resized crop and flip",
+    "backbone-mda": "a square that grows with the epochs",
+    "backbone-plain": "resize and centre crop, nothing drawn",
+}
+CORNERS: tuple[Corner, ...] = ("top_left", "top_right", "bottom_left", "bottom_right")
+CROPS_MARGIN = 24  # no multiple of a patch, so that patch borders fall elsewhere in each of the five crops
+
+
+def find_preset(
+    name: str | Mapping[str, Any],
+    model: ModelOptions,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Preset:
+    """A preset as `own_presets.make_preset` gives it, or one that follows the backbone.
+
+    Raises:
+        ValueError: the name is unknown, or the backbone says nothing of its pictures.
+        FileNotFoundError: a YAML file that is not there.
+    """
+    if not isinstance(name, str) or name not in BACKBONE_PRESETS:
+        return make_preset(name, image_size, mean, std)
+    if not model.is_timm:
+        raise ValueError(f"preset {name} follows a backbone of timm's, but model.name is {model.name}; name another")
+    import timm  # here, as it takes seconds: most presets do not need it
+
+    config = timm.get_pretrained_cfg(model.name)
+    size = model.image_size or config.input_size[-1]
+    # timm's own transforms know a few more filters; torchvision's and Pillow's names for these two are one.
+    resampling: Resampling = "bilinear" if config.interpolation == "bilinear" else "bicubic"
+    plain = View(ResizeCenterCrop(size, size), resampling=resampling)
+    train = {
+        "backbone": View(RandomResizedCrop(size), FLIP, resampling=resampling),
+        "backbone-mda": View(AnnealedSquareCrop(size), resampling=resampling),
+        "backbone-plain": plain,
+    }[name]
+    corners = (View(ResizeCornerCrop(size + CROPS_MARGIN, size, where), resampling=resampling) for where in CORNERS)
+    centre = View(ResizeCenterCrop(size + CROPS_MARGIN, size), resampling=resampling)
+    return Preset(
+        name,
+        train,
+        View(ResizeCenterCrop(size + size // 7, size), resampling=resampling),
+        Normalization(tuple(config.mean), tuple(config.std)),
+        plain=plain,
+        crops=(*corners, centre),
+    )
