@@ -186,7 +186,8 @@ def npy_header(dtype: np.dtype, length: int) -> bytes:
 
 def by_class_array(labels: np.ndarray, num_classes: int) -> np.ndarray:
     """The content of by_class.npy: uint32 (C + 1 + N,): where each class starts (the last entry is N), then the sample
-    ids sorted by class, ascending within a class. One array, so that it maps as one file."""
+    ids sorted by class, ascending within a class. One array, so that it maps as one file.
+    """
     if len(labels) >= 2**32:
         raise ValueError(f"{len(labels)} samples; a shard set holds fewer than 2^32")
     starts = np.zeros(num_classes + 1, np.uint32)

@@ -88,7 +88,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _phone_format(data: bytes) -> str:
-    """ "HEIC", "AVIF" or "": by the brands in the first box of an ISO base media file (ISO/IEC 14496-12)."""
+    """HEIC, AVIF or nothing: by the brands in the first box of an ISO base media file (ISO/IEC 14496-12)."""
     if data[4:8] != b"ftyp":
         return ""
     size = min(int.from_bytes(data[:4]), 256)

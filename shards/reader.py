@@ -146,7 +146,8 @@ class ShardSet:
     def images_checksum(self) -> str:
         """Hex, equal for sets that hold the same images in the same classes, whatever the order of classes and samples,
         the Unicode form of the names and the division into shards; two different sets with an equal one are as unlikely
-        as collisions of 64 bits."""
+        as collisions of 64 bits.
+        """
         record = self.index["size"].astype(np.uint64) << np.uint64(32) | self.index["crc32"].astype(np.uint64)
         with np.errstate(over="ignore"):  # splitmix64's finaliser, so that sums of similar records differ
             record = (record ^ record >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)

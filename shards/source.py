@@ -28,7 +28,8 @@ class SampleRef(NamedTuple):
 
 class Fetcher(Protocol):
     """The opened source. Opened once in each worker process, used by one thread, closed or dropped with
-    its process."""
+    its process.
+    """
 
     def fetch(self, ref: SampleRef) -> bytes:
         """The encoded image, byte for byte as stored. Raises OSError or ValueError, naming the sample, if it cannot."""
@@ -36,7 +37,8 @@ class Fetcher(Protocol):
 
     def will_fetch(self, ref: SampleRef) -> None:
         """`ref` is fetched a little later: a disk or a network file system may begin to read it. May do nothing, and
-        never fails: that is left to `fetch`."""
+        never fails: that is left to `fetch`.
+        """
         ...
 
     def close(self) -> None:
@@ -77,5 +79,6 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Remove scratch files (a spooled archive). Called once, by the parent, after a complete build only: a killed
-        build finds them again."""
+        build finds them again.
+        """
         ...

@@ -64,7 +64,8 @@ def dali_index_line(image_name: str, image_at: int, image_bytes: int, label_at: 
 
 def dali_index(lines: list[str]) -> bytes:
     """DALI's webdataset index of a shard, as its wds2idx makes it. (DALI refuses one without samples, so a shard whose
-    every image was skipped has to be left out of the paths that its reader gets.)"""
+    every image was skipped has to be left out of the paths that its reader gets.)
+    """
     return f"{_DALI_INDEX_VERSION} {len(lines)}\n{''.join(lines)}".encode("ascii")
 
 

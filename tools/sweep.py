@@ -48,7 +48,6 @@ class Sweep:
         Raises:
             ValueError: the folder holds runs with other options.
         """
-
         self.out.mkdir(parents=True, exist_ok=True)
         settings = self.out / "settings.json"
         found = json.loads(settings.read_text(encoding="utf-8")) if settings.exists() else self.extra
@@ -77,7 +76,8 @@ class Sweep:
 
     def run(self, row: Row, seed: int) -> int:
         """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
-        PREEMPTED however it ended after a stop signal."""
+        PREEMPTED however it ended after a stop signal.
+        """
         if self.finished(row, seed):
             return 0
         if row.first_stage is not None:

@@ -181,7 +181,8 @@ class Run:
 
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
-        cached."""
+        cached.
+        """
         wanted, alone = self.method.starts_from(), self.method.trained_alone()
         if wanted is None and alone is None:
             return model

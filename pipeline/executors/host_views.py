@@ -30,7 +30,6 @@ class HostViews:
 
         decoded: uint8 (height, width, 3) each, the whole image, or its planned region where `regions_are_cut`.
         """
-
         views = np.empty((len(decoded), *plan.output_size, 3), np.uint8)
 
         def make_one(i: int) -> None:

@@ -29,7 +29,8 @@ _FEW = 40  # images of a build that is all start and end
 
 def run(bench: Bench) -> Report:
     """Copying is measured twice: with files that the system has to read from the disk, as those of a data set that
-    was just downloaded or is larger than the memory, and with files that it keeps in memory."""
+    was just downloaded or is larger than the memory, and with files that it keeps in memory.
+    """
     scale = bench.scale
     settings = {
         "cores": bench.cores,

@@ -195,7 +195,8 @@ def _own_megabytes() -> float:
 
 def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
     """Draws a second by size of the set. Beside them: how long it takes to open the set, and to draw from it while no
-    page of it is mapped yet, as in the first steps of a run (the files are in memory; a disk would add its reading)."""
+    page of it is mapped yet, as in the first steps of a run (the files are in memory; a disk would add its reading).
+    """
     variants: dict[str, Variant] = {}
     opening: dict[str, float] = {}
     first: dict[str, float] = {}

@@ -1,5 +1,6 @@
 """A run of `python -m train`, taken apart: the trainer over steps that a benchmark hands out and times; and a bare loop
-with the same arithmetic, which has neither Accelerate nor bookkeeping."""
+with the same arithmetic, which has neither Accelerate nor bookkeeping.
+"""
 
 import itertools
 from collections.abc import Iterable, Iterator

@@ -138,7 +138,8 @@ def result(m: RunSummary) -> dict[str, Any]:
 
 def cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """What training took: trained images per second over all ranks, the median of the epochs; and the most memory in GB
-    that the first rank needed since it started, on its GPU or, without one, of the whole process."""
+    that the first rank needed since it started, on its GPU or, without one, of the whole process.
+    """
     rates = [record["images_per_second"] for record in records if record["kind"] == "epoch"]
     return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
 

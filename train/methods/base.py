@@ -96,7 +96,8 @@ class MicroPlan:
 
     def global_labels(self, stream: str) -> np.ndarray:
         """int64 (global batch,), of all ranks and micro-batches: for denominators. Drawing them is the dear part of a
-        plan where there are many ranks: ask only where labels weigh, and take `global_size` otherwise."""
+        plan where there are many ranks: ask only where labels weigh, and take `global_size` otherwise.
+        """
         return self.step.labels(stream)
 
     def global_size(self, stream: str) -> int:
