@@ -147,15 +147,15 @@ def test_help_shows_the_interface() -> None:
 def place_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with what docs/api.md needs: photographs, the method of the other page, the preset."""
     write_photographs(tmp_path / "photos", ".png")
-    method = re.findall(r"`python\n(.*?)`", (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8"), re.S)
+    method = re.findall(r"```python\n(.*?)```", (ROOT / "docs/adding-a-method.md").read_text(encoding="utf-8"), re.S)
     (tmp_path / "my_focal.py").write_text(method[0], encoding="utf-8")
-    (tmp_path / "birds.yaml").write_text(re.findall(r"`yaml\n(.*?)`", PAGE, re.S)[0])
+    (tmp_path / "birds.yaml").write_text(re.findall(r"```yaml\n(.*?)```", PAGE, re.S)[0])
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_the_page_and_the_notebook_run(place_of_the_page: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    blocks = re.findall(r"`python\n(.*?)`", PAGE, re.S)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     notebook = json.loads((ROOT / "docs" / "first_steps.ipynb").read_text(encoding="utf-8"))
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert cells == [block.rstrip("\n") for block in blocks]

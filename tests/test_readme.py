@@ -33,7 +33,7 @@ SHORTENED = {
 
 def commands() -> list[str]:
     """The shell commands of the README's bash blocks, continuation lines joined."""
-    blocks = re.findall(r"^ *`bash\n(.*?)^ *`", (ROOT / "README.md").read_text(), re.S | re.M)
+    blocks = re.findall(r"^ *```bash\n(.*?)^ *```", (ROOT / "README.md").read_text(), re.S | re.M)
     lines = "".join(block for block in blocks if "#SBATCH" not in block).replace("\\\n", " ").splitlines()
     return [" ".join(line.split()) for line in lines if line.strip()]
 
@@ -125,7 +125,7 @@ def test_the_makefile_has_what_is_named(target: str) -> None:
 
 
 def test_the_slurm_script_is_valid_shell() -> None:
-    script = re.search(r"`bash\n(#SBATCH.*?)`", (ROOT / "README.md").read_text(), re.S)
+    script = re.search(r"```bash\n(#SBATCH.*?)```", (ROOT / "README.md").read_text(), re.S)
     assert script is not None
     subprocess.run(["bash", "-n"], input=script[1], text=True, check=True)
 
