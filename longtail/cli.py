@@ -34,6 +34,9 @@ COMMANDS = {
     "recipes": ("tools.catalog", "recipes", "the settings of published runs that come along"),
 }
 
+# Their modules import torch, which takes seconds.
+_PARSED_FIRST = ("evaluate", "predict", "export", "report")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
@@ -53,6 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported, as in train/__main__.py
     if name == "train":
         return _train(rest)
+    if name in _PARSED_FIRST:
+        from tools import option_parsers
+
+        getattr(option_parsers, f"{name}_parser")().parse_args(rest)  # --help or a wrong option ends here, at once
     module, function, _ = COMMANDS[name]
     return run_command(name, lambda: getattr(importlib.import_module(module), function)(rest))
 

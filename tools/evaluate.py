@@ -6,31 +6,26 @@ With several checkpoints of one method, for example of several seeds, mean ± st
 import json
 import logging
 import sys
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule, shot_groups
 from shards.class_names import class_ids, shown
 from shards.commandline import (
-    OldPresetName,
-    Parser,
     UsageError,
-    finite_number,
-    home_path,
     run_command,
     tell,
-    whole_number,
 )
 from shards.object_store import is_url, set_location
 from shards.reader import ShardSet
 from tools.markdown import markdown
+from tools.option_parsers import evaluate_parser
 from train.checkpoints.files import checkpoint_file
 from train.checkpoints.trained import Trained, load_trained
 from train.datasets import classes_without_samples
@@ -41,7 +36,7 @@ from train.evaluation.metrics import MEANINGS
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.evaluation.spread import mean_and_spread
-from train.evaluation.test_prior import add_options, for_test_prior
+from train.evaluation.test_prior import for_test_prior
 from train.launch import device_of
 from train.run_folder import write_json
 
@@ -255,7 +250,7 @@ def differences(settings: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[s
 def main(arguments: Sequence[str] | None = None) -> int:
     """Evaluate, write, print the table."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    options = _parser().parse_args(arguments)
+    options = evaluate_parser().parse_args(arguments)
     return run_command("evaluate", lambda: _main(options))
 
 
@@ -326,35 +321,6 @@ def _group_rule(options: Namespace) -> GroupRule:
         return GroupRule(options.many_min, options.few_max)
     except ValueError as error:
         raise UsageError(f"--many-min and --few-max: {error}") from error
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m tools.evaluate", description=__doc__)
-    add = parser.add_argument
-    file = "a checkpoint or the folder of a run, or a file as released"
-    add("--checkpoint", type=home_path, nargs="+", required=True, metavar="FILE|RUN", help=file)
-    add("--data", required=True, metavar="DIR|URL", help="shard set to evaluate on")
-    counts = "training shard set, or its class counts (default: the run's)"
-    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help=counts)
-    add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
-    add_options(parser)
-    add("--crops", type=int, default=1, choices=(1, 5), help="average over five crops (default: one)")
-    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
-    add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
-    at_least_none = whole_number(0)
-    many, few = "many: at least N training samples (default: 101)", "few: at most N (default: 19; some trainers: 20)"
-    add("--many-min", type=at_least_none, default=101, metavar="N", help=many)
-    add("--few-max", type=at_least_none, default=19, metavar="N", help=few)
-    norm = "divide class vectors by their norm to this power (Kang et al.)"
-    add("--tau-norm", type=finite_number, metavar="TAU", help=norm)
-    prior = "subtract TAU · log prior from the logits (Menon et al.)"
-    add("--logit-adjustment", type=finite_number, metavar="TAU", help=prior)
-    add("--batch-size", type=whole_number(1), default=256, help="images at once (default: 256)")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--executor", default="auto", choices=("auto", "dali", "resident", "reference"), help="who decodes")
-    add("--out", type=home_path, metavar="DIR", help="where to write (default: runs/evaluation/RUN-on-DATA)")
-    return parser
 
 
 def _default_name(paths: Sequence[Path], data: str) -> str:

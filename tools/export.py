@@ -13,8 +13,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from shards.commandline import Parser, home_path, run_command, tell
+from shards.commandline import run_command, tell
 from shards.reader import ShardSet
+from tools.option_parsers import export_parser
 from train.checkpoints.trained import Trained, load_trained
 from train.exported import graphs
 from train.exported.checking import CheckFailedError
@@ -89,7 +90,7 @@ def _write_graphs(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Export, and push if asked for."""
-    options = _parser().parse_args(arguments)
+    options = export_parser().parse_args(arguments)
     return run_command("export", lambda: _main(options), (CheckFailedError, ModuleNotFoundError, PushError))
 
 
@@ -101,23 +102,6 @@ def _main(options: Namespace) -> int:
     if options.push:
         tell(f"pushed to {push(options.out, options.push, options.private, os.environ.get('HF_ENDPOINT'))}")
     return 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m tools.export", description=(__doc__ or "").splitlines()[0])
-    add = parser.add_argument
-    add("checkpoint", type=home_path, metavar="FILE|RUN", help="a checkpoint or the folder of a run, or as released")
-    add("--out", type=home_path, required=True, metavar="DIR", help="folder to write")
-    add("--formats", nargs="*", default=[], choices=("onnx", "torch-export"), help="beside timm's layout")
-    inside_help = "what model.onnx and model.pt2 do themselves: take network input, or normalise, or resize too"
-    add("--inside", choices=tuple(_INPUTS), default="nothing", help=inside_help)
-    add("--class-names", type=home_path, metavar="DIR", help="shard set with the names and sizes of the classes")
-    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
-    add("--title", help="of the model card (default: the folder's name)")
-    add("--license", help="of the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0 …")
-    add("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
-    add("--private", action="store_true", help="make the pushed repository private")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import csv
 import json
 import logging
 import sys
-from argparse import SUPPRESS, Namespace
+from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,14 +21,14 @@ from PIL import Image
 from pipeline.executors.pillow_reference import picture_view
 from pipeline.views.view import plan_view
 from shards.class_names import class_ids
-from shards.commandline import OldPresetName, Parser, home_path, run_command, tell, whole_number
+from shards.commandline import run_command, tell
 from shards.image_formats import IMAGE_SUFFIXES
 from shards.images import as_rgb
-from shards.object_store import set_location
 from shards.reader import ShardSet
 from tools.evaluate import read_train_counts
+from tools.option_parsers import predict_parser
 from train.checkpoints.trained import Trained, load_trained
-from train.evaluation.test_prior import add_options, for_test_prior
+from train.evaluation.test_prior import for_test_prior
 from train.launch import device_of
 
 logger = logging.getLogger(__name__)
@@ -195,7 +195,7 @@ def class_names(trained: Trained, dataset: Path | str | None) -> list[str]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the best class of each image; write all that was asked for. Returns 4 if files had to be skipped."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
-    parser = _parser()
+    parser = predict_parser()
     options = parser.parse_args(arguments)
     if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
         parser.error(f"--out is {options.out}, expected a name that ends in .csv or .json")
@@ -229,27 +229,6 @@ def _main(options: Namespace) -> int:
     if skipped:
         logger.warning("%d of %d files could not be read", skipped, len(images))
     return SKIPPED if skipped else 0
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="python -m tools.predict", description=__doc__)
-    add = parser.add_argument
-    add("images", type=home_path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
-    file = "a checkpoint or the folder of a run, or a file as released"
-    add("--checkpoint", type=home_path, required=True, metavar="FILE|RUN", help=file)
-    names = "shard set with the names of the classes (default: the run's)"
-    add("--class-names", type=set_location, metavar="DIR|URL", help=names)
-    add_options(parser)
-    add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help="for --test-prior train (default: the run's)")
-    add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
-    add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
-    add("--top", type=whole_number(1), default=5, help="classes per image in the file (default: 5)")
-    add("--batch-size", type=whole_number(1), default=64, help="images at once (default: 64)")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", default=default, help="cpu, cuda or cuda:N (default: %(default)s)")
-    add("--out", type=home_path, metavar="FILE", help="write .csv or .json; its folder is made")
-    add("--overwrite", action="store_true", help="replace the file of --out")
-    return parser
 
 
 if __name__ == "__main__":

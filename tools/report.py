@@ -9,17 +9,14 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from shards.commandline import Parser, home_path, run_command, tell
+from shards.commandline import run_command, tell
+from tools.option_parsers import report_parser
 from train.evaluation.page.render import PAGE, write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and say where it is."""
-    parser = Parser(prog="python -m tools.report", description=(__doc__ or "").splitlines()[0])
-    out_help = f"the file (default: {PAGE} in the run's folder, or here for several)"
-    parser.add_argument("run_dirs", nargs="+", type=home_path, metavar="RUN_DIR")
-    parser.add_argument("--out", type=home_path, metavar="FILE", help=out_help)
-    options = parser.parse_args(arguments)
+    options = report_parser().parse_args(arguments)
     return run_command("report", lambda: _main(options))
 
 

@@ -40,11 +40,13 @@ def check_device(device: str) -> None:
 
 
 def device_of(text: str) -> torch.device:
-    """The device of a tool's --device.
+    """The device of a tool's --device; "auto" is a GPU where there is one.
 
     Raises:
         UsageError: there is no such kind, or this machine has none.
     """
+    if text == "auto":
+        text = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(text)
     except RuntimeError:

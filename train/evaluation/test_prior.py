@@ -1,6 +1,5 @@
 """Another class prior where a network is used than the uniform one that it was trained for."""
 
-import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -81,16 +80,3 @@ def _read_shares(path: Path) -> np.ndarray:
     if not isinstance(content, list) or not all(type(n) in (int, float) and n > 0 for n in content):
         raise ValueError(f"--test-prior {path}: expected a list of positive counts or shares, one per class")
     return np.array(content, dtype=np.float64)
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """What evaluation and prediction share."""
-    parser.add_argument(
-        "--test-prior",
-        default="uniform",
-        metavar="uniform|train|FILE",
-        help="class shares where the network is used: uniform, as in training, or a JSON list (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="pretrained weights of a tuned checkpoint, where they have moved"
-    )
