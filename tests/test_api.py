@@ -1,33 +1,43 @@
 """A new user's walk on small generated photographs, from the command line and from Python, with the same numbers."""
 
 import csv
+import importlib
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+import timm
+import torch
+from PIL import Image, features
 
 import longtail
 from longtail.cli import main
 from tests.helpers.pictures import photo
 from tests.helpers.runs import ROOT
+from tools.predict import evaluation_picture
 
 COUNTS = {"Gebäude": 12, "house cat, grey": 6, "otter": 3}
 SMALL = ["--model.name=resnet32", "--model.width=4", "--batch_size=8", "--device=cpu", "--trackers=none"]
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
 
+# The pictures of a phone, where this Pillow writes them.
+OF_A_PHONE = ".avif" if features.check("avif") else ".jpg"
+
+
 def write_photographs(folder: Path, suffix: str = ".jpg") -> None:
-    """`folder`/{train,test}/CLASS/…, 40 × 48 pixels; every class has its own tint."""
+    """`folder`/{train,test}/CLASS/…, 40 × 48 pixels; every class has its own tint, the otters are a phone's."""
     for split, counts in (("train", COUNTS), ("test", dict.fromkeys(COUNTS, 3))):
         for label, (name, count) in enumerate(counts.items()):
             (folder / split / name).mkdir(parents=True)
             for number in range(count):
                 pixels = photo(1000 * label + 100 * (split == "test") + number, 48, 40) // 2
                 pixels[..., label] += 90
-                Image.fromarray(pixels).save(folder / split / name / f"{number}{suffix}")
+                ending = OF_A_PHONE if name == "otter" else suffix
+                Image.fromarray(pixels).save(folder / split / name / f"{number}{ending}")
 
 
 @pytest.fixture(scope="module")
@@ -35,12 +45,14 @@ def walk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the command line has built, trained, evaluated and predicted."""
     folder = tmp_path_factory.mktemp("walk")
     write_photographs(folder / "photos")
+    # As most archives are: one folder around everything.
+    shutil.make_archive(str(folder / "photos"), "zip", root_dir=folder, base_dir="photos")
     preset = "base: cifar\nname: mine\nimage_size: 32\ntrain:\n  geometry: {RandomResizedCrop: {size: 32}}\n"
     (folder / "mine.yaml").write_text(preset)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for split in ("train", "test"):
-            build = ["build", "imagefolder", "--images", "photos", "--split-dir", split, "--out", f"data/{split}"]
+            build = ["build", "imagefolder", "--images", "photos.zip", "--split-dir", split, "--out", f"data/{split}"]
             assert main(build) == 0
         data = ["--data.train=data/train", "--data.test=data/test", "--data.preset=mine.yaml", "--data.executor=dali"]
         method = ["--method.name=cmo", "--method.loss=bs", "--method.plain-first=0", "--method.plain-last=0"]
@@ -82,6 +94,28 @@ def test_python_gives_the_numbers_of_the_command_line(walk: Path, monkeypatch: p
     for one in predictions:
         row = expected[str(one.image)]
         assert one.name == row["name"] and one.probability == pytest.approx(float(row["probability"]), abs=1e-4)
+
+
+def test_what_is_exported_gives_the_answers_of_the_classifier(walk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By onnxruntime from a graph that normalises itself, and by timm from the exported folder."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+    monkeypatch.chdir(walk)
+    command = ["export", "runs/cli", "--out", "exported", "--formats", "onnx", "--inside", "normalise"]
+    assert main(command) == 0
+    session = onnxruntime.InferenceSession("exported/model.onnx", providers=["CPUExecutionProvider"])
+    importlib.import_module("train.exported.network")  # timm has no name for a CIFAR ResNet-32
+    network = timm.create_model("local-dir:exported", pretrained=True).eval()
+    mean, std = (torch.tensor(network.pretrained_cfg[key])[:, None, None] for key in ("mean", "std"))
+    classifier = longtail.Classifier.load("runs/cli", device="cpu")
+    paths = sorted(Path("photos/test/Gebäude").iterdir())
+    expected = classifier.probabilities(paths)
+    pixels = np.stack([evaluation_picture(path, classifier._trained) for path in paths])
+    (by_onnx,) = session.run(None, {"images": pixels})
+    with torch.inference_mode():
+        by_timm = network((torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std)
+    for logits in (torch.from_numpy(by_onnx), by_timm):
+        np.testing.assert_allclose(logits.softmax(dim=1).numpy(), expected, atol=1e-4)
+        assert (logits.argmax(dim=1).numpy() == expected.argmax(axis=1)).all()
 
 
 def test_paths_pictures_and_arrays_are_one(walk: Path) -> None:
