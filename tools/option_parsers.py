@@ -57,7 +57,13 @@ def predict_parser() -> Parser:
     """`tools.predict`."""
     parser = Parser(prog="python -m tools.predict", description=PREDICT)
     add = parser.add_argument
-    add("images", type=home_path, nargs="+", metavar="IMAGE|FOLDER", help="files, or folders to search for images")
+    add(
+        "images",
+        type=home_path,
+        nargs="+",
+        metavar="IMAGE|FOLDER|SET",
+        help="files, patterns, folders to search for images, shard sets",
+    )
     file = "a checkpoint or the folder of a run, or a file as released"
     add("--checkpoint", type=home_path, required=True, metavar="FILE|RUN", help=file)
     names = "shard set with the names of the classes (default: the run's)"
@@ -69,7 +75,8 @@ def predict_parser() -> Parser:
     add("--top", type=whole_number(1), default=5, help="classes per image in the file (default: 5)")
     add("--batch-size", type=whole_number(1), default=64, help="images at once (default: 64)")
     add("--device", default="auto", help="cpu, cuda or cuda:N (default: a GPU where there is one)")
-    add("--out", type=home_path, metavar="FILE", help="write .csv or .json; its folder is made")
+    add("--out", type=home_path, metavar="FILE", help="write .csv, .json or .jsonl; its folder is made")
+    add("--jsonl", action="store_true", help="print one JSON object per image, with all of --top")
     add("--overwrite", action="store_true", help="replace the file of --out")
     return parser
 

@@ -1,4 +1,4 @@
-"""Classes of image files: python -m tools.predict --checkpoint FILE|RUN IMAGE|FOLDER … [--out predictions.csv|.json]
+"""Classes of images: python -m tools.predict --checkpoint FILE|RUN IMAGE|FOLDER|SET … [--out predictions.csv]
 
 Files that cannot be read are skipped and listed; the exit status is then 4.
 """
@@ -9,8 +9,10 @@ import logging
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,6 +24,7 @@ from pipeline.executors.pillow_reference import picture_view
 from pipeline.views.view import plan_view
 from shards.class_names import class_ids
 from shards.commandline import run_command, tell
+from shards.format import DATASET_FILE
 from shards.image_formats import IMAGE_SUFFIXES
 from shards.images import as_rgb
 from shards.reader import ShardSet
@@ -61,6 +64,41 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
     return found
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """An image file, or a sample of a shard set: what it is called, and its bytes when they are asked for."""
+
+    name: str
+    read: Callable[[], bytes]
+
+
+def find_pictures(paths: Sequence[Path]) -> list[Encoded]:
+    """The samples of shard sets, and the image files of all else: files, folders and patterns such as `photos/*.jpg`.
+
+    Raises:
+        FileNotFoundError: a path does not exist, a pattern fits nothing, or there is no image.
+    """
+    found: list[Encoded] = []
+    for path in paths:
+        if (path / DATASET_FILE).is_file():
+            dataset = ShardSet.open(path)
+            found += [
+                Encoded(f"{path}: {dataset.source_of(i)}", partial(_sample, dataset, i)) for i in range(len(dataset))
+            ]
+        else:
+            matching = [path] if path.exists() else sorted(Path(path.anchor or ".").glob(_below_anchor(path)))
+            found += [Encoded(str(file), file.read_bytes) for file in find_images(matching or [path])]
+    return found
+
+
+def _below_anchor(path: Path) -> str:
+    return str(path.relative_to(path.anchor))
+
+
+def _sample(dataset: ShardSet, sample: int) -> bytes:
+    return bytes(dataset.encoded(sample))
+
+
 def _is_clutter(path: Path) -> bool:
     return any(part.startswith(".") or part in _CLUTTER for part in path.parts)
 
@@ -87,18 +125,19 @@ def _draws_nothing(purpose: str, shape: tuple[int, ...]) -> np.ndarray:
 
 @torch.inference_mode()
 def predictions(
-    trained: Trained, images: Sequence[Path], names: Sequence[str], top: int, batch_size: int
+    trained: Trained, images: Sequence[Encoded], names: Sequence[str], top: int, batch_size: int
 ) -> Iterator[dict[str, Any]]:
     """For each image {"image", "classes": [{"class", "name", "probability"} … `top` of them, best first]}.
 
     A file that cannot be read has {"image", "error"} instead.
     """
     for start in range(0, len(images), batch_size):
-        records = [{"image": str(path)} for path in images[start : start + batch_size]]
+        part = images[start : start + batch_size]
+        records: list[dict[str, Any]] = [{"image": image.name} for image in part]
         pictures = []
-        for path, record in zip(images[start : start + batch_size], records, strict=True):
+        for image, record in zip(part, records, strict=True):
             try:
-                pictures.append(evaluation_picture(path, trained))
+                pictures.append(shown(as_rgb(image.read()), trained))
             except (ValueError, OSError) as error:
                 record["error"] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         found = iter(_best_classes(trained, pictures, names, top))
@@ -120,19 +159,25 @@ def _best_classes(
 
 
 class PredictionFile:
-    """JSON, or CSV with one row per image and rank; what is predicted is in the file at once."""
+    """JSON, JSON lines, or CSV with one row per image and rank; what is predicted is in the file at once.
 
-    def __init__(self, file: IO[str], as_json: bool):
-        self._file, self._as_json, self._records = file, as_json, 0
+    Args:
+        kind: json, jsonl or csv.
+    """
+
+    def __init__(self, file: IO[str], kind: str):
+        self._file, self._kind, self._records = file, kind, 0
         self._rows = csv.writer(file)
-        if as_json:
+        if kind == "json":
             file.write("[")
-        else:
+        elif kind == "csv":
             self._rows.writerow(["image", "rank", "class", "name", "probability", "error"])
 
     def add(self, record: dict[str, Any]) -> None:
         """Write what `predictions` yields."""
-        if self._as_json:
+        if self._kind == "jsonl":
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        elif self._kind == "json":
             text = json.dumps(record, indent=2).replace("\n", "\n  ")
             self._file.write(f"{',' if self._records else ''}\n  {text}")
         elif "error" in record:
@@ -145,7 +190,7 @@ class PredictionFile:
 
     def finish(self) -> None:
         """Complete the file."""
-        if self._as_json:
+        if self._kind == "json":
             self._file.write("\n]\n")
 
 
@@ -163,7 +208,7 @@ def prediction_file(path: Path | None, overwrite: bool) -> Iterator[PredictionFi
         raise FileExistsError(f"{path}: exists; give another --out, or --overwrite")
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
-        writer = PredictionFile(file, path.suffix.lower() == ".json")
+        writer = PredictionFile(file, path.suffix.lower().removeprefix("."))
         try:
             yield writer
         finally:
@@ -197,14 +242,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     parser = predict_parser()
     options = parser.parse_args(arguments)
-    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json"):
-        parser.error(f"--out is {options.out}, expected a name that ends in .csv or .json")
+    if options.out is not None and options.out.suffix.lower() not in (".csv", ".json", ".jsonl"):
+        parser.error(f"--out is {options.out}, expected a name that ends in .csv, .json or .jsonl")
     return run_command("predict", lambda: _main(options))
 
 
 def _main(options: Namespace) -> int:
     device = device_of(options.device)
-    images = find_images(options.images)
+    images = find_pictures(options.images)
     with prediction_file(options.out, options.overwrite) as file:
         trained = load_trained(options.checkpoint, device, options.preset, options.weights)
         counts = trained.samples_per_class
@@ -222,6 +267,8 @@ def _main(options: Namespace) -> int:
                 continue
             best = record["classes"][0]
             line = f"{record['image']}\t{best['name']}\t{best['probability']:.4f}"
+            if options.jsonl:
+                line = json.dumps(record, ensure_ascii=False)
             if file is None:
                 print(line, flush=True)  # for this alone: where nobody reads on, the work is over
             else:

@@ -11,7 +11,7 @@ import torch
 from shards.images import ImagePolicy, check_image
 from tests.helpers.image_kinds import kinds
 from tests.helpers.runs import make_data, options
-from tests.helpers.shard_sets import photo
+from tests.helpers.shard_sets import photo, small_images
 from tests.helpers.short_runs import make_run
 from tools import predict
 from train.checkpoints.trained import load_trained
@@ -113,7 +113,7 @@ def test_what_was_predicted_before_a_failure_is_in_the_file(
         (["--top", "-1"], 2, "--top: -1, expected at least 1"),
         (["--batch-size", "many"], 2, "--batch-size: 'many', expected a whole number"),
         (["--device", "tpu"], 2, "--device is 'tpu'"),
-        (["--out", "p.txt"], 2, "a name that ends in .csv or .json"),
+        (["--out", "p.txt"], 2, "a name that ends in .csv, .json or .jsonl"),
         (["--preset", "none"], 1, "preset 'none' is unknown"),
         (["--clas", "x"], 2, "unrecognized arguments"),
     ],
@@ -137,3 +137,24 @@ def test_a_folder_that_is_no_run_is_said(tmp_path: Path, capsys: pytest.CaptureF
     photo(0, 32, 32).save(tmp_path / "a.png")
     assert predicted(tmp_path, tmp_path / "a.png") == 1
     assert "a folder without checkpoints/best.pt" in capsys.readouterr().err
+
+
+def test_patterns_and_shard_sets_are_predicted_and_lines_are_json(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    test_set = small_images(tmp_path / "set", (2, 2, 1, 1))
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(bytes(test_set.encoded(number)))
+    assert predicted(run_dir, test_set.path, "--top", 4, "--jsonl") == 0
+    of_set = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(of_set) == len(test_set)
+    assert all(record["image"].startswith(str(test_set.path)) for record in of_set)
+    assert predicted(run_dir, tmp_path / "[0-2].png", "--top", 4, "--out", tmp_path / "new.jsonl") == 0
+    of_files = [json.loads(line) for line in (tmp_path / "new.jsonl").read_text().splitlines()]
+    assert [Path(record["image"]).name for record in of_files] == ["0.png", "1.png", "2.png"]
+    assert [record["classes"] for record in of_files] == [record["classes"] for record in of_set[:3]]
+    monkeypatch.chdir(tmp_path)
+    assert predicted(run_dir, "*.png", "--jsonl") == 0
+    with pytest.raises(SystemExit):
+        predicted(run_dir, "0.png", "--out", "x.txt")
+    assert predicted(run_dir, "*.tiff") == 1
