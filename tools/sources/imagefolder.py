@@ -60,6 +60,11 @@ class ImageFolder:
         if not namespace.allow_partial:
             check_no_class_is_empty(tree.labels.tolist(), tree.class_names, str(namespace.images))
         kept, held_out = hold_out(tree.labels, namespace.holdout, namespace.seed)
+        if namespace.holdout and not len(held_out):
+            raise UsageError(
+                f"--holdout is {namespace.holdout}, which takes no image of any class: the largest has "
+                f"{np.bincount(tree.labels).max()}; hold out a larger share, or build a validation set of other images"
+            )
         if namespace.imb_factor is not None:
             kept = kept[long_tail(tree.labels[kept], tree.class_names, namespace.imb_factor, namespace.seed)]
         options = {
