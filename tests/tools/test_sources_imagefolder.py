@@ -128,7 +128,7 @@ def test_an_empty_class_is_named(tmp_path, kind):
             r"the folders train look like splits, .* such as --split-dir train",
         ),
         (class_folders(), ["--holdout", "1"], "--holdout is 1.0, expected a share"),
-        (class_folders(), ["--holdout", "0.01"], "which takes no image of any class: the largest has"),
+        (class_folders(counts=(1, 1, 1)), ["--holdout", "0.1"], "which takes no image of any class: the largest has 1"),
         (class_folders(), ["--imb-factor", "0.01"], "would be empty"),
         (class_folders((20, 1, 5)), ["--imb-factor", "0.5"], "2 classes .* the first is 'class_1' with 1 of 10"),
     ],
