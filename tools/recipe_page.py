@@ -7,7 +7,6 @@ import json
 import re
 import statistics
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ RESULTS_FOLDER = RECIPES_FOLDER.resolve().parent / "benchmarks" / "results"
 _MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main() -> int:
     """Write the page anew."""
-    del arguments
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
