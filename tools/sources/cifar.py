@@ -159,11 +159,22 @@ def _read_members(archive: Path, wanted: list[str]) -> dict[str, bytes]:
     return {name: found[name] for name in wanted}
 
 
+class _ArrayKind:
+    """Stands for numpy.ndarray in a pickle, which may name it but not call it: a call allocates any size asked for."""
+
+
+def _empty_array(kind: object, shape: object, _: object) -> NDArray[Any]:
+    """The array that a pickle fills afterwards. numpy writes the shape (0,); another one would be allocated unseen."""
+    if kind is not _ArrayKind or shape != (0,):
+        raise pickle.UnpicklingError(f"an array begins with the shape {shape}, numpy writes (0,)")
+    return np.empty(0, np.int8)
+
+
 # What a pickled array is put together from; numpy 2 renamed the module of the first.
 _ARRAY_PARTS: dict[tuple[str, str], Any] = {
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy.core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy._core.multiarray", "_reconstruct"): _empty_array,
+    ("numpy", "ndarray"): _ArrayKind,
     ("numpy", "dtype"): np.dtype,
 }
 
