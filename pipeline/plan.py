@@ -106,12 +106,14 @@ class GlobalBatch:
     Attributes:
         sizes: by stream that the step uses, samples of all ranks and micro-batches.
         labels: gives those of a stream, int64 (size,); they are drawn when first asked for.
+        seed: of the plan, for draws of a method's own (`train.methods.base.MicroPlan.uniform`).
     """
 
     epoch: int
     step: int
     sizes: Mapping[str, int]
     labels: Callable[[str], npt.NDArray[np.int64]]
+    seed: int
 
 
 class Plan:
@@ -177,7 +179,7 @@ class Plan:
             ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
             return self._index(name)["label"][ids].astype(np.int64)
 
-        return GlobalBatch(epoch, step, sizes, cache(labels))
+        return GlobalBatch(epoch, step, sizes, cache(labels), self.seed)
 
     def pastes(self, epoch: int, step: int) -> bool:
         """Whether the step mixes: one coin, drawn without the rest of the plan."""

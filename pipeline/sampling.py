@@ -97,7 +97,7 @@ class ClassWeighted:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         # 0 ** negative would be inf: an empty class has no sample to draw.
         mass = np.power(counts, 1.0 - self.exponent, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class ClassWeightedEffectiveNumber:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         effective = 1.0 - np.power(self.beta, counts)
         mass = np.divide(counts, effective, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,12 @@ def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return (values ^ (values >> np.uint64(33))) >> np.uint64(1)
 
 
-class _ClassWeightedSampler:
-    """A class by its probability, then one of its samples uniformly: O(log C) a draw, whatever the set's size."""
+class ClassDraws:
+    """A class by its probability, then one of its samples uniformly: O(log C) a draw, whatever the set's size.
+
+    Args:
+        class_mass: float64 (classes,), proportional to the probabilities.
+    """
 
     def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
         self._samples_per_class = dataset.samples_per_class
@@ -230,11 +234,18 @@ class _ClassWeightedSampler:
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         uniform = draws.uniform(purpose, (len(draws.rows), 2))
-        # side="right": a class with probability 0 has an empty interval and is never chosen.
-        classes = np.searchsorted(self._cumulative, uniform[:, 0], side="right")
+        classes = self._classes(uniform)
         # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
         members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
         return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        """Of the samples that `ids` draws, int64 (rows,)."""
+        return self._classes(draws.uniform(purpose, (len(draws.rows), 2)))
+
+    def _classes(self, uniform: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        # side="right": a class with probability 0 has an empty interval and is never chosen.
+        return np.searchsorted(self._cumulative, uniform[:, 0], side="right")
 
 
 class _ProgressiveSampler:
@@ -244,7 +255,7 @@ class _ProgressiveSampler:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         self._by_sample = counts / counts.sum()
         self._by_class = (counts > 0) / np.count_nonzero(counts)
-        self._kept: tuple[int, _ClassWeightedSampler] | None = None
+        self._kept: tuple[int, ClassDraws] | None = None
 
     def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
         """Of an epoch counted from 0, float64 (classes,)."""
@@ -254,6 +265,6 @@ class _ProgressiveSampler:
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         kept = self._kept
         if kept is None or kept[0] != draws.epoch:
-            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(draws.epoch))
+            sampler = ClassDraws(self._dataset, self.class_probabilities(draws.epoch))
             self._kept = kept = draws.epoch, sampler
         return kept[1].ids(draws, purpose, start)

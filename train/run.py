@@ -9,20 +9,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.executors.decode_settings import decode_settings
 from pipeline.executors.factory import decode_threads_per_rank
-from pipeline.loader import Loader
+from pipeline.loader import Loader, evaluation_batches
 from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
 from train.cautions import cautions, network_cautions
-from train.checkpoints.files import load, load_stored_part, load_weights, newest_of
+from train.checkpoints.files import check_fit, load, load_stored_part, load_weights, newest_of
 from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
@@ -42,7 +43,7 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.losses.precision import autocast, loss_scaler
+from train.losses.precision import autocast, full_float32, loss_scaler
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
 from train.optimizers import make_optimizer, warn_of_destructive_rate
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 # Exit statuses of `python -m train`. A launcher of several processes replaces them by its own; see status.json.
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
+_OF_PLAN = "plan."  # what a checkpoint shares with its run because of the plan
 
 
 def train(options: Options) -> int:
@@ -130,15 +132,9 @@ class Run:
             if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
                 raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
-        self.plan = Plan(
-            datasets,
-            self.method.streams(),
-            self.method.mix_rule(),
-            options.run.seed,
-            options.run.batch_size,
-            options.run.epochs,
-            self.method.drop_last,
-        )
+        self.checkpoint = self._found_checkpoint()
+        if not self.method.surveys:
+            self.plan = self._make_plan()
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
@@ -147,6 +143,9 @@ class Run:
             load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
+        if self.method.surveys:
+            self._survey(bare_model)
+            self.plan = self._make_plan()
         bare_model = self._started(bare_model)
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile:
@@ -179,6 +178,36 @@ class Run:
         method.check_batch_size(self.options.run.batch_size)
         return method
 
+    def _make_plan(self) -> Plan:
+        o, streams, mix_rule = self.options.run, self.method.streams(), self.method.mix_rule()
+        return Plan(self.datasets, streams, mix_rule, o.seed, o.batch_size, o.epochs, self.method.drop_last)
+
+    def _survey(self, model: nn.Module) -> None:
+        """What streams depend on: of the checkpoint that the run goes on from, or from the images."""
+        if self.checkpoint is not None and "method" in self.checkpoint[1]:
+            path, state = self.checkpoint
+            settings = {name: value for name, value in state["fit"].items() if not name.startswith(_OF_PLAN)}
+            check_fit(path, settings, self._settings())
+            self.method.load_state_dict(state["method"])
+        else:
+            with full_float32():
+                self.method.survey(model.to(self.accelerator.device), self._images_of_classes)
+
+    def _images_of_classes(self, classes: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset, data, device = self.datasets["train"], self.options.data, self.accelerator.device
+        for batch in evaluation_batches(
+            dataset,
+            self.preset.evaluation,
+            self.options.run.batch_size,
+            device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            executor=data.executor,
+            decode_threads=data.decode_threads,
+            sample_ids=np.flatnonzero(np.isin(dataset.index["label"], classes)),
+        ):
+            yield self.method.context.input_builder.plain(batch.images[0]), batch.labels
+
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
         cached.
@@ -190,8 +219,7 @@ class Run:
         reader = FeatureReader(
             model.to(device), self.method.context.input_builder, device, self.options.run.batch_size, self.options.data
         )
-        continues = self.options.run.resume != "never" and bool(self.folder.checkpoints.positions())
-        if wanted is not None and not continues:  # a checkpoint has the classifier
+        if wanted is not None and self.checkpoint is None:  # which has the classifier
             if self.preset.plain is None:
                 raise ValueError(
                     f"method.start {self.options.method.start} needs a preset that follows the backbone, such as "
@@ -257,6 +285,10 @@ class Run:
 
     def _fit(self) -> dict[str, Any]:
         """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
+        return self._settings() | {f"{_OF_PLAN}{key}": value for key, value in self.plan.fingerprint().items()}
+
+    def _settings(self) -> dict[str, Any]:
+        """The same without the plan."""
         resolved = self.options.resolved
         sections = ("model", "method", "optimizer", "schedule")
         return {
@@ -268,21 +300,23 @@ class Run:
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
             **{f"{name}.{key}": value for name in sections for key, value in resolved[name].items()},
-            **{f"plan.{key}": value for key, value in self.plan.fingerprint().items()},
         }
 
-    def _resume(self) -> None:
+    def _found_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """What the run goes on from."""
         choice = self.options.run.resume
-        if choice == "never":
-            return
-        if choice != "auto":
-            path = Path(choice)
-            self.trainer.restore(*(newest_of(path) if path.is_dir() else (path, load(path))))
-        elif (found := self.folder.checkpoints.load_latest()) is not None:
-            self.trainer.restore(*found)
-            logger.info("continuing from %s", found[0])
-        elif self.accelerator.is_main_process:
+        if choice in ("never", "auto"):
+            return self.folder.checkpoints.load_latest() if choice == "auto" else None
+        path = Path(choice)
+        return newest_of(path) if path.is_dir() else (path, load(path))
+
+    def _resume(self) -> None:
+        if self.checkpoint is not None:
+            self.trainer.restore(*self.checkpoint)
+            logger.info("continuing from %s", self.checkpoint[0])
+        elif self.options.run.resume == "auto" and self.accelerator.is_main_process:
             self.folder.metrics.restore(0)  # a run that was killed before its first checkpoint begins anew
+        self.checkpoint = None  # its tensors are those of the run now
 
     # ---------------------------------------------------------------- execution
 

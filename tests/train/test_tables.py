@@ -25,6 +25,7 @@ from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
 from train.methods import find_method
 from train.methods.base import Method, MethodContext
+from train.methods.fsa import FSA
 from train.models.build import RESNET32
 from train.options import Options, parse
 from train.schedules import Schedule
@@ -58,6 +59,7 @@ ROWS_AND_MISSING = {
     "tde": (8, 0),
     "bbn": (10, 0),
     "paco": (7, 3),
+    "fsa": (52, 2),
 }
 RATIOS = (200, 100, 50, 20, 10)
 # Accuracy, by ratio: without and with MaxNorm; on subsets without repeated samples, and on the first ones.
@@ -251,6 +253,8 @@ def check_plan(row: Row) -> None:
     datasets: Any = {"train": dataset}
     if options.data.meta is not None:
         datasets["meta"] = UnreadableSet([20] * dataset.samples_per_class.size)
+    if isinstance(method, FSA):
+        method.partners = torch.tensor([[0, 1, 2]] * dataset.samples_per_class.size)  # of a first phase
     rules = (method.streams(), method.mix_rule())
     plan = Plan(datasets, *rules, run.seed, run.batch_size, run.epochs, method.drop_last)
     full, rest = divmod(len(dataset), run.batch_size)
@@ -424,6 +428,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
     if method.startswith("metasaug"):
         changes |= {"data.meta": data / "meta", "method.meta_from_epoch": 0}
+    if method == "fsa":  # of three classes, the largest has more than half of the images
+        changes |= {"method.partners": 1, "method.head_share": 0.5}
     run = make_run(parse([*row.arguments(), *as_arguments(changes)]))
     model = run.trainer.bare_model
     before = {name: value.detach().clone() for name, value in model.named_parameters()}

@@ -9,7 +9,7 @@ returns this micro-batch's share of the loss of the *global* batch: shares add u
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import GlobalBatch, Stream
+from pipeline.rng import RowDraws
 from pipeline.views.view import OneOf, View
 from train.inputs.input_builder import InputBuilder
 from train.models.build import ModelOptions
@@ -108,6 +109,11 @@ class MicroPlan:
         """int64 (rows,), of this micro-batch."""
         return self.own_labels[stream]
 
+    def uniform(self, purpose: str, numbers: int) -> np.ndarray:
+        """Numbers in [0, 1), float64 (rows, numbers): the plan's draws for a decision that is the method's own."""
+        draws = RowDraws(self.step.seed, self.step.epoch, self.step.step, self.positions)
+        return draws.uniform(f"method/{purpose}", (len(self.positions), numbers))
+
 
 @dataclass(frozen=True)
 class MicroStep:
@@ -132,10 +138,17 @@ class StepOutput:
     logits: Tensor
 
 
+ReadClasses = Callable[[np.ndarray], Iterator[tuple[Tensor, Tensor]]]
+"""From class ids to batches of their training images, as an evaluation shows them: the network's input, labels (rows,).
+
+Each process gets its own part of them."""
+
+
 class Method(ABC):
     """A training method. Subclasses set `Options`, a frozen dataclass that recipe and command line fill."""
 
     Options: ClassVar[type]
+    surveys: bool = False  # whether `streams` needs `survey` first, or the state of a checkpoint
     drop_last: bool = False
     accumulates: bool = True  # False: a step's micro-batches cannot be run one after the other
     # Why a step of the method cannot be captured once and replayed, or None: then the kind of step is decided by
@@ -204,6 +217,12 @@ class Method(ABC):
     def trained_alone(self) -> str | None:
         """Dotted name of a module that is trained on the cached features of the rest; None for the whole network."""
         return None
+
+    def survey(self, model: nn.Module, read: ReadClasses) -> None:
+        """Look at training images once, before the plan is made; what comes of it is part of `state_dict`.
+
+        A run that goes on from a checkpoint gets its state instead. `model` is the network that the run starts from.
+        """
 
     def before_optimizer(self, model: nn.Module) -> None:
         """After the backward pass of a step, before its optimizer step; `model` is unwrapped (EMA, statistics)."""
