@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 
@@ -55,10 +56,10 @@ ROWS_AND_MISSING = {
     "ncl": (5, 1),
     "ib": (1, 0),
     "lade": (12, 0),
-    "mislas": (16, 1),
+    "mislas": (18, 0),
     "tde": (8, 0),
     "bbn": (10, 0),
-    "paco": (7, 3),
+    "paco": (9, 1),
     "fsa": (52, 2),
 }
 RATIOS = (200, 100, 50, 20, 10)
@@ -404,6 +405,12 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
     return folder / "first.pt"
 
 
+def pretrained_weights(folder: Path, name: str) -> Path:
+    """Of one of timm's networks, which are random here."""
+    torch.save(timm.create_model(name).state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
 def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
     """Take them, on steps that mix where the method mixes, and see that what learns has moved, and nothing else."""
     chosen = method_options(row)
@@ -428,6 +435,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
     if method.startswith("metasaug"):
         changes |= {"data.meta": data / "meta", "method.meta_from_epoch": 0}
+    if chosen.get("stage") == "last_block":
+        changes["model.weights"] = pretrained_weights(folder, backbone(row))
     if method == "fsa":  # of three classes, the largest has more than half of the images
         changes |= {"method.partners": 1, "method.head_share": 0.5}
     run = make_run(parse([*row.arguments(), *as_arguments(changes)]))
@@ -438,9 +447,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         assert run.plan.pastes(0, 0)
     for name, value in model.named_parameters():
         assert torch.isfinite(value).all(), name
-        moves = run.method.trainable(name) or name.startswith(
-            ("backbone_MA.", "encoder_k.")
-        )  # momentum encoders follow untrained
+        # Momentum encoders follow untrained, PaCo's where the network that it copies learns.
+        moves = run.method.trainable(name.replace("encoder_k.", "encoder_q.")) or name.startswith("backbone_MA.")
         if name.startswith("backbone.rb_block.") and name.endswith("bias"):
             continue  # BBN's second branch weighs nothing in epoch 0: decay alone moves it, and no zero
         assert torch.equal(value, before[name]) is not moves, name

@@ -2,15 +2,17 @@
 
 Like LWS, z = s ∘ (W f + b), but W and b keep their weights and are trained too, at a fraction of the rate of s. With
 the objective `smoothing` it is the published stage. Features are frozen; where batch normalisation is left in training
-mode ("shifted"), its statistics move to the over-sampled stream.
+mode ("shifted"), its statistics move to the over-sampled stream; on Places-LT those of the last block alone.
 """
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
 from train.methods.stages.crt import CRT, CRTOptions
+from train.models.blocks import last_blocks
 from train.models.build import replace_module
 from train.models.heads import ScaledLinear
 
@@ -21,9 +23,11 @@ class LASOptions(CRTOptions):
 
     Args:
         freeze_statistics: keep batch normalisation's running statistics too; published so on CIFAR-10 alone.
+        moving: where they move if they are not kept: all over, or in the last_block of a ResNet.
         classifier_rate: factor on the learning rate of W and b; that of the scales is the base rate.
     """
 
+    moving: Literal["all", "last_block"] = "all"
     classifier_rate: float = 0.05
 
     def __post_init__(self) -> None:
@@ -41,7 +45,16 @@ class LAS(CRT):
     def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
         for head in heads:
             replace_module(model, head, ScaledLinear)
+        if self.options.moving == "last_block":
+            self.blocks = [model.get_submodule(block) for block in last_blocks(model).values()]
         return super().prepare(model, heads)
+
+    def set_mode(self, model: nn.Module) -> None:
+        super().set_mode(model)
+        if self.options.moving == "last_block" and not self.options.freeze_statistics:
+            model.eval()
+            for block in self.blocks:
+                block.train()
 
     def inherits(self, parameter_name: str) -> bool:
         return True
