@@ -407,7 +407,7 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
 
 def pretrained_weights(folder: Path, name: str) -> Path:
     """Of one of timm's networks, which are random here."""
-    torch.save(timm.create_model(name).state_dict(), folder / "weights.pth")
+    torch.save(timm.create_model(name, zero_init_last=False).state_dict(), folder / "weights.pth")
     return folder / "weights.pth"
 
 
