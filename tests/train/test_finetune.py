@@ -112,6 +112,11 @@ def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, 
     assert train(tune_options(data, tmp_path / "again", weights, **cached)) == FINISHED
     assert table.stat().st_mtime_ns == written
     assert same_weights(second, last_weights(tmp_path / "again"))
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-100])  # as a full disk may leave it
+    assert train(tune_options(data, tmp_path / "anew", weights, **cached)) == FINISHED
+    assert table.read_bytes() == whole
+    assert same_weights(second, last_weights(tmp_path / "anew"))
 
 
 def test_class_means_do_not_depend_on_the_loader(data: Path, weights: Path, tmp_path: Path) -> None:
