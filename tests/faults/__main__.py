@@ -1,6 +1,7 @@
 """`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected.
 
-For fine-tuning: `python -m tests.faults --tuning`. For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
+For fine-tuning: `python -m tests.faults --tuning`. For a training of one's own:
+`python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
 """
 
 import argparse

@@ -14,6 +14,7 @@ from pipeline.executors import features as features_executor
 from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
 from tests.helpers.runs import ROOT, last_weights, options, same_weights
+from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.trainings import state_sha256
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
@@ -167,6 +168,19 @@ def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: P
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(weights.read_bytes())
     load_trained(run_dir / "checkpoints" / "best.pt", torch.device("cpu"), weights=moved)
+
+
+@pytest.mark.parametrize(
+    ("loss", "rule"), [("ce", "none"), ("focal", "none"), ("focal", "reweight"), ("ce", "inverse"), ("ldam", "drw")]
+)
+def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_path: Path) -> None:
+    chosen = {"method.loss": loss, "method.rule": rule, "method.drw_from_epoch": 0, "max_steps": 2}
+    run = make_run(tune_options(data, tmp_path / "run", weights, **chosen))
+    before = {name: value.clone() for name, value in run.trainer.bare_model.named_parameters()}
+    assert take_steps(run) == 2
+    for name, value in run.trainer.bare_model.named_parameters():
+        # The matrices below U, which starts at 0, get a gradient in the second step.
+        assert value.isfinite().all() and torch.equal(value, before[name]) is not value.requires_grad, name
 
 
 @pytest.mark.parametrize(
