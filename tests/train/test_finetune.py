@@ -207,7 +207,7 @@ def test_what_cannot_work_is_refused_with_a_reason(
 
 
 def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path: Path) -> None:
-    """The real command, before it looks at any data. CPU time, as the machine may be busy; no time limit is waited for."""
+    """The real command, before it looks at any data. In CPU time, as the machine may be busy: nothing is waited for."""
     environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "HF_HUB_OFFLINE"}
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # where nobody listens
     values = {"method.name": "finetune", "model.name": "test_vit.r160_in1k", "data.preset": "backbone-mda"}
