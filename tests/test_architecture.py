@@ -25,7 +25,7 @@ FLOORS = {
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources"},
+        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources", "startup"},
         {"early"},
         {"help_text"},
         {"models"},
