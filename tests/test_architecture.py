@@ -21,7 +21,7 @@ FLOORS = {
         {"rng", "transfer"},
         {"views", "mix_rule", "sampling"},
         {"augmentation", "plan"},
-        {"executors"},
+        {"executors", "upcoming"},
         {"loader"},
     ],
     "train": [
