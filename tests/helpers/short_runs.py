@@ -14,7 +14,7 @@ def make_run(options: Options) -> Run:
     """The parts of a run; its folder is not made."""
     assert options.run.run_dir is not None
     folder = RunFolder(options.run.run_dir, keep_checkpoints=1)
-    pretrained = find_pretrained(options.model)
+    pretrained = None if options.model.weights is None else find_pretrained(options.model)  # nothing is fetched
     run = Run(options, folder, open_datasets(options.data), make_accelerator(options.run), pretrained)
     torch.set_num_threads(1)  # a run takes all cores, and tests run beside each other
     return run
