@@ -9,25 +9,26 @@ from pathlib import Path
 
 import yaml
 
+import train.methods
 from pipeline.views.presets import PRESETS
 from pipeline.views.view import OneOf
 from shards.commandline import Parser
-from train import early
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
 from train.option_sources import part_names, whole_methods
 from train.resources import RECIPES_FOLDER, recipe_names
 
-_METHODS = Path(early.__file__).parent / "methods"
+_METHODS = Path(train.methods.__file__).parent
 
 
 def methods(arguments: Sequence[str] | None = None) -> int:
     """Print every method with one line and its paper, then the parts that methods are composed of."""
     parser = Parser(prog="longtail methods", description=methods.__doc__)
     parser.parse_args(arguments)
-    summaries = {name: preset.summary for name, preset in early.presets().METHOD_PRESETS.items()}
+    summaries = {name: preset.summary for name, preset in METHOD_PRESETS.items()}
     summaries |= {name: _first_line(_METHODS / f"{name}.py") for name in whole_methods()}
     print("--method.name:")
     _print_lines(summaries)
-    for kind, folder in (("mixing", "mixings"), ("objective", "objectives"), ("stage", "stages")):
+    for kind, folder in PART_FOLDERS.items():
         print(f"\n--method.{kind}, in place of the method's own:")
         _print_lines({name: _first_line(_METHODS / folder / f"{name}.py") for name in part_names(kind)})
     print(

@@ -72,5 +72,9 @@ def make_executor(
 
 def decode_threads_per_rank(world_size: int) -> int:
     """The cores that this process may use, shared evenly with the other ranks on its machine."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here(world_size))
+
+
+def ranks_here(world_size: int) -> int:
+    """The number of ranks on this machine, as reported by the launcher; all of them if it reports none."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

@@ -21,7 +21,7 @@ from shards.reader import ShardSet
 from tests.helpers.runs import COUNTS, make_data, options
 from tests.helpers.shard_sets import photo, small_images
 from tests.helpers.short_runs import make_run, take_steps
-from tests.helpers.steps import context
+from tests.helpers.steps import context, unmixed
 from tools import evaluate, predict
 from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
@@ -129,7 +129,7 @@ class Layout:
 
 def glmc_layout() -> Layout:
     """`fc`, projection and prediction are left aside."""
-    network = GLMC(GLMCOptions(), context(COUNTS)).build_model(ModelOptions(width=8), seed=3)
+    network = unmixed(GLMC, GLMCOptions(), context(COUNTS)).build_model(ModelOptions(width=8), seed=3)
     assert isinstance(network, GLMCNetwork)
     rebalanced = network.fc_cb
 

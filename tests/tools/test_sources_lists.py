@@ -188,8 +188,8 @@ def test_splits_are_read_from_the_file_names():
     for paths, split, message in [
         ([Path("mine.txt")], None, "pass --split"),
         ([Path("train_val2018.txt")], None, "pass --split"),
-        (lists, "val", "leave it out"),
-        (lists[:1] * 2, None, "one list a split"),
+        (lists, "val", "omit it"),
+        (lists[:1] * 2, None, "one list per split"),
     ]:
         with pytest.raises(ValueError, match=message):
             splits_of(paths, split)

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.mix_rule import MixPlan, cut_box
 from pipeline.views.presets import Normalization
 from tests.helpers.ranks import on_two_processes
-from tests.helpers.steps import CPU, context, loss_of, micro_step, random_images
+from tests.helpers.steps import CPU, context, loss_of, make_method, micro_step, random_images, unmixed
 from tests.helpers.vectors import wave
 from train.evaluation.posthoc import tau_normalise
 from train.inputs.input_builder import InputBuilder
@@ -24,7 +24,7 @@ from train.schedules import Schedule, ScheduleOptions
 
 
 def glmc(counts=(100, 40, 15, 4), epochs=200, **options) -> GLMC:
-    return GLMC(GLMCOptions(**options), context(counts, epochs))
+    return unmixed(GLMC, GLMCOptions(**options), context(counts, epochs))
 
 
 def mix_of(lam: float, rows: int, box=(4, 6, 20, 30)) -> MixPlan:
@@ -393,7 +393,7 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 
 def max_norm() -> GLMCMaxNorm:
-    return GLMCMaxNorm(MaxNormOptions(), context((100, 40, 15, 4), 10))
+    return unmixed(GLMCMaxNorm, MaxNormOptions(), context((100, 40, 15, 4), 10))
 
 
 FIRST_STAGE = ModelOptions("resnet32", width=4, init_from=Path("first.pt"))
@@ -401,11 +401,11 @@ FIRST_STAGE = ModelOptions("resnet32", width=4, init_from=Path("first.pt"))
 
 def test_the_second_stage_needs_a_first():
     with pytest.raises(ValueError, match="second stage"):
-        max_norm().build_model(ModelOptions("resnet32", width=4), seed=0)
+        make_method("glmc_maxnorm", context((100, 40, 15, 4))).build_model(ModelOptions("resnet32", width=4), seed=0)
 
 
 def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is():
-    method = max_norm()
+    method = make_method("glmc_maxnorm", context((100, 40, 15, 4)))
     model = method.build_model(FIRST_STAGE, seed=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method.trainable(name))

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
 from tests.helpers.ranks import on_two_processes
-from tests.helpers.steps import PlannedStep, context, loss_of, micro_step, random_images
+from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images, unmixed
 from tests.helpers.vectors import wave
 from train.losses.class_statistics import ClassStatistics
 from train.losses.functions import ldam_margins
@@ -206,7 +206,7 @@ CHANGES_A = {3: [[7.07251e-06, 2.417998e-06], [2.417998e-06, -6.000905e-06]]}
 )
 def test_meta_step_equals_the_official_code(epoch, strength, virtual_lr, inner_loss, changes, outer_loss):
     """Vector V6, in float64."""
-    method = MetaSAug(MetaSAugOptions(strength=0.75, late_virtual_lr=True), context(COUNTS, **CIFAR_SCHEDULE))
+    method = unmixed(MetaSAug, MetaSAugOptions(strength=0.75, late_virtual_lr=True), context(COUNTS, **CIFAR_SCHEDULE))
     assert (method.strength(epoch), method.virtual_lr(epoch)) == pytest.approx((strength, virtual_lr))
     network, loss, inner, meta = v6(strength)
     parameters = dict(network.named_parameters())
@@ -300,7 +300,7 @@ class Identity:
 
 def method_of_v6(**options) -> MetaSAug:
     base = replace(context(COUNTS, **CIFAR_SCHEDULE), input_builder=Identity())
-    method = MetaSAug(MetaSAugOptions(strength=0.75, meta_from_epoch=0, **options), base)
+    method = unmixed(MetaSAug, MetaSAugOptions(strength=0.75, meta_from_epoch=0, **options), base)
     method.statistics = ClassStatistics(4, 2, False, CPU)
     method.statistics.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
     return method
@@ -504,7 +504,7 @@ def test_with_local_statistics_each_process_normalises_by_its_own_class_weights(
 
 
 def metasaug(epochs=200, counts=COUNTS, **options) -> MetaSAug:
-    return MetaSAug(MetaSAugOptions(**options), context(counts, epochs, **CIFAR_SCHEDULE))
+    return unmixed(MetaSAug, MetaSAugOptions(**options), context(counts, epochs, **CIFAR_SCHEDULE))
 
 
 def data_of(batch=8, meta=4):
@@ -593,14 +593,14 @@ def test_network_keeps_the_names_and_the_size_of_the_plain_one():
 
 
 def large(**options) -> MetaSAugLarge:
-    return MetaSAugLarge(MetaSAugLargeOptions(**options), context(COUNTS, 20, milestones=(), factors=()))
+    return unmixed(MetaSAugLarge, MetaSAugLargeOptions(**options), context(COUNTS, 20, milestones=(), factors=()))
 
 
 STAGE_ONE = ModelOptions("resnet18", init_from=Path("stage1.pt"))
 
 
 def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
-    method = large()
+    method = make_method("metasaug_large", context(COUNTS, 20, milestones=(), factors=()))
     model = method.build_model(STAGE_ONE, seed=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method.trainable(name))
@@ -614,8 +614,8 @@ def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
         loss_of(method, model, micro_step(epoch, data_of())).loss.backward()
     assert passes == [8, 4] * 2  # the training batch once, the meta batch once
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert method.statistics.covariances.shape == (4, 512)
-    assert method.statistics.counts.sum() == 16
+    assert method.objective.statistics.covariances.shape == (4, 512)
+    assert method.objective.statistics.counts.sum() == 16
 
 
 def test_large_mode_has_float32_features_under_autocast():
@@ -647,7 +647,7 @@ def test_large_mode_draws_its_meta_set_as_told():
 
 def test_large_mode_needs_a_first_stage():
     with pytest.raises(ValueError, match=r"--model\.init_from"):
-        large().build_model(ModelOptions("resnet18"), seed=0)
+        make_method("metasaug_large", context(COUNTS)).build_model(ModelOptions("resnet18"), seed=0)
 
 
 def test_accumulation_is_refused_by_declaration():

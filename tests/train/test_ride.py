@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
 from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images
-from train.methods.composed import Composed
+from train.methods.method import Method
 from train.methods.objectives.ride import RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
@@ -15,7 +15,7 @@ from train.models.ride import SCALE, build_ride
 COUNTS = (60, 25, 9, 3)
 
 
-def ride(counts=COUNTS, epochs=200, **options) -> Composed:
+def ride(counts=COUNTS, epochs=200, **options) -> Method:
     return make_method("ride", context(counts, epochs), **options)
 
 
@@ -187,11 +187,11 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
 
 def test_plain_ride_reads_one_stream_and_the_mean_of_the_experts_is_evaluated() -> None:
     method = ride()
-    assert [stream.name for stream in method.streams()] == ["original"]
-    assert [stream.name for stream in ride(mixing="paste").streams()] == ["original", "foreground"]
+    assert [stream.name for stream in method.objective.streams()] == ["original"]
+    assert [stream.name for stream in ride(mixing="paste").objective.streams()] == ["original", "foreground"]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(method.eval_logits(model, images), model(images).mean(dim=0))
+    assert torch.equal(method.objective.eval_logits(model, images), model(images).mean(dim=0))
 
 
 @pytest.mark.parametrize("options", [{"experts": 1}, {"temperature": 1.0}, {"temperature": -0.1}])
