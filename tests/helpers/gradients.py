@@ -19,9 +19,7 @@ from tests.helpers.steps import context, make_method
 from train.checkpoints.files import save
 from train.datasets import open_datasets
 from train.launch import make_accelerator
-from train.methods.bbn import BBN
-from train.methods.composed import Composed
-from train.methods.fsa import FSA
+from train.methods.method import Method
 from train.run import Run
 from train.run_folder import RunFolder
 
@@ -69,9 +67,8 @@ def main() -> None:
     first_phase = out.with_name(f"first-{os.environ.get('RANK', 0)}.pt")  # of each process its own
     network = make_method("vanilla", context(COUNTS)).build_model(options(data, run_dir).model, seed=5)
     save(first_phase, {"model": network.state_dict()})
-    for owner in (Composed, BBN, FSA):
-        build = owner.build_model
-        owner.build_model = lambda *a, build=build, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
+    build = Method.build_model
+    Method.build_model = lambda *a, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     accelerator = None
     for name, changes in CASES.items():
@@ -93,13 +90,13 @@ def gradients_of_an_epoch(run: Run) -> list[Tensor]:
     """One flat float64 gradient for each step; the last batch is short."""
     gradients: list[Tensor] = []
 
-    before_optimizer = run.method.before_optimizer
+    before_optimizer = run.method.objective.before_optimizer
 
     def write_down(model: nn.Module) -> None:
         before_optimizer(model)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
 
-    run.method.before_optimizer = write_down  # type: ignore[method-assign]
+    run.method.objective.before_optimizer = write_down  # type: ignore[method-assign]
     run.trainer.parts.optimizer.step = lambda: None  # type: ignore[method-assign]
     with run.make_loader() as loader:
         for loaded in loader:

@@ -109,11 +109,16 @@ def test_the_loss_is_the_mean_over_rows() -> None:
 # ---------------------------------------------------------------------- a step
 
 
+def objective(counts: tuple[int, ...] = COUNTS, **values: object) -> FSA:
+    made = make_method("fsa", context(counts), **values).objective
+    assert isinstance(made, FSA)
+    return made
+
+
 def surveyed(counts: tuple[int, ...] = COUNTS, **values: object) -> tuple[FSA, FSANetwork]:
-    """A method and its network, the tail confused with classes 2, 1 and 0 in this order."""
-    method = make_method("fsa", context(counts), **values)
-    assert isinstance(method, FSA)
-    network = method.build_model(ModelOptions(width=4, init_from=Path("any")), seed=0)
+    """An objective and its network, the tail confused with classes 2, 1 and 0 in this order."""
+    method = objective(counts, **values)
+    network = method.build_model(ModelOptions(width=4), seed=0)
     assert isinstance(network, FSANetwork)
     count = method.options.partners
     method.load_state_dict(
@@ -187,10 +192,6 @@ def test_shares_of_micro_batches_add_up_and_only_the_classifier_learns() -> None
     torch.testing.assert_close(torch.stack(parts).sum(), whole)
     whole.backward()
     assert {name for name, p in network.named_parameters() if p.grad is not None} == {"linear.weight", "linear.bias"}
-    assert {name for name, _ in network.named_parameters() if method.trainable(name)} == {
-        "linear.weight",
-        "linear.bias",
-    }
     assert not network.train().encoder.training
 
 
@@ -211,8 +212,8 @@ def test_a_part_that_groups_do_not_fill_is_refused() -> None:
     ],
 )
 def test_classes_that_give_no_groups_are_refused(counts: tuple, values: dict[str, Any], message: str) -> None:
-    method = make_method("fsa", context(counts), **values)
-    network = method.build_model(ModelOptions(width=4, init_from=Path("any")), seed=0)
+    method = objective(counts, **values)
+    network = method.build_model(ModelOptions(width=4), seed=0)
     with pytest.raises(ValueError, match=message):
         method.survey(network, lambda classes: iter(()))
 
@@ -228,22 +229,26 @@ def test_impossible_options_are_refused(values: dict[str, float]) -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        ModelOptions("deit_tiny_patch16_224", image_size=32, init_from=Path("any")),
-        ModelOptions("resnet32-bbn", init_from=Path("any")),
-        ModelOptions("convnext_atto", init_from=Path("any")),
+        ModelOptions("deit_tiny_patch16_224", image_size=32),
+        ModelOptions("resnet32-bbn"),
+        ModelOptions("convnext_atto"),
     ],
 )
 def test_a_backbone_whose_classifier_does_not_see_a_mean_of_maps_is_refused(model: ModelOptions) -> None:
     with pytest.raises(ValueError, match="take a ResNet"):
-        make_method("fsa", context(COUNTS)).build_model(model, seed=0)
+        objective().build_model(model, seed=0)
 
 
 @pytest.mark.parametrize(("name", "places"), [("resnet32", 64), ("resnet18-stem32", 16), ("resnet18", 1)])
 def test_places_of_a_backbone(name: str, places: int) -> None:
-    method = make_method("fsa", context(COUNTS))
-    method.build_model(ModelOptions(name, init_from=Path("any")), seed=0)
-    assert isinstance(method, FSA)
+    method = objective()
+    method.build_model(ModelOptions(name), seed=0)
     assert method.places == places
+
+
+def test_a_run_without_a_first_phase_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"second stage: give the checkpoint of a first with --model\.init_from"):
+        make_method("fsa", context(COUNTS)).build_model(ModelOptions(width=4), seed=0)
 
 
 # ----------------------------------------------------------------------- a run
@@ -264,7 +269,7 @@ def chosen(first: Path, **others: Any) -> dict[str, Any]:
 
 def test_the_table_is_that_of_the_scores_of_the_first_phase(data: Path, first: Path, tmp_path: Path) -> None:
     run = make_run(options(data, tmp_path / "run", **chosen(first)))
-    method, network, dataset = run.method, run.trainer.bare_model, run.datasets["train"]
+    method, network, dataset = run.method.objective, run.trainer.bare_model, run.datasets["train"]
     assert isinstance(method, FSA)
     assert torch.equal(method.class_vectors, torch.load(first, weights_only=True)["model"]["linear.weight"])
     ids = np.flatnonzero(dataset.index["label"] == 3)
@@ -272,7 +277,7 @@ def test_the_table_is_that_of_the_scores_of_the_first_phase(data: Path, first: P
     inputs = torch.cat([images for images, _ in run._images_of_classes(np.array([3]))])
     assert len(inputs) == len(ids)
     with torch.no_grad():
-        scores = network(inputs).softmax(dim=1).mean(dim=0)
+        scores = run.method.objective.eval_logits(network, inputs).softmax(dim=1).mean(dim=0)
     assert method.partners[3].tolist() == [c for c in scores.argsort(descending=True).tolist() if c != 3]
     plan = run.plan.step(0, 0)
     assert set(plan.streams["original"].labels) <= {0, 1, 2}
@@ -282,11 +287,11 @@ def test_the_table_is_that_of_the_scores_of_the_first_phase(data: Path, first: P
 def test_two_steps_move_the_classifier_alone(data: Path, first: Path, tmp_path: Path) -> None:
     run = make_run(options(data, tmp_path / "run", **chosen(first, max_steps=2)))
     before = {name: value.clone() for name, value in run.trainer.bare_model.state_dict().items()}
-    vectors = run.method.state_dict()["class_vectors"].clone()
+    vectors = run.method.objective.state_dict()["class_vectors"].clone()
     assert take_steps(run) == 2
     moved = {n for n, v in run.trainer.bare_model.state_dict().items() if not torch.equal(v, before[n])}
     assert moved == {"linear.weight", "linear.bias"}
-    assert torch.equal(run.method.state_dict()["class_vectors"], vectors), "those of the first phase"
+    assert torch.equal(run.method.objective.state_dict()["class_vectors"], vectors), "those of the first phase"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,9 @@ from pipeline.head_and_tail import HeadImages, TailGroups, is_head
 from pipeline.plan import Stream
 from train.losses.class_statistics import sum_over_ranks
 from train.losses.functions import cross_entropy
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, ReadClasses, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, ReadClasses, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective
+from train.methods.second_stage import SecondStage
 from train.models.build import ModelOptions
 from train.models.fsa import FSANetwork, Groups, build_fsa_network
 
@@ -81,18 +83,19 @@ class FSAOptions:
                 raise ValueError(f"method.{name} is {value}, expected from 0 to 1, as activations are")
 
 
-class FSA(Method):
+class FSA(Objective):
     """A stream of the head, and one of groups of rows: an image of the tail, then its partners."""
 
     Options = FSAOptions
+    own_stage = SecondStage
     drop_last = True
     surveys = True
     without: ClassVar[Mapping[str, str]] = {
         "mixup_prob": "new rows are mixed in feature space, of whole images; mix images in the first phase"
     }
 
-    def __init__(self, options: FSAOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: FSAOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         self.head = is_head(context.samples_per_class, options.head_share)
         self.places = 0
         self.partners: Tensor  # int64 (classes, partners); rows of the head are zeros
@@ -115,21 +118,9 @@ class FSA(Method):
         return Stream("original", HeadImages(o.head_share), views), Stream(TAIL, groups, views)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        if options.init_from is None:
-            raise ValueError(
-                "fsa is a second phase, which trains the classifier of a trained network: give its checkpoint with "
-                "--model.init_from"
-            )
-        network = build_fsa_network(options, len(self.head), seed)
-        self.classifier_name = network.classifier_name
+        network = build_fsa_network(options, self.classes, seed)
         self.places = network.places(self.context.view.size)
         return network
-
-    def requires(self, parameter_name: str) -> bool:
-        return parameter_name.startswith(f"{self.classifier_name}.")
-
-    def trainable(self, parameter_name: str) -> bool:
-        return not parameter_name.startswith("encoder.")
 
     # ------------------------------------------------------- before the first step
 
@@ -142,7 +133,7 @@ class FSA(Method):
         row_of = torch.from_numpy(np.cumsum(~self.head) - 1).to(device)
         scores = torch.zeros(len(tail), len(self.head), dtype=torch.float64, device=device)
         for images, labels in read(tail):
-            scores.index_add_(0, row_of[labels], model(images).softmax(dim=1).double())
+            scores.index_add_(0, row_of[labels], self.prediction(model(images)).softmax(dim=1).double())
         (scores,) = sum_over_ranks([scores])
         counts = self.context.samples_per_class[tail, None]
         allowed = self.head if self.options.confusing_from == "head" else None
@@ -201,11 +192,14 @@ class FSA(Method):
             self.options.generic_below,
         )
         images = torch.cat([head.images[0], tail.images[0]])
-        logits: Tensor = model(self.context.input_builder.plain(images), groups)
+        _, logits = model(self.context.input_builder.plain(images), groups)
         rare = tail.labels.unflatten(0, (-1, self.group))[:, :1].expand(-1, self.group).flatten()
         losses = cross_entropy(logits, torch.cat([head.labels, rare]))
         loss = (losses * torch.cat([head.weights, tail.weights])).sum() / (2 * step.global_batch_size)
         return StepOutput(loss, logits[: len(head.labels)])
+
+    def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[1]
 
     def derived_options(self) -> dict[str, Any]:
         return {"head_classes": int(self.head.sum()), "tail_classes": int((~self.head).sum())}

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from train.losses.functions import at_least_float32
 from train.models.build import ModelOptions, build_model, part_seed
-from train.models.with_heads import WithHeads, detach_classifier
+from train.models.semantic import SemanticNetwork
+from train.models.with_heads import detach_classifier
 
 
 def feature_maps(encoder: nn.Module, images: Tensor) -> Tensor:
@@ -118,33 +119,21 @@ class Groups:
         return torch.cat([whole, new.unflatten(0, (-1, partners))], dim=1).flatten(0, 1)
 
 
-class FSANetwork(WithHeads):
+class FSANetwork(SemanticNetwork):
     """A plain network, its state-dict names included, whose encoder is frozen and whose classifier learns."""
 
-    def __init__(self, encoder: nn.Module, name: str, classifier: nn.Linear):
-        super().__init__(encoder, frozen=True)
-        self.classifier_name = name.rpartition(".")[2]
-        self.add_module(self.classifier_name, classifier)
+    def forward(self, images: Tensor, groups: Groups | None = None) -> tuple[Tensor, Tensor]:
+        """(batch, 3, height, width) → features (batch, features) and logits (batch, classes).
 
-    @property
-    def classifier(self) -> nn.Linear:
-        """The linear layer on the mean over places."""
-        layer = self.get_submodule(self.classifier_name)
-        assert isinstance(layer, nn.Linear)
-        return layer
-
-    def forward(self, images: Tensor, groups: Groups | None = None) -> Tensor:
-        """(batch, 3, height, width) → logits (batch, classes).
-
-        With `groups` the last images are theirs, and the logits of their rows are those of `Groups.features`.
+        With `groups` the last images are theirs, and their rows are those of `Groups.features`.
         """
         if groups is None:
-            return self.classifier(self.features(images))
+            return super().forward(images)
         maps = at_least_float32(self._maps(images))
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             plain = len(maps) - len(groups.weights)
             rows = torch.cat([maps[:plain].mean(dim=2), groups.features(maps[plain:])])
-        return self.classifier(rows)
+        return rows, self.head(rows)
 
     @torch.no_grad()
     def _maps(self, images: Tensor) -> Tensor:
@@ -170,4 +159,4 @@ class FSANetwork(WithHeads):
 def build_fsa_network(options: ModelOptions, classes: int, seed: int) -> FSANetwork:
     """The network of `build_model` with a frozen encoder."""
     encoder = build_model(options, classes, "linear", seed)
-    return FSANetwork(encoder, *detach_classifier(encoder))
+    return FSANetwork(encoder, *detach_classifier(encoder), frozen=True)

@@ -1,11 +1,11 @@
 """A plain network that also says its features: of MetaSAug, the influence-balanced loss and Causal Norm."""
 
 from collections.abc import Callable
+from typing import cast
 
-import torch
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, part_seed
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.with_heads import WithHeads, detach_classifier
 
 
@@ -15,18 +15,18 @@ class SemanticNetwork(WithHeads):
     def __init__(self, encoder: nn.Module, name: str, classifier: nn.Module, frozen: bool = False):
         super().__init__(encoder, frozen)
         self.classifier_name = name.rpartition(".")[2]
-        self.add_module(self.classifier_name, classifier)
+        # Not by add_module: backbones call it head or classifier too, and it would ask these properties for it.
+        self._modules[self.classifier_name] = classifier
 
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer whose weights and inputs are augmented."""
-        assert isinstance(self.head, nn.Linear)
-        return self.head
+        return cast(nn.Linear, self.head)
 
     @property
     def head(self) -> nn.Module:
         """The classifier, of whatever kind."""
-        return self.get_submodule(self.classifier_name)
+        return cast(nn.Module, self._modules[self.classifier_name])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""
@@ -50,6 +50,5 @@ def build_network(
     name, classifier = detach_classifier(encoder)
     if make_head is None:
         return SemanticNetwork(encoder, name, classifier, frozen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return SemanticNetwork(encoder, name, make_head(classifier.in_features), frozen)

@@ -11,14 +11,12 @@ from typing import Literal
 
 from torch import nn
 
-from train.methods.stages.crt import CRT, CRTOptions
+from train.methods.second_stage import SCALES, SecondStage, SecondStageOptions
 from train.models.blocks import last_blocks
-from train.models.build import replace_module
-from train.models.heads import ScaledLinear
 
 
 @dataclass(frozen=True)
-class LASOptions(CRTOptions):
+class LASOptions(SecondStageOptions):
     """Rates and what else is frozen.
 
     Args:
@@ -37,17 +35,16 @@ class LASOptions(CRTOptions):
             )
 
 
-class LAS(CRT):
+class LAS(SecondStage):
     """Classifiers and their scales are trained."""
 
     Options = LASOptions
+    scaled = True
 
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        for head in heads:
-            replace_module(model, head, ScaledLinear)
+    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> None:
+        super().prepare(model, heads)
         if self.options.moving == "last_block":
             self.blocks = [model.get_submodule(block) for block in last_blocks(model).values()]
-        return super().prepare(model, heads)
 
     def set_mode(self, model: nn.Module) -> None:
         super().set_mode(model)
@@ -56,11 +53,5 @@ class LAS(CRT):
             for block in self.blocks:
                 block.train()
 
-    def inherits(self, parameter_name: str) -> bool:
-        return True
-
-    def requires(self, parameter_name: str) -> bool:
-        return self.in_heads(parameter_name) and not parameter_name.endswith(".scales")
-
     def rate_factor(self, parameter_name: str) -> float:
-        return 1.0 if parameter_name.endswith(".scales") else self.options.classifier_rate
+        return 1.0 if parameter_name.endswith(SCALES) else self.options.classifier_rate

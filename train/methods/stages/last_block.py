@@ -54,13 +54,14 @@ class LastBlock(Stage):
             return "a fresh block and its momentum copy would start apart; set fresh_block to false"
         return None
 
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
+    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> None:
+        super().prepare(model, heads)
         fixed: set[str] = set()
         blocks = last_blocks(model)
         for network, block in blocks.items():
             for name, module in model.get_submodule(network).named_modules(prefix=network):
                 path = name.lstrip(".")
-                before = not f"{path}.".startswith((f"{block}.", *(f"{head}." for head in heads)))
+                before = not f"{path}.".startswith(f"{block}.") and not self.in_heads(f"{path}.")
                 if before and (self.options.frozen == "all" or isinstance(module, nn.Conv2d)):
                     fixed |= {f"{path}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
         self.fixed = frozenset(fixed)
@@ -68,7 +69,6 @@ class LastBlock(Stage):
             self.fresh = tuple(f"{block}." for block in blocks.values())
             for block in blocks.values():
                 _start_afresh(model.get_submodule(block))
-        return model
 
     def trainable(self, parameter_name: str) -> bool:
         return parameter_name not in self.fixed
@@ -78,7 +78,7 @@ class LastBlock(Stage):
 
     def set_mode(self, model: nn.Module) -> None:
         if self.options.frozen == "all":
-            set_modes(model)  # in every step: the trainer sets training mode after each evaluation
+            set_modes(model)
 
 
 def _start_afresh(block: nn.Module) -> None:
