@@ -14,6 +14,7 @@ from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
 from tests.helpers.vectors import wave
 from train.checkpoints.files import save
+from train.checkpoints.trained import load_trained
 from train.losses.functions import cross_entropy
 from train.methods.fsa import FSA, confused_with
 from train.models.build import ModelOptions
@@ -311,6 +312,17 @@ def test_a_resumed_run_takes_its_tables_from_the_checkpoint(
     monkeypatch.setattr(FSA, "survey", lambda *a: pytest.fail("the checkpoint has it"))
     assert train(options(data, resumed, **chosen(first, resume="auto"))) == FINISHED
     assert same_weights(last_weights(straight), last_weights(resumed))
+
+
+def test_a_trained_network_is_read_back_without_tables_and_first_phase(stopped: Path) -> None:
+    """Class counts are not known then, so there is neither head nor tail."""
+    trained = load_trained(stopped, torch.device("cpu"))
+    images = random_images(3)[0]
+    with torch.inference_mode():
+        found = trained.logits(images)
+        plain = make_method("vanilla", context(COUNTS)).build_model(ModelOptions(width=4), seed=0)
+        plain.load_state_dict(trained.model.state_dict())
+        torch.testing.assert_close(found, plain.eval()(trained.method.context.input_builder.plain(images)))
 
 
 def test_a_checkpoint_of_other_options_is_refused_before_the_plan(data: Path, first: Path, stopped: Path) -> None:

@@ -46,8 +46,6 @@ class LastBlock(Stage):
                 "this stage freezes most of a trained network: start from one with --model.pretrained true, "
                 "--model.weights FILE or --model.init_from CHECKPOINT"
             )
-        if self.options.fresh_block and options.init_from is not None:
-            raise ValueError("method.fresh_block goes with model.pretrained or model.weights, not with model.init_from")
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if self.options.fresh_block and len(objective.views()) > objective.copies:
@@ -66,7 +64,9 @@ class LastBlock(Stage):
                     fixed |= {f"{path}.{own}".lstrip(".") for own, _ in module.named_parameters(recurse=False)}
         self.fixed = frozenset(fixed)
         if self.options.fresh_block:
-            self.fresh = tuple(f"{block}." for block in blocks.values())
+            names = [f"{block}." for block in blocks.values()]
+            # State dicts leave the encoder's own name out.
+            self.fresh = (*names, *(name.replace("encoder.", "") for name in names))
             for block in blocks.values():
                 _start_afresh(model.get_submodule(block))
 
