@@ -43,12 +43,14 @@ from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
 from train.losses.precision import autocast, loss_scaler
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
+from train.startup import StartClock
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +58,16 @@ logger = logging.getLogger(__name__)
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
 
 
-def train(options: Options) -> int:
+def train(options: Options, clock: StartClock | None = None) -> int:
     """Train, evaluate and report as the options say; returns the exit status.
+
+    clock: of a command that measured its start up to here.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
         RuntimeError: another process trains in the folder of this run.
     """
+    clock = clock or StartClock()
     check_device(options.run.device)
     check_launcher(options.run)
     check_trackers(options.run.trackers)
@@ -73,10 +78,13 @@ def train(options: Options) -> int:
     accelerator = make_accelerator(options.run)
     try:
         datasets = open_datasets(options.data)
+        clock.end_of("data")
         if options.run.dry_run:
             return _rehearse(options, datasets, accelerator, pretrained)
         with folder.lock() if accelerator.is_main_process else nullcontext():
-            return Run(options, folder, datasets, accelerator, pretrained).execute()
+            run = Run(options, folder, datasets, accelerator, pretrained)
+            clock.end_of("network")
+            return run.execute(clock)
     finally:
         # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
         # 2.11), and the launcher reports a finished run as failed.
@@ -132,19 +140,19 @@ class Run:
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
-            self.method.streams(),
-            self.method.mix_rule(),
+            self.method.objective.streams(),
+            self.method.objective.mix_rule(),
             options.run.seed,
             options.run.batch_size,
             options.run.epochs,
-            self.method.drop_last,
+            self.method.objective.drop_last,
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
-            load_pretrained(bare_model, pretrained, self.method.inherits)
+            load_pretrained(bare_model, pretrained, self.method.stage.inherits)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
+            load_weights(bare_model, options.model.init_from, self.method.stage.inherits, self.method.stage.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         bare_model = self._started(bare_model)
@@ -171,19 +179,19 @@ class Run:
         views = (self.preset.train, self.preset.evaluation)
         context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
         method = find_method(self.options.method_name, vars(self.options.method)).make(self.options.method, context)
-        if self.options.run.accumulation > 1 and not method.accumulates:
+        if self.options.run.accumulation > 1 and not method.objective.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
                 "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
             )
-        method.check_batch_size(self.options.run.batch_size)
+        method.objective.check_batch_size(self.options.run.batch_size)
         return method
 
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
         cached.
         """
-        wanted, alone = self.method.starts_from(), self.method.trained_alone()
+        wanted, alone = self.method.stage.starts_from(), self.method.stage.trained_alone()
         if wanted is None and alone is None:
             return model
         device, seed = self.accelerator.device, self.options.run.seed
@@ -198,7 +206,7 @@ class Run:
                     f"backbone-mda; data.preset is {self.options.data.preset}"
                 )
             vectors, known = class_vectors(wanted, self.datasets["train"], self.preset.plain, reader, seed)
-            self.method.start(model, vectors, known)
+            self.method.stage.start(model, vectors, known)
         if alone is None:
             return model
         views = {role: self.preset.train if role == "train" else self.preset.evaluation for role in self.datasets}
@@ -226,9 +234,9 @@ class Run:
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
-        optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
+        optimizer = make_optimizer(bare_model, o, self.method.stage.rate_factor, lr, fused=on_gpu)
         started = self.pretrained is not None or self.options.model.init_from is not None
-        inherited = (self.method.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
+        inherited = (self.method.stage.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
         warn_of_destructive_rate(o, started and any(inherited))
         parts = TrainerParts(
             accelerator=self.accelerator,
@@ -247,7 +255,7 @@ class Run:
             fit=self._fit(),
             scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
             clip_norm=o.clip_norm,
-            stores=None if self.pretrained is None else self.method.stores,
+            stores=None if self.pretrained is None else self.method.stage.stores,
             classes={
                 "names": self.datasets["train"].class_names,
                 "samples": self.datasets["train"].samples_per_class.tolist(),
@@ -286,15 +294,16 @@ class Run:
 
     # ---------------------------------------------------------------- execution
 
-    def execute(self) -> int:
+    def execute(self, clock: StartClock) -> int:
         """Train and report; returns the exit status."""
         with self.stop_request, self.make_loader() as loader:
             derived = self._derived(loader)
             self._announce(derived)
+            clock.end_of("loader")
             with self._failures_in_status():
-                status = self._train(loader)
+                status = self._train(loader, clock)
                 if status == FINISHED:
-                    self._report(derived, loader)
+                    self._report(derived, loader, clock)
         return status
 
     def make_loader(self) -> Loader:
@@ -354,9 +363,13 @@ class Run:
                 logger.warning("%s", warning)
         self.accelerator.wait_for_everyone()
 
-    def _train(self, loader: Loader) -> int:
+    def _train(self, loader: Loader, clock: StartClock) -> int:
+        def first_step_done() -> None:
+            clock.end_of("first step")
+            logger.info("%s", clock.line())
+
         try:
-            self.progress.start(self.trainer.total_steps, self.trainer.done_steps)
+            self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
             self.trainer.run(loader)
             if self.trainer.ended_early:
                 logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
@@ -391,7 +404,7 @@ class Run:
             position = self.trainer.position
             self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
 
-    def _report(self, derived: dict[str, Any], loader: Loader) -> None:
+    def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
         """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
         history = self.trainer.history
         last, details = self.evaluator.final_scores()
@@ -412,6 +425,7 @@ class Run:
                 best=best,
                 details=details,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
+                startup=clock.record(),
             )
             run_report.write_result(summary)
             self._write_status("finished")

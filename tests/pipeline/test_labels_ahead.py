@@ -9,6 +9,7 @@ import pytest
 from pipeline.labels_ahead import LabelsAhead
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Position, Stream
+from pipeline.rng import RowDraws
 from pipeline.sampling import ClassWeighted, ProgressivelyBalanced, Redrawn, Shuffled
 from pipeline.views.view import View, Whole
 from tests.helpers.shard_sets import UnreadableSet
@@ -43,7 +44,7 @@ def test_another_thread_draws_what_was_asked_for_before(plan: Plan, monkeypatch:
     drawn: list[tuple[str, int, bool]] = []
     original = plan._ids
 
-    def noted(stream: str, draws):
+    def noted(stream: str, draws: RowDraws) -> np.ndarray:
         drawn.append((stream, draws.step, threading.current_thread() is threading.main_thread()))
         return original(stream, draws)
 

@@ -6,12 +6,28 @@ classes, and `MEANINGS` says of each which.
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 
 from train.losses.functions import cross_entropy
 
 CALIBRATION_BINS = 15  # Guo et al., ICML 2017
 
+# Titles of columns, in the order in which tables have them.
+TITLES = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 MEANINGS = {
     "all": "share of the test images that are recognised (average over images)",
     "many": "recall averaged over the classes with many training images (average over classes)",
@@ -115,6 +131,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: float32 (samples, classes) of a validation set, never of the set that is reported.
         labels: int64 (samples,).
     """
+    from scipy.optimize import minimize_scalar  # a third of a second that no training needs
+
     scores, targets = torch.from_numpy(logits), torch.from_numpy(labels)
 
     def loss(log_temperature: float) -> float:
