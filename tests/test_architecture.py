@@ -21,11 +21,11 @@ FLOORS = {
         {"rng", "transfer"},
         {"views", "mix_rule", "sampling"},
         {"augmentation", "plan"},
-        {"executors"},
+        {"executors", "upcoming"},
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources"},
+        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "startup"},
         {"models"},
         {"methods"},
         {"option_sources", "checkpoints"},

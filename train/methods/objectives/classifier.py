@@ -1,4 +1,4 @@
-"""One classifier under any loss and class-weight rule: CE, CE-DRW, LDAM-DRW, balanced softmax, logit adjustment."""
+"""One classifier under any loss and class weights: CE, CE-DRW, focal, LDAM-DRW, balanced softmax, logit adjustment."""
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,8 +13,10 @@ class ClassifierOptions:
     """Loss and class weights.
 
     Args:
-        loss: ce, bs (balanced softmax), la (logit-adjusted, by tau) or ldam (brings a cosine classifier).
-        rule: none, reweight (effective-number class weights) or drw (the same, deferred to `drw_from_epoch`).
+        loss: ce, bs (balanced softmax), la (logit-adjusted, by tau), focal (exponent 2) or ldam (brings a cosine
+            classifier).
+        rule: none, reweight (effective-number class weights), inverse (class weights of 1 / n) or drw (those of
+            reweight, from `drw_from_epoch` on).
         drw_from_epoch: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
         tau: exponent of the class prior under la; 1 is the balanced softmax.
     """
