@@ -32,7 +32,7 @@ from train.datasets import classes_without_samples
 from train.evaluation.class_tables import write_per_class, write_predictions
 from train.evaluation.decoration import decorate
 from train.evaluation.details import Details, with_details
-from train.evaluation.metrics import MEANINGS
+from train.evaluation.metrics import MEANINGS, TITLES
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.evaluation.spread import mean_and_spread
@@ -41,23 +41,6 @@ from train.launch import device_of
 from train.run_folder import write_json
 
 logger = logging.getLogger(__name__)
-
-SHOWN = {
-    "All": "all",
-    "Many": "many",
-    "Medium": "medium",
-    "Few": "few",
-    "Balanced": "balanced",
-    "Worst class": "worst",
-    "Harmonic": "harmonic",
-    "Top-5": "top5",
-    "F1 macro": "f1_macro",
-    "F1 weighted": "f1_weighted",
-    "AUROC": "auroc",
-    "AP": "average_precision",
-    "ECE": "calibration_error",
-    "ECE scaled": "calibration_error_scaled",
-}
 
 
 def read_train_counts(path: Path | str, trained: Trained) -> np.ndarray:
@@ -228,17 +211,17 @@ def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, gr
 
 def table(scores: Mapping[str, Scores], with_mean: bool = True) -> str:
     """Markdown: one row per checkpoint, and mean ± standard deviation if there are several."""
-    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in SHOWN.values())] for name, s in scores.items()]
+    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in TITLES.values())] for name, s in scores.items()]
     if len(scores) > 1 and with_mean:
-        columns = [[s.numbers.get(key) for s in scores.values()] for key in SHOWN.values()]
+        columns = [[s.numbers.get(key) for s in scores.values()] for key in TITLES.values()]
         rows.append([f"mean of {len(scores)}", *map(mean_and_spread, columns)])
-    return markdown(("checkpoint", *SHOWN), rows)
+    return markdown(("checkpoint", *TITLES), rows)
 
 
 def _explanation(scores: Mapping[str, Scores]) -> str:
     """What the columns mean, one line each."""
     numbers = [s.numbers for s in scores.values()]
-    there = [(title, key) for title, key in SHOWN.items() if any(n.get(key) is not None for n in numbers)]
+    there = [(title, key) for title, key in TITLES.items() if any(n.get(key) is not None for n in numbers)]
     return "".join(f"- {title}: {MEANINGS[key]}\n" for title, key in there)
 
 

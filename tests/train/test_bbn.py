@@ -44,7 +44,7 @@ def test_a_shorter_run_moves_weight_faster() -> None:
 class Trunk(nn.Module):
     """Vectors instead of images: a trunk, and two blocks whose output has one location."""
 
-    def __init__(self, trunk: nn.Module, cb: nn.Module, rb: nn.Module):
+    def __init__(self, trunk: nn.Module, cb: nn.Module, rb: nn.Module) -> None:
         super().__init__()
         self.shared, self.cb_block, self.rb_block = (
             trunk,

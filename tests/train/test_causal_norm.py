@@ -80,7 +80,7 @@ def test_the_decay_follows_the_learning_rate(epoch: int, lr: float, decay: float
 class Given(SemanticNetwork):
     """Says these features, whatever it is shown."""
 
-    def __init__(self, classes: int = 3):
+    def __init__(self, classes: int = 3) -> None:
         super().__init__(nn.Identity(), "linear", CausalClassifier(4, classes).double())
         self.given = torch.zeros(2, 4, dtype=torch.float64)
 
@@ -95,7 +95,9 @@ class Given(SemanticNetwork):
         ((0.9, 0.95, 1.0), (4.7934904, 4.4261429, 3.8257449, 3.0870861)),
     ],
 )
-def test_the_running_feature(decays: tuple[float, ...], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch):
+def test_the_running_feature(
+    decays: tuple[float, ...], expected: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made, model = method(), Given()
     for t, decay in enumerate(decays):
         monkeypatch.setattr(objective(made), "decay", lambda epoch, decay=decay: decay)

@@ -1,5 +1,6 @@
 """NCL: published vectors, the loss against loops, networks and names, queue and momentum encoders, global batches."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -42,7 +43,7 @@ COUNTS = (60, 25, 9, 3)
 VECTOR_COUNTS = torch.tensor([100.0, 50, 20, 10, 5], dtype=torch.float64)
 
 
-def ncl(counts=COUNTS, **options: Any) -> Method:
+def ncl(counts: Sequence[int] = COUNTS, **options: Any) -> Method:
     return make_method("ncl", context(counts), **{"hard_classes": 2, **options})
 
 
@@ -156,7 +157,9 @@ def test_groups_of_classes_equal_the_official_report() -> None:
         ({"sampling": "progressive"}, 400, [0.25, 0.25, 0.25, 0.25]),
     ],
 )
-def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epoch, expected) -> None:
+def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(
+    sampling: dict[str, Any], epoch: int, expected: list[float]
+) -> None:
     counts = np.array([500, 100, 20, 5])
     starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -261,7 +264,12 @@ def test_three_classes_in_ten_are_hard_as_published(classes: int, hard: int) -> 
     ],
     ids=["cifar", "cifar contrastive", "imagenet"],
 )
-def test_networks_have_the_published_tensors(model, options, parameters, tensors) -> None:
+def test_networks_have_the_published_tensors(
+    model: ModelOptions,
+    options: dict[str, Any],
+    parameters: int | None,
+    tensors: int,
+) -> None:
     classes = 1000 if model.name == "resnet50" else 100
     method = ncl([2] * classes, **options)
     with torch.device("meta"):

@@ -1,5 +1,8 @@
 """RIDE: published loss and parameter counts, shares of a global batch, both labels under CMO."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -15,11 +18,11 @@ from train.models.ride import SCALE, build_ride
 COUNTS = (60, 25, 9, 3)
 
 
-def ride(counts=COUNTS, epochs=200, **options) -> Method:
+def ride(counts: Sequence[int] = COUNTS, epochs: int = 200, **options: Any) -> Method:
     return make_method("ride", context(counts, epochs), **options)
 
 
-def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> PlannedStep:
+def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others: Any) -> PlannedStep:
     streams = {"original": (random_images(len(labels), size=4), labels), **others}
     return micro_step(epoch, streams, part=part, parts=parts)
 
@@ -60,7 +63,9 @@ def test_class_temperatures_equal_the_official_code() -> None:
         ("resnext50_32x4d", 1000, 3, 42_889_024),
     ],
 )
-def test_networks_have_the_published_number_of_parameters(backbone, classes, experts, parameters) -> None:
+def test_networks_have_the_published_number_of_parameters(
+    backbone: str, classes: int, experts: int, parameters: int
+) -> None:
     with torch.device("meta"):
         model = build_ride(ModelOptions(name=backbone), classes, experts, True, 0)
     assert sum(p.numel() for p in model.parameters()) == parameters

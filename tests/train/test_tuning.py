@@ -138,7 +138,7 @@ def test_modules_alone() -> None:
 class OneBlock(nn.Module):
     """timm's block, filled by the formula of the vectors."""
 
-    def __init__(self, layer_scale: bool):
+    def __init__(self, layer_scale: bool) -> None:
         super().__init__()
         self.block = Block(8, 2, mlp_ratio=2, qkv_bias=True, init_values=1.0 if layer_scale else None).double()
         b = self.block

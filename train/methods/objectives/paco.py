@@ -161,6 +161,9 @@ class PaCo(Objective):
     def prediction(self, output: tuple[Tensor, ...]) -> Tensor:
         return output[0]
 
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)[None]
+
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
         """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
         if self._keys is None:
