@@ -204,8 +204,8 @@ class Loader:
 
 
 def _machine(rank: int, world_size: int) -> tuple[int, int]:
-    """Which part of a batch the ranks of this machine read: (index, parts). Launchers number them one after the other;
-    where machines have different numbers of ranks, only what this rank reads is known.
+    """The part of a batch that this machine's ranks read: (index, parts). Launchers number them consecutively; if
+    machines have different numbers of ranks, only this rank's part is known.
     """
     here = ranks_here(world_size)
     return (rank // here, world_size // here) if here and world_size % here == 0 else (rank, world_size)

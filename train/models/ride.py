@@ -1,4 +1,4 @@
-"""RIDE's networks (Wang et al., ICLR 2021): a shared start, and the last two stages once for every expert.
+"""RIDE's networks (Wang et al., ICLR 2021): shared early stages, and the last two stages once per expert.
 
 State-dict names are those of the official code: backbone.{conv1,bn1,layer1,…}, backbone.layer3s.EXPERT,
 backbone.layer4s.EXPERT, backbone.linears.EXPERT.weight; ResNet-32 has one stage less (layer2s, layer3s).
@@ -19,11 +19,11 @@ from train.models.with_heads import is_timm_resnet
 if TYPE_CHECKING:
     from timm.models.resnet import ResNet
 
-SCALE = 30.0  # of the cosines, inside the network; the official code's s
+SCALE = 30.0  # factor on the cosines, inside the network; s in the official code
 
 
 class RIDEResNet32(nn.Module):
-    """ResNet-32 whose second and third stage each expert has for itself; 24 and 48 channels when reduced."""
+    """ResNet-32 with a separate second and third stage per expert; 24 and 48 channels when reduced."""
 
     def __init__(self, shared: ResNet32, width: int, experts: int, classes: int, reduced: bool):
         super().__init__()
@@ -42,7 +42,7 @@ class RIDEResNet32(nn.Module):
 
 
 class RIDEResNet(nn.Module):
-    """A ResNet of bottlenecks whose third and fourth stage each expert has for itself; 3/4 as wide when reduced."""
+    """A bottleneck ResNet with a separate third and fourth stage per expert; 3/4 as wide when reduced."""
 
     def __init__(self, shared: "ResNet", experts: int, classes: int, reduced: bool):
         super().__init__()
@@ -90,13 +90,13 @@ def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_
 
 
 def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool, seed: int) -> nn.Module:
-    """A network of experts on resnet32, resnet50 or its deeper and grouped relatives: images → scaled logits of each.
+    """A network of experts on resnet32, resnet50 or its deeper and grouped variants: images → scaled logits of each.
 
     Raises:
-        ValueError: another backbone, or ImageNet weights, which have no place in experts of another width.
+        ValueError: another backbone, or ImageNet weights, which do not fit experts of a different width.
     """
     if options.pretrained:
-        raise ValueError("model.pretrained: RIDE's experts are trained from scratch; leave it out")
+        raise ValueError("model.pretrained: RIDE's experts are trained from scratch; omit it")
     shared = build_model(options, 1, "linear", seed)
     with seeded(part_seed(seed, "experts")):
         if isinstance(shared, ResNet32):
