@@ -19,7 +19,7 @@ from train.option_sources import method_options, part_names, run_options, whole_
 from train.options import _SECTIONS, RunOptions
 
 MISTAKES = (
-    (["--method.los", "bs"], "--method.los is no option; did you mean --method.loss"),
+    (["--method.los", "bs"], "--method.los is not an option; did you mean --method.loss"),
     (["--learning-rate", "0.1"], "did you mean --optimizer.lr?"),
     (["--batch-size", "many"], "--batch_size is 'many', expected a whole number"),
     (["--mixed-precision", "fp8"], "expected one of no, bf16"),

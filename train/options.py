@@ -385,7 +385,7 @@ class _Parser(ArgumentParser):
         told = [
             f"method.{name}: {why}"
             for name, why in self.reasons.items()
-            if "has another name now" not in message
+            if "is now called" not in message
             and re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
         ]
         if not self.exit_on_error:

@@ -94,7 +94,5 @@ def test_a_sample_counts_once_however_often_it_is_met(dataset: ShardSet, caplog:
 def test_past_the_budget_the_error_says_how_many_and_what_to_do(dataset: ShardSet) -> None:
     bad_samples = BadSamples(dataset, budget=1)
     bad_samples.add(0, "first")
-    with pytest.raises(
-        RuntimeError, match=r"2 samples cannot be used, 1 are tolerated; the last is second.*verify_shards"
-    ):
+    with pytest.raises(RuntimeError, match=r"2 unusable samples, 1 are tolerated; the last is second.*verify_shards"):
         bad_samples.add(1, "second")

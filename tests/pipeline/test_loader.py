@@ -320,7 +320,7 @@ def test_several_undecodable_samples_of_one_batch(tmp_path: Path) -> None:
 def test_past_the_budget_of_bad_samples_the_run_stops(broken_set: ShardSet, executor_name: str) -> None:
     plan = make_plan(broken_set, View(RandomResizedCrop(32)), epochs=1)
     with (
-        pytest.raises(RuntimeError, match=r"1 samples cannot be used, 0 are tolerated; .*sample 7 \(original/7.jpg\)"),
+        pytest.raises(RuntimeError, match=r"1 unusable samples, 0 are tolerated; .*sample 7 \(original/7.jpg\)"),
         Loader(plan, CPU, executor=executor_name, decode_threads=1, bad_sample_budget=0) as loader,
     ):
         list(loader)
@@ -361,7 +361,7 @@ def test_a_class_without_any_usable_sample_stops_the_run(tmp_path: Path) -> None
     encoded = [encode(photo(i, 40, 40)) for i in range(5)]
     dataset = write_shard_set(tmp_path / "one", encoded, [0, 0, 1, 0, 0])
     flip_a_byte(dataset, 2)
-    with pytest.raises(RuntimeError, match=r"no sample of class 1 \(class 1\) can be used; sample 2: .*crc32"):
+    with pytest.raises(RuntimeError, match=r"no sample of class 1 \(class 1\) is usable; sample 2: .*crc32"):
         load(make_plan(dataset, View(RandomResizedCrop(32)), epochs=1, batch=5), executor="dali")
 
 

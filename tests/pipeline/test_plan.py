@@ -263,7 +263,7 @@ def test_description_names_the_derived_sizes() -> None:
         ({"global_batch_size": 1}, "global batch of at least 2"),
         ({"epochs": 0}, "at least 1 epoch, found 16 and 0"),
         ({"seed": -1}, "seed must be in"),
-        ({"mix_rule": None}, "foreground is for mixing steps, but there is no mix rule"),
+        ({"mix_rule": None}, "foreground exists only on mixing steps, but there is no mix rule"),
         ({"streams": ()}, "expected a first stream"),
         ({"streams": CMO_STREAMS[1:]}, "expected a first stream that is used on every step"),
         ({"streams": (CMO_STREAMS[0], CMO_STREAMS[0])}, "names must differ"),

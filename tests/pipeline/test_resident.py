@@ -118,7 +118,7 @@ def test_a_second_executor_knows_the_bad_samples_of_the_first(tmp_path: Path) ->
 
 def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = photos(tmp_path / "photos", (3, 2))
-    with pytest.raises(ValueError, match="needs images of one size, at most 64 pixels a side and 2 GiB decoded"):
+    with pytest.raises(ValueError, match="needs images of one size, at most 64 pixels per side and 2 GiB decoded"):
         execute("resident", dataset, EXACT["whole"], plan_batches(dataset, EXACT["whole"], [[0]]))
     small = small_images(tmp_path / "small", (3, 2))
     assert resident.fits_resident(small)

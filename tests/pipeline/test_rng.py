@@ -42,5 +42,5 @@ def test_the_last_row_of_a_huge_batch_is_drawn_at_once() -> None:
 
 
 def test_draws_of_another_number_of_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="p: 3 rows are drawn, expected the 2 of these draws"):
+    with pytest.raises(ValueError, match="p: 3 rows requested, expected 2"):
         RowDraws(0, 0, 0, np.arange(2)).uniform("p", (3, 4))

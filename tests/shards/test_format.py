@@ -53,7 +53,7 @@ def test_dataset_info_reads_back_as_written() -> None:
         ("shards", [{"file": "../x.tar", "bytes": 1, "sha256": "", "samples": 3}], "not 000000.tar"),
         ("shards", [{"file": "000000.tar"}], "'bytes' is missing"),
         ("files", [], "files are not"),
-        ("options", [], "options is no object"),
+        ("options", [], "options is not an object"),
         ("surprise", 1, "unknown entries"),
     ],
 )

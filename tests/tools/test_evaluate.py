@@ -302,7 +302,7 @@ def test_a_file_that_is_no_image_is_said(
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 4
-    assert "broken.jpg: no image of a known format" in caplog.text
+    assert "broken.jpg: not an image in a supported format" in caplog.text
     assert predict.main([str(tmp_path / "none"), "--checkpoint", str(released), "--device", "cpu"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 

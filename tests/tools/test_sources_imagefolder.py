@@ -124,7 +124,7 @@ def test_an_empty_class_is_named(tmp_path: Path, kind: str) -> None:
             ["--split-dir", "val"],
             r"no image file .* of val; found there: train; give",
         ),
-        ({"a.txt": b""}, [], "of the top; found there: a.txt"),
+        ({"a.txt": b""}, [], "of the top level; found there: a.txt"),
         (
             class_folders(prefix="train"),
             [],
@@ -154,7 +154,7 @@ def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     with tarfile.open(images) as tar:
         cut = tar.getmembers()[5].offset
     images.write_bytes(images.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=r"not a complete tar \(no end mark at byte"):
+    with pytest.raises(ValueError, match=r"not a complete tar \(no end marker at byte"):
         the_source("imagefolder", "--images", images)
 
 

@@ -104,10 +104,10 @@ def test_a_missing_archive_is_named(downloads: Path, tmp_path: Path) -> None:
     ("content", "message"),
     [
         (tar_bytes({"photo.jpg": b"x"}), r"its first file is photo\.jpg, expected the class tars"),
-        (tar_bytes({}), r"neither a folder nor a tar"),
+        (tar_bytes({}), r"not a folder, tar"),
         (b"<!DOCTYPE html><p>Please log in", r"a web page"),
         (b"\x1f\x8b whatever", r"a gzip file; ImageNet-LT is read from"),
-        (b"", r"neither a folder nor a tar"),
+        (b"", r"not a folder, tar"),
     ],
 )
 def test_a_wrong_archive_is_told_apart(downloads: Path, tmp_path: Path, content: Any, message: str) -> None:

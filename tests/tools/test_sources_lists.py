@@ -57,7 +57,7 @@ def test_lines_may_hold_spaces_blanks_and_foreign_line_ends() -> None:
         ("a.jpg -1", "line 1: label -1 is out of range, expected 0 to 4"),
         ("a.jpg 5", "line 1: label 5 is out of range, expected 0 to 4"),
         ("a.jpg " + "9" * 5000, "line 1: label 9{20} is out of range"),
-        ("/data/a.jpg 0", "line 1: path '/data/a.jpg' is not relative; give .* --strip-prefix"),
+        ("/data/a.jpg 0", "line 1: path '/data/a.jpg' is not relative; pass .* --strip-prefix"),
         ("x/../../a.jpg 0", "line 1: path .* leaves the image folder"),
         ("a\0b.jpg 0", "line 1: path .* control characters"),
         (". 0", "line 1: path .* is not relative"),
@@ -146,7 +146,7 @@ def test_ncl_json_with_its_absolute_paths() -> None:
     assert (listing.labels, listing.num_classes) == ([0, 1, 2, 0], 3)
     for arguments, message in [
         ((text, None), "is not relative"),
-        ((text, None, "/other"), "does not begin with --strip-prefix '/other'"),
+        ((text, None, "/other"), "does not start with --strip-prefix '/other'"),
         ((text, 365, "/mnt/data"), "num_classes is 3, expected 365"),
         ((text.replace('"num_classes": 3', '"num_classes": 2'), None, "/mnt/data"), r"annotations\[2\]: label 2"),
     ]:
@@ -162,7 +162,7 @@ def test_what_is_no_list_file_is_refused(text: str) -> None:
 
 def test_an_archive_given_as_the_list_is_told(tmp_path: Path) -> None:
     (tmp_path / "train.txt").write_bytes(b"\x89PNG\xff")
-    with pytest.raises(ValueError, match=r"train\.txt: no text: byte 0"):
+    with pytest.raises(ValueError, match=r"train\.txt: not a text file: byte 0"):
         read_listing(tmp_path / "train.txt")
     with pytest.raises(FileNotFoundError, match="no such list file"):
         read_listing(tmp_path / "val.txt")
@@ -189,8 +189,8 @@ def test_splits_are_read_from_the_file_names() -> None:
     for paths, split, message in [
         ([Path("mine.txt")], None, "pass --split"),
         ([Path("train_val2018.txt")], None, "pass --split"),
-        (lists, "val", "leave it out"),
-        (lists[:1] * 2, None, "one list a split"),
+        (lists, "val", "omit it"),
+        (lists[:1] * 2, None, "one list per split"),
     ]:
         with pytest.raises(ValueError, match=message):
             splits_of(paths, split)
@@ -228,7 +228,7 @@ def test_quotes_and_the_separators_of_windows_are_understood(caplog: pytest.LogC
     assert listing.names == ["my cats/a b.jpg", "dogs/b.jpg"]
     assert "separated by" in caplog.text
     assert parse_lines("a\\b.jpg 0\nc/d.jpg 1").names == ["a\\b.jpg", "c/d.jpg"]  # on Unix a letter as any other
-    with pytest.raises(ValueError, match=r"path 'C:/x/a\.jpg' is not relative; give .* --strip-prefix"):
+    with pytest.raises(ValueError, match=r"path 'C:/x/a\.jpg' is not relative; pass .* --strip-prefix"):
         parse_lines("C:\\x\\a.jpg 0")
 
 
@@ -240,7 +240,7 @@ def test_an_image_counts_once_and_has_one_class(caplog: pytest.LogCaptureFixture
 
 
 def test_labels_from_one_are_refused_with_the_option() -> None:
-    with pytest.raises(ValueError, match=r"labels count from 1 to 2, expected from 0; pass --first-label 1"):
+    with pytest.raises(ValueError, match=r"labels run from 1 to 2, expected from 0; pass --first-label 1"):
         parse_lines("a.jpg 1\nb.jpg 2")
     assert parse_lines("a.jpg 1\nb.jpg 2", first_label=1).labels == [0, 1]
     assert parse_lines("a.jpg 1\nb.jpg 2", num_classes=3).labels == [1, 2]
@@ -262,5 +262,5 @@ def test_categories_with_gaps_and_text_ids_are_numbered_in_their_order(caplog: p
     assert "2 annotations repeat the class" in caplog.text
     with pytest.raises(ValueError, match="2 categories have images, expected 3"):
         parse_json(json.dumps(document), num_classes=3)
-    with pytest.raises(ValueError, match=r"annotations\[0\]: category_id is '16', expected a number, as no"):
+    with pytest.raises(ValueError, match=r"annotations\[0\]: category_id is '16', expected a number, because no"):
         parse_json(json.dumps({**document, "categories": None}))
