@@ -175,8 +175,9 @@ class Plan:
         sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
 
         def labels(name: str) -> npt.NDArray[np.int64]:
-            ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
-            return self._index(name)["label"][ids].astype(np.int64)
+            draws = RowDraws(self.seed, epoch, step, np.arange(sizes[name]))
+            drawn = self._samplers[name].classes(draws, f"{name}/samples")
+            return self._index(name)["label"][self._ids(name, draws)].astype(np.int64) if drawn is None else drawn
 
         return GlobalBatch(epoch, step, sizes, cache(labels))
 

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import Tensor, nn
 
 from train.options import OptimizerOptions
@@ -28,6 +27,8 @@ def parameter_groups(
     exempt = network.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
     matrices = options.decay == "matrices"
     if options.layer_decay is not None:
+        from timm.optim import param_groups_layer_decay
+
         groups = param_groups_layer_decay(
             model,
             weight_decay=options.weight_decay,
@@ -36,6 +37,8 @@ def parameter_groups(
             layer_decay=options.layer_decay,
         )
     elif matrices:
+        from timm.optim import param_groups_weight_decay
+
         groups = param_groups_weight_decay(model, options.weight_decay, no_weight_decay_list=exempt)
     else:
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]

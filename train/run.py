@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from pipeline.executors.decode_settings import decode_settings
@@ -51,6 +50,9 @@ from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.startup import StartClock
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +98,13 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
-def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+def _moving_average(model: nn.Module, decay: float | None) -> "ModelEmaV3 | None":
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
-    return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+    if decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay, use_warmup=True)
 
 
 def _rehearse(

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 
-import timm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,7 +56,8 @@ def find_pretrained(options: ModelOptions) -> Pretrained | None:
 
 
 def _from_hub(name: str) -> tuple[Path, str]:
-    # Imported here: a run from scratch needs no hub client.
+    # Imported here: a run from scratch needs neither.
+    import timm
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     config = timm.get_pretrained_cfg(name)

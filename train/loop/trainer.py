@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.loader import LoadedStep
@@ -33,6 +32,9 @@ from train.optimizers import FACTOR
 from train.options import RunOptions
 from train.run_folder import RunFolder
 from train.schedules import Schedule
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +92,7 @@ class TrainerParts:
     progress: Progress
     autocast: Callable[[], AbstractContextManager[Any]]
     evaluate: Callable[[], dict[str, Numbers]]
-    averaged: ModelEmaV3 | None = None
+    averaged: "ModelEmaV3 | None" = None
     capture: Capture | None = None
     fit: dict[str, Any] = field(default_factory=dict)
     stores: Callable[[str], bool] | None = None

@@ -5,14 +5,17 @@ State-dict names are those of the official code: backbone.…, backbone.{cb,rb}_
 
 from copy import deepcopy
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from train.models.build import ModelOptions, part_seed, seeded
 from train.models.resnet_cifar import TwoBranchResNet32
-from train.models.with_heads import bare_backbone, reset_convolutions
+from train.models.with_heads import bare_backbone, is_timm_resnet, reset_convolutions
+
+if TYPE_CHECKING:
+    from timm.models.resnet import ResNet
 
 
 class TwoBranchNetwork(nn.Module):
@@ -54,7 +57,7 @@ class TwoBranchNetwork(nn.Module):
 class TwoBranchResNet(nn.Module):
     """A timm ResNet whose last block exists twice; state-dict names are the ResNet's own."""
 
-    def __init__(self, network: ResNet, seed: int):
+    def __init__(self, network: "ResNet", seed: int):
         super().__init__()
         *kept, last = network.layer4.children()
         for name in ("conv1", "bn1", "act1", "maxpool", "layer1", "layer2", "layer3"):
@@ -81,7 +84,7 @@ def build_two_branch_network(options: ModelOptions, classes: int, seed: int) -> 
     if options.name == "resnet32":
         options = replace(options, name="resnet32-bbn")
     backbone, features = bare_backbone(options, seed)
-    if isinstance(backbone, ResNet):
+    if is_timm_resnet(backbone):
         backbone = TwoBranchResNet(backbone, part_seed(seed, "branch"))
     elif isinstance(backbone, TwoBranchResNet32):
         features //= 2

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 import torch.distributed as dist
-from timm.models import is_model_in_modules
 from torch import nn
 
 from pipeline.rng import generator
@@ -59,7 +57,10 @@ class ModelOptions:
                 raise ValueError(f"model.weights: {self.name} is not a timm network; use model.init_from")
             if self.pretrained:
                 raise ValueError(f"model.pretrained: there are no published weights for {self.name}; omit it")
-        elif not timm.is_model(self.name):
+            return
+        import timm  # takes two seconds, which networks for small images do without
+
+        if not timm.is_model(self.name):
             similar = ", ".join(difflib.get_close_matches(self.name, timm.list_models())) or "see timm.list_models()"
             raise ValueError(
                 f"model.name {self.name!r} is not one of {', '.join([*RESNET32, *STEM32_LAYOUTS])} or timm's models; "
@@ -85,6 +86,9 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
         elif options.name in STEM32_LAYOUTS:
             model = ResNetStem32(options.name, classes)
         else:
+            import timm
+
+            is_model_in_modules = timm.models.is_model_in_modules
             extra: dict[str, Any] = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
             if options.image_size is not None and _has_positions(options.name):
                 extra["img_size"] = options.image_size
@@ -104,6 +108,8 @@ def seeded(seed: int) -> Iterator[None]:
 
 def _has_positions(name: str) -> bool:
     """Whether a timm network is built for one image size, and needs to be told a different one."""
+    import timm
+
     entry = timm.models.model_entrypoint(name)
     return entry.__module__.rpartition(".")[2] in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
 

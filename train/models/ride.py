@@ -5,15 +5,19 @@ backbone.layer4s.EXPERT, backbone.linears.EXPERT.weight; ResNet-32 has one stage
 """
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
 from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32, kaiming_init, stage
+from train.models.with_heads import is_timm_resnet
+
+if TYPE_CHECKING:
+    from timm.models.resnet import ResNet
 
 SCALE = 30.0  # factor on the cosines, inside the network; s in the official code
 
@@ -40,7 +44,7 @@ class RIDEResNet32(nn.Module):
 class RIDEResNet(nn.Module):
     """A bottleneck ResNet with a separate third and fourth stage per expert; 3/4 as wide when reduced."""
 
-    def __init__(self, shared: ResNet, experts: int, classes: int, reduced: bool):
+    def __init__(self, shared: "ResNet", experts: int, classes: int, reduced: bool):
         super().__init__()
         third, fourth = (192, 384) if reduced else (256, 512)
         self.conv1, self.bn1, self.act1, self.maxpool = shared.conv1, shared.bn1, shared.act1, shared.maxpool
@@ -73,6 +77,8 @@ def _logits(shared: Tensor, *parts: nn.ModuleList) -> Tensor:
 
 def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_width: int) -> nn.Sequential:
     """A stage that halves the resolution; convolutions Kaiming-normal over their fan-out."""
+    from timm.models.resnet import Bottleneck, downsample_conv  # not needed by, and slow to import for, ResNet-32
+
     out = planes * Bottleneck.expansion
     width = {"cardinality": groups, "base_width": group_width}
     first = Bottleneck(in_channels, planes, 2, downsample_conv(in_channels, out, kernel_size=1, stride=2), **width)
@@ -95,7 +101,7 @@ def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool,
     with seeded(part_seed(seed, "experts")):
         if isinstance(shared, ResNet32):
             backbone: nn.Module = RIDEResNet32(shared, options.width, experts, classes, reduced)
-        elif isinstance(shared, ResNet) and isinstance(shared.layer1[0], Bottleneck):
+        elif is_timm_resnet(shared) and type(shared.layer1[0]).__name__ == "Bottleneck":
             backbone = RIDEResNet(shared, experts, classes, reduced)
         else:
             raise ValueError(

@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from timm.models import group_parameters
-from timm.models.beit import Block as BeitBlock
-from timm.models.eva import EvaBlock
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 Kind = Literal["head", "bias", "norm", "last_k", "full", "adaptformer", "adapter", "lora"]
 INSERTED = ("adaptformer", "adapter", "lora")
-# out = m + drop_path2(… mlp(norm2(m))): the places where the modules below read their input and add their output.
-PRE_NORM_BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
+
+
+def _pre_norm_blocks() -> tuple[type[nn.Module], ...]:
+    """out = m + drop_path2(… mlp(norm2(m))): the places where the modules below read their input and add their output."""
+    from timm.models.beit import Block as BeitBlock
+    from timm.models.eva import EvaBlock
+    from timm.models.swin_transformer import SwinTransformerBlock
+    from timm.models.vision_transformer import Block
+
+    return Block, BeitBlock, EvaBlock, SwinTransformerBlock
 
 
 def automatic_size(classes: int, blocks: int, divisor: int) -> int:
@@ -145,7 +148,7 @@ def insert(model: nn.Module, tuning: Tuning, classes: int) -> int | None:
     """
     if tuning.kind not in INSERTED:
         return None
-    blocks = [module for module in model.modules() if isinstance(module, PRE_NORM_BLOCKS)]
+    blocks = [module for module in model.modules() if isinstance(module, _pre_norm_blocks())]
     if not blocks:
         raise ValueError(
             f"method.tuned is {tuning.kind}, but {type(model).__name__} has no suitable pre-norm transformer "
@@ -214,6 +217,8 @@ def _in_last_blocks(model: nn.Module, names: list[str], last_k: int | None) -> l
     if matcher is None:
         raise ValueError(f"{type(model).__name__} does not define its blocks; tune the head, or use a timm network")
     patterns = matcher(coarse=True)["blocks"]
+    from timm.models import group_parameters
+
     groups = group_parameters(model, matcher(coarse=True), reverse=True)
     blocks = sorted({group for name, group in groups.items() if _is_block(name, patterns)})
     if last_k is not None and last_k > len(blocks):

@@ -1,12 +1,15 @@
 """A backbone whose features feed our own heads, with the state-dict names of one flat network."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
 from train.models.build import ModelOptions, build_model, classifier_name, replace_module, seeded
+
+if TYPE_CHECKING:
+    from timm.models.resnet import ResNet
 
 
 def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
@@ -27,9 +30,14 @@ def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
     """
     backbone = build_model(options, 1, "linear", seed)
     _, classifier = detach_classifier(backbone)
-    if isinstance(backbone, ResNet) and not options.pretrained:
+    if is_timm_resnet(backbone) and not options.pretrained:
         reset_convolutions(backbone, seed)
     return backbone, classifier.in_features
+
+
+def is_timm_resnet(network: nn.Module) -> "TypeGuard[ResNet]":
+    """Whether it is one of timm's ResNets; timm is not imported to find out that it is none."""
+    return "timm.models.resnet" in sys.modules and isinstance(network, sys.modules["timm.models.resnet"].ResNet)
 
 
 def reset_convolutions(module: nn.Module, seed: int) -> None:
