@@ -1,4 +1,4 @@
-"""The training step on images that are on the device already: the loop's own cost; on a GPU, what makes it faster."""
+"""The training step on resident images: the overhead of the loop; on a GPU also what speeds it up."""
 
 from copy import deepcopy
 from itertools import cycle
@@ -15,15 +15,15 @@ from train.run import Run
 BARE = "bare loop"
 OURS = "this project's loop (Accelerate)"
 GRAPHS = "CUDA graphs"
-_CAPTURING = 20  # steps after which those that paste and those that do not are captured
+_CAPTURING = 20  # steps after which both kinds of steps, with and without paste, are captured
 
 
 def run(bench: Bench) -> Report:
-    """On a CPU the network that one can train there, and the comparison of the loops only."""
+    """On a CPU only a network that is practical there, and only the comparison of the loops."""
     on_gpu = bench.device.type == "cuda"
     small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
     model, preset, batch_size, count = ("resnet50", "imagenet", 256, 50) if on_gpu else small
-    # More and shorter rounds than elsewhere: 2 % are to be told apart.
+    # More and shorter rounds than elsewhere, to resolve differences of 2 %.
     rounds = 5 * bench.scale.rounds
     settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": count, "rounds": rounds}
     ours = make_run(bench, model, preset, batch_size, mixed_precision="bf16" if on_gpu else "no")

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: tables for people, and a JSON file that says on what, with what and how it was measured."""
+"""A benchmark's results: tables for people, and a JSON file with data, settings, machine and versions."""
 
 import os
 import platform
@@ -20,9 +20,9 @@ class Report:
 
     Args:
         subject: "build", "feed", …; the name of the JSON file.
-        data: description of the images that were used.
-        settings: batch size, rounds, workers, models: what one would have to repeat.
-        notes: figures that belong to no table.
+        data: description of the images used.
+        settings: batch size, rounds, workers, models: everything needed to repeat it.
+        notes: figures outside the tables.
     """
 
     subject: str
@@ -33,7 +33,7 @@ class Report:
     targets: list[Target] = field(default_factory=list)
 
     def print(self) -> None:
-        """Tables, notes and targets on standard output."""
+        """Print tables, notes and targets."""
         print(f"\n== {self.subject}: {', '.join(f'{k} {v}' for k, v in (self.data | self.settings).items())}")
         for table in self.tables:
             print("\n".join(table.lines()))
@@ -66,7 +66,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores of this process, GPU, and the load at the end: other work on the machine spoils ratios too."""
+    """Processor, cores of this process, GPU, and the load at the end: other work distorts even ratios."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,9 +1,9 @@
-"""Everything that only a GPU can tell, in pieces: each ends by itself, writes its file as it goes, and fails alone.
+"""Everything that needs a GPU, in pieces: each has a time limit, writes results as it runs, and fails independently.
 
     benchmarks/gpu/run.sh --out OUT [--images FOLDER_OF_JPEGS] [--cifar10 cifar10-jpeg.zip]
 
-On one H100 or H200 with 16 cores all of it is meant to take under 25 minutes; `--toy` runs every piece at a size that
-measures nothing, on a CPU too, so that no minute on a GPU is lost to a typo.
+On one H100 or H200 with 16 cores everything should take under 25 minutes. `--toy` runs every piece at a trivial size,
+even on a CPU, so no GPU time is lost to a typo.
 """
 
 import argparse
@@ -25,13 +25,13 @@ SEEDS = (0, 1, 2)
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pieces share.
+    """The settings that all pieces share.
 
     Args:
-        out: the folder of all files.
+        out: the folder for all files.
         images: JPEGs to measure on; None generates them.
-        cifar10: a zip or folder with train/CLASS/ and test/CLASS/ pictures; None leaves that piece out.
-        toy: measure nothing, but run.
+        cifar10: a zip or folder with images in train/CLASS/ and test/CLASS/; None omits that piece.
+        toy: only check that everything runs.
     """
 
     out: Path
@@ -45,7 +45,7 @@ Commands = Callable[[Settings], Iterator[list[str]]]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the day: its commands run one after the other, all of them within `seconds`."""
+    """A part of the day: its commands run one after another, all within `seconds`."""
 
     name: str
     seconds: int
@@ -72,7 +72,7 @@ def _probe(settings: Settings) -> Iterator[list[str]]:
 
 
 def _gpu_tests(settings: Settings) -> Iterator[list[str]]:
-    # Without a GPU they are only collected: a toy run finds what does not import.
+    # Without a GPU tests are only collected: a toy run detects import errors.
     only = ["--collect-only", "-q"] if settings.toy and not torch.cuda.is_available() else ["-q"]
     yield _python("pytest", "-m", "gpu", *only, "-p", "no:cacheprovider", "tests/pipeline", "tests/train")
 
@@ -97,7 +97,7 @@ def _cifar(settings: Settings) -> Iterator[list[str]]:
 
 
 def _resumed(settings: Settings) -> Iterator[list[str]]:
-    """Twenty steps of two streams through DALI, killed and resumed, against the same steps in one go."""
+    """Twenty steps of two streams through DALI, killed and resumed, compared with the same steps uninterrupted."""
     rounds = ["--rounds", 1, "--steps", 2 if settings.toy else 20, "--seed", 1]
     yield _python("tests.faults", *rounds)
 
@@ -115,12 +115,12 @@ PIECES = (
 
 
 def run_piece(piece: Piece, settings: Settings) -> dict[str, Any]:
-    """Run the commands of a piece within its time; how that ended.
+    """Run a piece's commands within its time limit; returns the outcome.
 
-    What they print is in OUT/NAME.log, whatever happens to them.
+    Their output is in OUT/NAME.log in any case.
     """
     started = time.monotonic()
-    limit = piece.seconds * (10 if settings.toy else 1)  # a toy run may share two cores with others
+    limit = piece.seconds * (10 if settings.toy else 1)  # a toy run may share two cores with other work
     outcome = "done"
     with (settings.out / f"{piece.name}.log").open("w", encoding="utf-8") as log:
         for command in piece.commands(settings):
@@ -138,7 +138,7 @@ def run_piece(piece: Piece, settings: Settings) -> dict[str, Any]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the pieces in order; exit status 1 where one did not end well."""
+    """Run the pieces in order; exit status 1 if one failed."""
     options = _parser().parse_args(arguments)
     settings = Settings(options.out, options.images, options.cifar10, options.toy)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -154,13 +154,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu/run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where all files go")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for all files")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
-    parser.add_argument("--cifar10", type=Path, metavar="ZIP", help="pictures under train/CLASS and test/CLASS")
+    parser.add_argument("--cifar10", type=Path, metavar="ZIP", help="images under train/CLASS and test/CLASS")
     parser.add_argument(
-        "--only", nargs="+", choices=[p.name for p in PIECES], metavar="PIECE", help="these pieces alone"
+        "--only", nargs="+", choices=[p.name for p in PIECES], metavar="PIECE", help="run only these pieces"
     )
-    parser.add_argument("--toy", action="store_true", help="run everything at a size that measures nothing")
+    parser.add_argument(
+        "--toy", action="store_true", help="run everything at a trivial size, only to check that it works"
+    )
     return parser
 
 
