@@ -1,7 +1,10 @@
 """The benchmarks run, at a size that measures nothing, and their files say what a reader needs."""
 
 import importlib
+import itertools
 import json
+import subprocess
+import sys
 from functools import cache, partial
 
 import pytest
@@ -10,7 +13,7 @@ from PIL import Image
 
 from pipeline.augmentation import compiled
 from tools import bench
-from tools.benchmarks import bench_loader, bench_step, measuring, rig
+from tools.benchmarks import baselines, bench_build, bench_loader, bench_step, measuring, rig
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
 
@@ -37,6 +40,43 @@ def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
     assert table["fast"].ratios == (2.0, 3.0, 2.0)
     assert table["fast"].rate == 60.0
     assert table.ratio("slow", "fast") == 0.5
+
+
+def test_a_second_table_has_the_same_variants_by_cpu_time():
+    by_clock, by_cpu = measuring.compare_with_cpu("t", {"a": lambda: (10.0, 5.0), "b": lambda: (20.0, 4.0)}, rounds=2)
+    assert by_clock.ratio("b", "a") == 2.0
+    assert by_cpu.ratio("b", "a") == 0.8
+    assert (by_clock.unit, by_cpu.unit) == ("images/s", "images/cpu-s")
+
+
+def test_cpu_time_of_children_counts_while_they_run_and_after():
+    code = "import time\nwhile time.process_time() < 0.4: pass\nprint('done', flush=True); input()"
+    before = measuring.cpu_seconds()
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout.readline() == b"done\n"
+        running = measuring.cpu_seconds() - before
+        child.communicate(b"\n")
+    ended = measuring.cpu_seconds() - before
+    assert 0.35 < running < 0.8
+    assert running <= ended + 0.02 < 1.0
+
+
+def test_evaluation_goes_on_for_as_long_as_it_is_measured(smallest):
+    batches = bench_loader._our_evaluated(smallest)
+    sizes = list(itertools.islice(batches, 9))
+    batches.close()
+    assert sum(sizes) > smallest.scale.images
+    assert baselines.pil_transform(baselines.Recipe.EVALUATED)(Image.new("RGB", (500, 375))).shape == (3, 224, 224)
+
+
+def test_checksums_are_compared_alone_and_in_builds(smallest, tmp_path):
+    report = Report("build", {}, {})
+    folder = write_class_folders(tmp_path / "files", 30, None)
+    bench_build._hashing(bench_build._Build(folder, Bench(tmp_path, None, TOY, torch.device("cpu"), 1)), report)
+    alone, builds = report.tables
+    assert {"zlib.crc32", "hashlib.sha256"} <= {row.name for row in alone.rows}
+    assert {"no crc32", "no sha256"} <= {row.name for row in builds.rows}
+    assert builds.base == bench_build.AS_IT_IS
 
 
 def test_warm_up_is_not_counted():
@@ -140,8 +180,8 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("subject", "tables"), [("loader", 2), ("train", 1)])
-def test_a_benchmark_of_many_worker_processes_runs(smallest, subject, tables):
+@pytest.mark.parametrize(("subject", "tables"), [("loader", 7), ("train", 1), ("startup", 0)])
+def test_a_benchmark_of_many_processes_runs(smallest, subject, tables):
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     assert len(report.tables) == tables
 
