@@ -13,7 +13,7 @@ from PIL import Image
 
 from pipeline.augmentation import compiled
 from tools import bench
-from tools.benchmarks import baselines, bench_build, bench_loader, bench_step, measuring, rig
+from tools.benchmarks import baselines, bench_build, bench_loader, bench_step, bench_train, measuring, rig
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
 
@@ -40,6 +40,29 @@ def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
     assert table["fast"].ratios == (2.0, 3.0, 2.0)
     assert table["fast"].rate == 60.0
     assert table.ratio("slow", "fast") == 0.5
+
+
+def test_a_variant_that_fails_costs_no_other_its_figures(tmp_path, capsys):
+    calls = []
+
+    def broken():
+        calls.append("broken")
+        raise RuntimeError("no shared memory")
+
+    report = Report("loader", {}, {}, saved_to=(tmp_path, "the command"))
+    table = measuring.compare("t", "u", {"works": lambda: 2.0, "fails": broken}, rounds=3)
+    report.targets.append(measuring.Target("fails / works", table.ratio("fails", "works"), 1.0))
+    report.add(table)
+    assert calls == ["broken"]
+    assert "no shared memory" in capsys.readouterr().err
+    assert report.failed == ["fails"]
+    content = json.loads((tmp_path / "loader.json").read_text())  # written before anybody asked for it
+    works, fails = content["tables"][0]["rows"]
+    assert (works["median"], works["rates"]) == (2.0, [2.0, 2.0, 2.0])
+    assert fails["median"] is None and fails["rates"] == [None, None, None]
+    assert content["targets"][0]["value"] is None and not content["targets"][0]["met"]
+    report.print()
+    assert "not measured: fails / works" in capsys.readouterr().out
 
 
 def test_a_second_table_has_the_same_variants_by_cpu_time():
@@ -175,8 +198,17 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
         )
     ]
     assert [len(table.rows) for table in report.tables] == [4, 4]
-    assert [target.limit for target in report.targets] == [1.4, 1.15, 3.0]
+    assert [target.limit for target in report.targets] == [3.0, 30, 1.4, 1.15]
     assert len(report.notes["milliseconds_a_small_step"]) == 4
+
+
+def test_what_only_a_gpu_measures_of_training_is_wired(smallest, monkeypatch):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    report = Report("train", {}, {})
+    bench_train._add_compiled(smallest, report, "test_resnet", 6, 1)
+    assert [row.name for row in report.tables[0].rows] == [bench_train.SYNTHETIC, bench_train.SHARDS]
+    rate, hours = report.targets[1].value, report.targets[2].value
+    assert rate * hours * 3600 == pytest.approx(100 * 115_846)
 
 
 @pytest.mark.slow

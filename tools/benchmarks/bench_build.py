@@ -49,7 +49,9 @@ def run(bench: Bench) -> Report:
         "cached_images": scale.cached_images,
         "checked_images": scale.checked_images,
     }
-    report = Report("build", bench.describe(), settings, notes={"file_system": _file_system(bench.scratch)})
+    report = Report(
+        "build", bench.describe(), settings, notes={"file_system": _file_system(bench.scratch)}, saved_to=bench.saved_to
+    )
     subjects = (
         (_starting, _FEW),
         (_copying_from_disk, scale.copied_images),
@@ -133,7 +135,7 @@ def _compare_with_concatenating(build: _Build, report: Report, where: str, other
     }
     title = f"writing the bytes as they are, {len(build.paths):,} files {where}"
     table = compare(title, "images/s", ours | others, build.rounds)
-    report.tables.append(table)
+    report.add(table)
     measure = f"time: shards, header check, {build.cores} workers / read and concatenate, files {where}"
     report.targets.append(Target(measure, 1 / table.ratio(many, CONCATENATE), 1.25, at_most=True))
 
@@ -150,7 +152,7 @@ def _checking(build: _Build, report: Report) -> None:
         f"{ENCODE}, {cores} workers": build.shards(encoding, cores),
     }
     table = compare("checking every image", "images/s", variants, build.rounds)
-    report.tables.append(table)
+    report.add(table)
     report.targets.append(Target("shards, full check / (PIL decode x cores)", table.ratio(many, DECODE) / cores, 0.9))
 
 
@@ -160,7 +162,7 @@ def _hashing(build: _Build, report: Report) -> None:
     others = _other_crc32s(report)
     functions: dict[str, Callable[[bytes], object]] = {"zlib.crc32": zlib.crc32, **others, "hashlib.sha256": _sha256}
     alone: dict[str, Variant] = {name: partial(_hash_rate, function, images) for name, function in functions.items()}
-    report.tables.append(compare("checksums of images, one core", "GB/cpu-s", alone, build.rounds))
+    report.add(compare("checksums of images, one core", "GB/cpu-s", alone, build.rounds))
     once = build.shards(ImagePolicy("header"), 1)
     nothing = SimpleNamespace(update=lambda data: None, hexdigest=lambda: "")
     replaced = {name: ("zlib", SimpleNamespace(crc32=crc32)) for name, crc32 in others.items()}
@@ -170,7 +172,7 @@ def _hashing(build: _Build, report: Report) -> None:
     for name, (module, replacement) in replaced.items():
         builds[name] = partial(_build_rate_with, module, replacement, build, once)
     title = f"{HEADER}, one worker, files in memory, by checksum"
-    report.tables.append(compare(title, "images/cpu-s", builds, build.rounds))
+    report.add(compare(title, "images/cpu-s", builds, build.rounds))
 
 
 def _sha256(data: bytes) -> bytes:

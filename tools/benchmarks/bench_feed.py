@@ -51,17 +51,17 @@ _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of 
 
 def run(bench: Bench) -> Report:
     """The share is one of CPU time: planning and feeding run in threads beside the decoding that they feed."""
-    report = Report("feed", bench.describe(), bench.settings())
+    report = Report("feed", bench.describe(), bench.settings(), saved_to=bench.saved_to)
     shares = _shares(bench)
-    report.tables.append(shares)
+    report.add(shares)
     report.targets.append(
         Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
     )
     planning, notes = _planning(bench)
-    report.tables.append(planning)
+    report.add(planning)
     report.notes |= notes
     draws, notes = _draws(bench)
-    report.tables.append(draws)
+    report.add(draws)
     largest = draws.rows[-2]
     report.notes |= notes
     alone, many = planning.rows[0], planning.rows[-1]
