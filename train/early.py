@@ -5,15 +5,15 @@ Only what is certainly wrong is refused here. All else is checked by `train.opti
 
 import ast
 import difflib
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import yaml
 
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
+from train.option_forms import current_recipe
 from train.option_sources import Option, method_options, part_names, run_options, whole_methods
 from train.resources import find_recipe
 
@@ -36,7 +36,7 @@ _OTHER_NAMES = {
     "workers": "data.decode_threads",
     "num_workers": "data.decode_threads",
 }
-_KINDS = ("mixing", "objective", "stage")
+CHOICES = ("name", *PART_FOLDERS)  # of a method: they decide which options there are
 
 
 class OptionError(ValueError):
@@ -138,12 +138,12 @@ def yaml_word(text: str) -> str:
 
 def _check_method(method: Mapping[str, str]) -> None:
     name = method.get("name", "cmo")
-    names = [*presets().METHOD_PRESETS, *whole_methods()]
+    names = [*METHOD_PRESETS, *whole_methods()]
     if ":" not in name and name not in names:
         similar = difflib.get_close_matches(name, names, 2)
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
         raise OptionError(f"method.name {name!r} is unknown; expected one of {', '.join(sorted(names))}{hint}")
-    for kind in _KINDS:
+    for kind in PART_FOLDERS:
         part = method.get(kind)
         if part is not None and ":" not in part and part not in part_names(kind):
             raise OptionError(f"method.{kind} {part!r} is unknown; expected one of {', '.join(part_names(kind))}")
@@ -157,28 +157,21 @@ def chosen_method(arguments: Sequence[str]) -> dict[str, str]:
         name, equals, value = argument.partition("=")
         value = value if equals else "".join(arguments[number + 1 : number + 2])
         if name == "--recipe" and Path(value).is_file():
-            chosen |= _method_of(Path(value))
-        elif name.startswith("--method.") and name[9:] in ("name", *_KINDS):
+            chosen |= method_of(_read(Path(value)))
+        elif name.startswith("--method.") and name[9:] in CHOICES:
             given[name[9:]] = value
     return chosen | given
 
 
-def _method_of(recipe: Path) -> dict[str, str]:
+def _read(recipe: Path) -> Any:
+    """What a recipe says, with the names of today; None where it cannot be read, which the parser then reports."""
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    method = content.get("method") if isinstance(content, dict) else None
-    return {k: str(v) for k, v in method.items() if k in ("name", *_KINDS)} if isinstance(method, dict) else {}
+        return current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), ())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
-def presets() -> ModuleType:
-    """`train.methods.presets`, which needs nothing, without its package, which needs torch."""
-    name = "train_methods_presets_alone"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "methods" / "presets.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def method_of(content: Any) -> dict[str, str]:
+    """Name and parts of the method in the content of a recipe."""
+    method = content.get("method") if isinstance(content, Mapping) else None
+    return {k: str(v) for k, v in method.items() if k in CHOICES} if isinstance(method, Mapping) else {}

@@ -16,6 +16,7 @@ from pipeline.executors.features import serve_features
 from pipeline.loader import evaluation_batches
 from pipeline.rng import generator
 from pipeline.views.view import OneOf, ResizeCenterCrop, View, Whole
+from shards.files import atomic_file
 from shards.reader import ShardSet
 from train.inputs.input_builder import InputBuilder
 from train.losses.precision import full_float32
@@ -197,14 +198,19 @@ def _table(dataset: ShardSet, view: View, key: str, reader: FeatureReader) -> tu
     digest = hashlib.sha256(f"{key} {view!r} {dataset.checksum}".encode()).hexdigest()[:16]
     path = Path(f"{dataset.path}-features") / f"{digest}.npy"
     if path.is_file():
-        logger.info("features of %s: read from %s", dataset.path, path)
-        return torch.from_numpy(np.load(path, allow_pickle=False)), False
+        try:
+            table = np.load(path, allow_pickle=False)
+        except (ValueError, OSError, EOFError) as error:
+            logger.warning("features of %s: %s is damaged, and made anew: %s", dataset.path, path, error)
+        else:
+            logger.info("features of %s: read from %s", dataset.path, path)
+            return torch.from_numpy(table), False
     features = reader.rows(dataset, view)[0].half()
-    temporary = path.with_name(f"{path.stem}.partial.npy")
     try:
         path.parent.mkdir(exist_ok=True)
-        np.save(temporary, features.numpy())
-        temporary.replace(path)
+        # One name, which the next run takes too: a killed one leaves at most one such file.
+        with atomic_file(path, path.with_suffix(".partial")) as file:
+            np.save(file, features.numpy())
     except OSError as error:
         logger.warning("features of %s are not kept for the next run: %s", dataset.path, error)
     return features, True

@@ -4,7 +4,8 @@ import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from train.early import chosen_method, presets
+from train.early import chosen_method
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
 from train.option_sources import Option, method_options, run_options, whole_methods
 
 COMMON = (
@@ -73,10 +74,10 @@ def text(program: str, arguments: Sequence[str]) -> str:
 def _of_method(name: str, chosen: Mapping[str, str]) -> dict[str, Option]:
     if name in whole_methods():
         return method_options(whole=name)
-    preset = presets().METHOD_PRESETS.get(name)
+    preset = METHOD_PRESETS.get(name)
     if preset is None:
         return {}
-    parts = {kind: chosen.get(kind, getattr(preset, kind)) for kind in ("mixing", "objective", "stage")}
+    parts = {kind: chosen.get(kind, getattr(preset, kind)) for kind in PART_FOLDERS}
     found = method_options(parts)
     for kind, part in parts.items():
         found[f"method.{kind}"] = _with_default(found[f"method.{kind}"], part)

@@ -24,7 +24,7 @@ def current_arguments(arguments: Sequence[str], lists: Collection[str]) -> list[
     """A command line with the names of today, and with brackets around the values of these list options.
 
     Raises:
-        ValueError: an option has another name now.
+        ValueError: an option has been renamed.
     """
     result: list[str] = []
     pending: list[str] | None = None  # values of the list option that came last
@@ -49,7 +49,7 @@ def current_recipe(content: Any, lists: Collection[str]) -> Any:
     """What a recipe says, with the names of today.
 
     Raises:
-        ValueError: an option has another name now.
+        ValueError: an option has been renamed.
     """
     if not isinstance(content, Mapping):
         return content
@@ -71,7 +71,7 @@ def current_name(name: str) -> str:
         ValueError: the option's value would mean something else now.
     """
     if name in RENAMED:
-        raise ValueError(f"{name} has another name now: {RENAMED[name]}")
+        raise ValueError(f"{name} is now called {RENAMED[name]}")
     if name in STILL_TAKEN:
         _warn(name)
         return STILL_TAKEN[name]
@@ -80,7 +80,7 @@ def current_name(name: str) -> str:
 
 @cache  # a recipe is read twice: for its method, then for its options
 def _warn(name: str) -> None:
-    logger.warning("%s has another name now: %s", name, STILL_TAKEN[name])
+    logger.warning("%s is now called %s", name, STILL_TAKEN[name])
 
 
 def _as_list(values: list[str] | None) -> list[str]:

@@ -1,6 +1,5 @@
 """The options of a run: typed, filled from a recipe (YAML) and the command line, checked before anything is loaded."""
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from pipeline.views.presets import Preset
 from shards.class_counts import GroupRule
 from shards.commandline import USAGE, say_error
 from shards.local_copy import CacheOptions, default_cache_folder
-from train.early import normalised
+from train.early import chosen_method, method_of, normalised
 from train.losses.precision import Precision
-from train.methods import KINDS, find_method, method_names
+from train.methods.registry import find_method, method_names
 from train.models.backbone_views import BACKBONE_PRESETS, find_preset
 from train.models.build import ModelOptions
 from train.option_forms import current_arguments, current_recipe
@@ -258,7 +257,7 @@ class Options:
         file = None if recipe is None else find_recipe(str(recipe))
         content = {} if file is None else _read_yaml(file)
         content = _merged(current_recipe(content, _LISTS), current_recipe(_plain(values), _LISTS))
-        chosen = {k: str(v) for k, v in (content.get("method") or {}).items() if k in ("name", *KINDS)}
+        chosen = method_of(content)
         method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
         parser = _parser(method.Options, method.without, exit_on_error=False)
@@ -276,7 +275,7 @@ def parse(arguments: Sequence[str]) -> Options:
     """
     try:
         arguments = current_arguments(normalised(arguments), _LISTS)
-        chosen = _chosen_method(arguments)
+        chosen = chosen_method(arguments)
         method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
     except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
@@ -386,7 +385,7 @@ class _Parser(ArgumentParser):
         told = [
             f"method.{name}: {why}"
             for name, why in self.reasons.items()
-            if "has another name now" not in message
+            if "is now called" not in message
             and re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
         ]
         if not self.exit_on_error:
@@ -416,20 +415,6 @@ def _parser(method_options: type, without: Mapping[str, str], exit_on_error: boo
     return parser
 
 
-def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
-    """The method decides which options exist, so its name and parts come first: from command line, else recipe."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("name", *KINDS):
-        finder.add_argument(f"--method.{name}", dest=name)
-    finder.add_argument("--recipe", action="append", default=[])
-    given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
-    chosen: dict[str, str] = {}
-    for path in given.pop("recipe"):
-        method = _method_section(Path(path))
-        chosen |= {name: str(method[name]) for name in given if name in method}
-    return chosen | {name: value for name, value in given.items() if value is not None}
-
-
 def _read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
@@ -440,13 +425,3 @@ def _read_yaml(path: Path) -> Any:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a recipe in YAML, found {' '.join(str(error).split())}") from error
-
-
-def _method_section(recipe: Path) -> dict[str, Any]:
-    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
-    try:
-        content = current_recipe(_read_yaml(recipe), _LISTS)
-    except (OSError, ValueError):
-        return {}
-    method = content.get("method") if isinstance(content, dict) else None
-    return method if isinstance(method, dict) else {}

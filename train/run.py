@@ -43,8 +43,9 @@ from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
 from train.losses.precision import autocast, loss_scaler
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
@@ -139,19 +140,19 @@ class Run:
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
-            self.method.streams(),
-            self.method.mix_rule(),
+            self.method.objective.streams(),
+            self.method.objective.mix_rule(),
             options.run.seed,
             options.run.batch_size,
             options.run.epochs,
-            self.method.drop_last,
+            self.method.objective.drop_last,
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
-            load_pretrained(bare_model, pretrained, self.method.inherits)
+            load_pretrained(bare_model, pretrained, self.method.stage.inherits)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
+            load_weights(bare_model, options.model.init_from, self.method.stage.inherits, self.method.stage.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         bare_model = self._started(bare_model)
@@ -178,19 +179,19 @@ class Run:
         views = (self.preset.train, self.preset.evaluation)
         context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
         method = find_method(self.options.method_name, vars(self.options.method)).make(self.options.method, context)
-        if self.options.run.accumulation > 1 and not method.accumulates:
+        if self.options.run.accumulation > 1 and not method.objective.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
                 "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
             )
-        method.check_batch_size(self.options.run.batch_size)
+        method.objective.check_batch_size(self.options.run.batch_size)
         return method
 
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
         cached.
         """
-        wanted, alone = self.method.starts_from(), self.method.trained_alone()
+        wanted, alone = self.method.stage.starts_from(), self.method.stage.trained_alone()
         if wanted is None and alone is None:
             return model
         device, seed = self.accelerator.device, self.options.run.seed
@@ -205,7 +206,7 @@ class Run:
                     f"backbone-mda; data.preset is {self.options.data.preset}"
                 )
             vectors, known = class_vectors(wanted, self.datasets["train"], self.preset.plain, reader, seed)
-            self.method.start(model, vectors, known)
+            self.method.stage.start(model, vectors, known)
         if alone is None:
             return model
         views = {role: self.preset.train if role == "train" else self.preset.evaluation for role in self.datasets}
@@ -235,9 +236,9 @@ class Run:
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
-        optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
+        optimizer = make_optimizer(bare_model, o, self.method.stage.rate_factor, lr, fused=on_gpu)
         started = self.pretrained is not None or self.options.model.init_from is not None
-        inherited = (self.method.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
+        inherited = (self.method.stage.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
         warn_of_destructive_rate(o, started and any(inherited))
         parts = TrainerParts(
             accelerator=self.accelerator,
@@ -256,7 +257,7 @@ class Run:
             fit=self._fit(),
             scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
             clip_norm=o.clip_norm,
-            stores=None if self.pretrained is None else self.method.stores,
+            stores=None if self.pretrained is None else self.method.stage.stores,
             classes={
                 "names": self.datasets["train"].class_names,
                 "samples": self.datasets["train"].samples_per_class.tolist(),

@@ -1,12 +1,14 @@
 """`python -m tests.faults --rounds 50 --seed 0`: kill builds and trainings at drawn moments; 0 differences expected.
 
-For a training of one's own: `python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
+For fine-tuning: `python -m tests.faults --tuning`. For a training of one's own:
+`python -m tests.faults --rounds 4 --steps 20 -- --recipe recipes/cifar10-lt/ncl.yaml`.
 """
 
 import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.helpers.builds import Builds
@@ -32,6 +34,28 @@ def all_kinds(folder: Path, device: str = "cpu") -> list[Kind]:
     ]
 
 
+def tuning_kinds(folder: Path) -> list[Kind]:
+    """Fine-tuning under accumulation, each on one rank and on two."""
+    squares = {"data.preset": "backbone-mda", "method.tuned": "lora"}
+    adamw = {"optimizer.kind": "adamw", "optimizer.lr": 1e-3, "optimizer.clip_norm": 1.0, "optimizer.decay": "matrices"}
+    features = {"data.preset": "backbone-plain", "method.tuned": "head", "method.cached_features": "true"}
+    ways = {
+        "AdamW, annealed squares": {**squares, **adamw},
+        "SGD, annealed squares, average": {**squares, "method.tuned": "adaptformer", "ema_decay": 0.9},
+        "cached features": features,
+        "cached features, AdamW": {**features, **adamw},
+    }
+    return [
+        Trainings.tuning(f"{way}, {_ranks(ranks)}", folder / f"{way}-{ranks}", ranks, **changes)
+        for way, changes in ways.items()
+        for ranks in (1, 2)
+    ]
+
+
+def _ranks(count: int) -> str:
+    return "1 rank" if count == 1 else f"{count} ranks"
+
+
 def main() -> int:
     """Run the rounds and print their figures; 1 where anything differed."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -41,6 +65,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="of a training of one's own, where it is ended")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"), help="of trainings on one rank")
     parser.add_argument("--kind", help="this kind of work alone, by its name in the table")
+    parser.add_argument("--tuning", action="store_true", help="kill fine-tuning runs instead")
     parser.add_argument("training", nargs="*", help="options of a training of one's own, behind --")
     options = parser.parse_args()
     if options.steps < 2:
@@ -50,7 +75,8 @@ def main() -> int:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         own = options.training
-        kinds = own_kinds(Path(folder), options.steps, own) if own else all_kinds(Path(folder), options.device)
+        made_kinds = tuning_kinds if options.tuning else partial(all_kinds, device=options.device)
+        kinds = own_kinds(Path(folder), options.steps, own) if own else made_kinds(Path(folder))
         names = [kind.name for kind in kinds]
         if options.kind is not None:
             kinds = [kind for kind in kinds if kind.name == options.kind]
@@ -58,9 +84,9 @@ def main() -> int:
             parser.error(f"--kind is {options.kind!r}, expected one of {'; '.join(names)}")
         figures = run_rounds(kinds, options.rounds, options.seed)
     differences = [difference for sums in figures.values() for difference in sums.differences]
-    print(f"{'kind of fault':<34} {'rounds':>6} {'kills':>6} {'differences':>11} {'minutes':>8}")
+    print(f"{'kind of fault':<42} {'rounds':>6} {'kills':>6} {'differences':>11} {'minutes':>8}")
     for name, sums in figures.items():
-        print(f"{name:<34} {sums.rounds:>6} {sums.kills:>6} {len(sums.differences):>11} {sums.seconds / 60:>8.1f}")
+        print(f"{name:<42} {sums.rounds:>6} {sums.kills:>6} {len(sums.differences):>11} {sums.seconds / 60:>8.1f}")
     print(*differences, sep="\n")
     return 1 if differences else 0
 

@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.__main__ import all_kinds, own_kinds
+from tests.faults.__main__ import all_kinds, own_kinds, tuning_kinds
 from tests.helpers.rounds import run_rounds
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2, 4], ids=["build worker", "build parent", "training", "two ranks"])
 def test_killed_work_continues_to_the_same_bits(tmp_path: Path, kind: int) -> None:
     [figures] = run_rounds([all_kinds(tmp_path)[kind]], rounds=1, seed=1).values()
+    assert not figures.differences
+    assert figures.kills >= 1
+
+
+@pytest.mark.parametrize("kind", [0, 5], ids=["adamw, annealed squares", "cached features on two ranks"])
+def test_killed_fine_tuning_continues_to_the_same_bits(tmp_path: Path, kind: int) -> None:
+    [figures] = run_rounds([tuning_kinds(tmp_path)[kind]], rounds=1, seed=2).values()
     assert not figures.differences
     assert figures.kills >= 1
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.helpers.steps import context, make_method
 from tools.markdown import markdown
-from train.methods import KINDS, find_method, registry
+from train.methods.registry import KINDS, find_method, part_names
 from train.models.build import ModelOptions
 
 # Options that let a part run on four classes and a small network.
@@ -33,7 +33,7 @@ def refusal(mixing: str, objective: str, stage: str) -> str | None:
 
 def table() -> str:
     """The table, and its reasons."""
-    parts = {kind: registry.names(package, base) for kind, (package, base) in KINDS.items()}
+    parts = {kind: part_names(package, base) for kind, (package, base) in KINDS.items()}
     reasons: dict[str, str] = {}
     rows = []
     for mixing, objective in product(parts["mixing"], parts["objective"]):
@@ -41,7 +41,12 @@ def table() -> str:
         cells = ["yes" if why is None else reasons.setdefault(why, str(len(reasons) + 1)) for why in found]
         rows.append([mixing, objective, *cells])
     head = markdown(["mixing", "objective", *parts["stage"]], rows)
-    return head + "\nRefused, because\n\n" + "\n".join(f'{number}. "{why}"' for why, number in reasons.items()) + "\n"
+    return (
+        head
+        + "\nReasons for the refusals, by number:\n\n"
+        + "\n".join(f'{number}. "{why}"' for why, number in reasons.items())
+        + "\n"
+    )
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+import timm
 import torch
+from safetensors.torch import save_file
 
 from tests.helpers.processes import RANKS_END_WITHIN_SECONDS, Training, start
 from tests.helpers.rounds import Round
@@ -20,6 +23,17 @@ from train.checkpoints.files import AVERAGED, load
 _POLL_SECONDS = 0.001
 _STATE = ("model", AVERAGED, "optimizer", "method")  # of a checkpoint
 _LONGEST_START_SECONDS = 3.0
+WEIGHTS = "weights.safetensors"
+TUNING: dict[str, Any] = {
+    "method.name": "finetune",
+    "model.name": "test_vit",  # timm's smallest transformer
+    "model.width": None,
+    "model.image_size": 32,
+    "accumulation": 2,
+    "checkpoint_every_steps": 2,
+    "resume": "auto",
+    "deterministic": "true",
+}
 
 
 @dataclass
@@ -43,6 +57,21 @@ class Trainings:
         """Of 3 epochs x 4 steps with CMO. changes: options that differ from `tests.helpers.runs.arguments`."""
         options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", **changes}
         return cls(name, folder, ranks, 12, lambda run_dir: arguments(folder / "data", run_dir, **options), make_data)
+
+    @classmethod
+    def tuning(cls, name: str, folder: Path, ranks: int, **changes: Any) -> Self:
+        """Of 3 epochs x 4 steps of a small pretrained transformer. changes: of `TUNING`, by option.
+
+        Every run has a copy of the data for itself, and so computes its cached features for itself.
+        """
+
+        def command(run_dir: Path) -> list[str]:
+            data = folder / f"data-{run_dir.name}"
+            if not data.exists():
+                shutil.copytree(folder / "data", data)
+            return arguments(data, run_dir, **{**TUNING, "model.weights": folder / "data" / WEIGHTS, **changes})
+
+        return cls(name, folder, ranks, 12, command, _make_data_and_weights)
 
     @classmethod
     def of_recipe(cls, folder: Path, ranks: int, steps: int, options: list[str]) -> Self:
@@ -100,6 +129,12 @@ class Trainings:
         for victim in victims:
             victim.join()
         return sum(victim.exitcode == -signal.SIGKILL for victim in victims)
+
+
+def _make_data_and_weights(data: Path) -> None:
+    make_data(data)
+    torch.manual_seed(0)
+    save_file(timm.create_model(str(TUNING["model.name"]), img_size=32).state_dict(), data / WEIGHTS)
 
 
 def _step_is_done(run_dir: Path, steps: int, rng: random.Random) -> Callable[[], bool]:

@@ -5,7 +5,10 @@ import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +19,20 @@ from tools import bench
 from tools.benchmarks import baselines, bench_build, bench_loader, bench_step, bench_train, measuring, rig
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
+from train.run import Run
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory) -> Bench:
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"), None, TOY, torch.device("cpu"), cores=1)
 
 
-def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
+def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant() -> None:
     order: list[str] = []
     rates = {"slow": iter([10.0, 20.0, 40.0]), "fast": iter([20.0, 60.0, 80.0])}
 
-    def variant(name):
-        def once():
+    def variant(name: str) -> Callable[[], float]:
+        def once() -> float:
             order.append(name)
             return next(rates[name])
 
@@ -42,10 +46,10 @@ def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
     assert table.ratio("slow", "fast") == 0.5
 
 
-def test_a_variant_that_fails_costs_no_other_its_figures(tmp_path, capsys):
-    calls = []
+def test_a_variant_that_fails_costs_no_other_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    calls: list[str] = []
 
-    def broken():
+    def broken() -> float:
         calls.append("broken")
         raise RuntimeError("no shared memory")
 
@@ -65,14 +69,14 @@ def test_a_variant_that_fails_costs_no_other_its_figures(tmp_path, capsys):
     assert "not measured: fails / works" in capsys.readouterr().out
 
 
-def test_a_second_table_has_the_same_variants_by_cpu_time():
+def test_a_second_table_has_the_same_variants_by_cpu_time() -> None:
     by_clock, by_cpu = measuring.compare_with_cpu("t", {"a": lambda: (10.0, 5.0), "b": lambda: (20.0, 4.0)}, rounds=2)
     assert by_clock.ratio("b", "a") == 2.0
     assert by_cpu.ratio("b", "a") == 0.8
     assert (by_clock.unit, by_cpu.unit) == ("images/s", "images/cpu-s")
 
 
-def test_cpu_time_of_children_counts_while_they_run_and_after():
+def test_cpu_time_of_children_counts_while_they_run_and_after() -> None:
     code = "import time\nwhile time.process_time() < 0.4: pass\nprint('done', flush=True); input()"
     before = measuring.cpu_seconds()
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
@@ -84,7 +88,7 @@ def test_cpu_time_of_children_counts_while_they_run_and_after():
     assert running <= ended + 0.02 < 1.0
 
 
-def test_evaluation_goes_on_for_as_long_as_it_is_measured(smallest):
+def test_evaluation_goes_on_for_as_long_as_it_is_measured(smallest: Bench) -> None:
     batches = bench_loader._our_evaluated(smallest)
     sizes = list(itertools.islice(batches, 9))
     batches.close()
@@ -92,7 +96,7 @@ def test_evaluation_goes_on_for_as_long_as_it_is_measured(smallest):
     assert baselines.pil_transform(baselines.Recipe.EVALUATED)(Image.new("RGB", (500, 375))).shape == (3, 224, 224)
 
 
-def test_checksums_are_compared_alone_and_in_builds(smallest, tmp_path):
+def test_checksums_are_compared_alone_and_in_builds(smallest: Bench, tmp_path: Path) -> None:
     report = Report("build", {}, {})
     folder = write_class_folders(tmp_path / "files", 30, None)
     bench_build._hashing(bench_build._Build(folder, Bench(tmp_path, None, TOY, torch.device("cpu"), 1)), report)
@@ -102,10 +106,10 @@ def test_checksums_are_compared_alone_and_in_builds(smallest, tmp_path):
     assert builds.base == bench_build.AS_IT_IS
 
 
-def test_warm_up_is_not_counted():
+def test_warm_up_is_not_counted() -> None:
     consumed = []
 
-    def batches():
+    def batches() -> Iterator[int]:
         for size in (1000, 1000, 3, 4):
             consumed.append(size)
             yield size
@@ -115,12 +119,12 @@ def test_warm_up_is_not_counted():
     assert rate > 0
 
 
-def test_targets_know_their_direction():
+def test_targets_know_their_direction() -> None:
     assert measuring.Target("m", 1.0, 0.9).met
     assert not measuring.Target("m", 1.0, 0.9, at_most=True).met
 
 
-def test_generated_photos_resemble_those_of_imagenet(tmp_path):
+def test_generated_photos_resemble_those_of_imagenet(tmp_path: Path) -> None:
     data = [photo(seed) for seed in range(4)]
     assert 80_000 < sum(map(len, data)) / 4 < 130_000
     assert len(set(data)) == 4
@@ -131,7 +135,7 @@ def test_generated_photos_resemble_those_of_imagenet(tmp_path):
         assert 400 < max(image.size) < 600
 
 
-def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
+def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no \.jpg"):
         write_class_folders(tmp_path / "made", 4, tmp_path / "given")
@@ -141,7 +145,9 @@ def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("subject", ["feed", "paste", "step", "evaluate", "build"])
-def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
+def test_a_benchmark_runs_and_writes_json(
+    smallest: Bench, subject: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     report.print()
     content = json.loads(report.write(tmp_path, "the command").read_text())
@@ -155,11 +161,11 @@ def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
     assert all(target["measure"] in capsys.readouterr().out for target in content["targets"][:1])
 
 
-def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
+def test_only_the_compiled_row_of_augmenting_compiles(smallest: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     graphs = []
 
-    def backend(graph, inputs):
+    def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
@@ -175,11 +181,13 @@ def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
     ]
 
 
-def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
+def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but compiling and capturing: a small batch, on the CPU."""
     made = []
 
-    def eager_run(bench, model, recipe, batch_size, mixed_precision, **choice):
+    def eager_run(
+        bench: Any, model: torch.nn.Module, recipe: Any, batch_size: int, mixed_precision: Any, **choice: Any
+    ) -> Any:
         made.append((model, batch_size, mixed_precision, choice))
         return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
 
@@ -202,10 +210,17 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
     assert len(report.notes["milliseconds_a_small_step"]) == 4
 
 
-def test_what_only_a_gpu_measures_of_training_is_wired(smallest, monkeypatch):
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+def test_what_only_a_gpu_measures_of_training_is_wired(smallest: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[dict[str, str]] = []
+
+    def eager_run(bench: Bench, model: str, preset: str, batch_size: int, **choice: str) -> Run:
+        made.append(choice)
+        return rig.make_run(bench, "resnet32", "cifar", batch_size)
+
+    monkeypatch.setattr(bench_train, "make_run", eager_run)
     report = Report("train", {}, {})
-    bench_train._add_compiled(smallest, report, "test_resnet", 6, 1)
+    bench_train._add_compiled(smallest, report, "resnet50", 6, 1)
+    assert made == [{"mixed_precision": "bf16", "compile": "true"}]
     assert [row.name for row in report.tables[0].rows] == [bench_train.SYNTHETIC, bench_train.SHARDS]
     rate, hours = report.targets[1].value, report.targets[2].value
     assert rate * hours * 3600 == pytest.approx(100 * 115_846)
@@ -213,11 +228,11 @@ def test_what_only_a_gpu_measures_of_training_is_wired(smallest, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("subject", "tables"), [("loader", 7), ("train", 1), ("startup", 0)])
-def test_a_benchmark_of_many_processes_runs(smallest, subject, tables):
+def test_a_benchmark_of_many_processes_runs(smallest: Bench, subject: str, tables: int) -> None:
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     assert len(report.tables) == tables
 
 
-def test_every_subject_of_the_command_exists():
+def test_every_subject_of_the_command_exists() -> None:
     for subject in bench.SUBJECTS:
         assert callable(importlib.import_module(f"tools.benchmarks.bench_{subject}").run)

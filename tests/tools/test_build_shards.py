@@ -86,7 +86,7 @@ def test_errors_are_one_line_and_a_status(
 def test_a_bad_image_is_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "bee" / "0.jpg").write_bytes(picture(0)[:-2])
     assert build(images, tmp_path / "set") == 1
-    assert "bee/0.jpg: JPEG without an end marker: the file is cut; replace" in capsys.readouterr().err
+    assert "bee/0.jpg: JPEG without an end marker: the file is truncated; replace" in capsys.readouterr().err
     assert build(images, tmp_path / "set", "--on-bad", "repair") == 0  # as the message proposes, in the same folder
     output = capsys.readouterr().out
     assert "1 repaired" in output and "bad.jsonl" in output

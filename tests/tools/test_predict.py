@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_predicted_with_names(
     rows = list(csv.DictReader((tmp_path / "new" / "folder" / "p.csv").open(encoding="utf-8")))
     assert len(rows) == 3 * 4 + 5
     assert all(f"skipped {folder / name}" in caplog.text for name in bad)
-    assert "left out, no images by their suffix: 1 .txt" in caplog.text
+    assert "left out, not images by their suffix: 1 .txt" in caplog.text
 
 
 def test_the_file_of_another_prediction_is_not_written_over(

@@ -1,7 +1,11 @@
 """Whole runs of fine-tuning on a tiny random transformer: exact resume, small checkpoints, refusals."""
 
+import os
+import re
+import resource
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +17,8 @@ from safetensors.torch import save_file
 from pipeline.executors import features as features_executor
 from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
-from tests.helpers.runs import ROOT, last_weights, options, same_weights
+from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights, start
+from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.trainings import state_sha256
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
@@ -112,6 +117,11 @@ def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, 
     assert train(tune_options(data, tmp_path / "again", weights, **cached)) == FINISHED
     assert table.stat().st_mtime_ns == written
     assert same_weights(second, last_weights(tmp_path / "again"))
+    whole = table.read_bytes()
+    table.write_bytes(whole[:-100])  # as a full disk may leave it
+    assert train(tune_options(data, tmp_path / "anew", weights, **cached)) == FINISHED
+    assert table.read_bytes() == whole
+    assert same_weights(second, last_weights(tmp_path / "anew"))
 
 
 def test_class_means_do_not_depend_on_the_loader(data: Path, weights: Path, tmp_path: Path) -> None:
@@ -165,6 +175,19 @@ def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: P
 
 
 @pytest.mark.parametrize(
+    ("loss", "rule"), [("ce", "none"), ("focal", "none"), ("focal", "reweight"), ("ce", "inverse"), ("ldam", "drw")]
+)
+def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_path: Path) -> None:
+    chosen = {"method.loss": loss, "method.rule": rule, "method.drw_from_epoch": 0, "max_steps": 2}
+    run = make_run(tune_options(data, tmp_path / "run", weights, **chosen))
+    before = {name: value.clone() for name, value in run.trainer.bare_model.named_parameters()}
+    assert take_steps(run) == 2
+    for name, value in run.trainer.bare_model.named_parameters():
+        # The matrices below U, which starts at 0, get a gradient in the second step.
+        assert value.isfinite().all() and torch.equal(value, before[name]) is not value.requires_grad, name
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model.weights": None}, "start from one with --model.pretrained true"),
@@ -183,19 +206,46 @@ def test_what_cannot_work_is_refused_with_a_reason(
         train(tune_options(data, tmp_path / "run", weights, **changes))
 
 
-def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    def no_network(*arguments: object, **kwargs: object) -> None:
-        raise OSError("no route to host")
+def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path: Path) -> None:
+    """The real command, before it looks at any data. In CPU time, as the machine may be busy: nothing is waited for."""
+    environment = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy") and k != "HF_HUB_OFFLINE"}
+    environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # where nobody listens
+    values = {"method.name": "finetune", "model.name": "test_vit.r160_in1k", "data.preset": "backbone-mda"}
+    values |= {"model.pretrained": "true", "model.width": None}
+    command = arguments(tmp_path / "absent", tmp_path / "run", **values)
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with start(command, env=environment) as ended:
+        output = ended.communicate()[0]
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    assert ended.returncode == 1 and len(output.splitlines()) == 1, output
+    assert re.search(
+        r"pretrained: .*test_vit\.r160_in1k are not .*fetch model\.safetensors of .*--model\.weights", output
+    )
+    assert not (tmp_path / "run").exists()
 
-    monkeypatch.setattr(socket, "create_connection", no_network)
-    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+
+def no_route(*arguments: object, **kwargs: object) -> None:
+    raise OSError("no route to host")
+
+
+def no_answer(*arguments: object, **kwargs: object) -> None:
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("lookup", [no_route, no_answer])
+def test_a_network_that_does_not_answer_is_not_waited_for(
+    lookup: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names are looked up for minutes where a firewall drops the questions."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *arguments: None)
+    monkeypatch.setattr("train.checkpoints.pretrained._HUB_SECONDS", 0.5)
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
     started = time.monotonic()
-    with pytest.raises(ValueError, match=r"test_vit\.\S+ are not in the local cache.*--model.weights FILE"):
+    with pytest.raises(ValueError, match=r"test_vit\.\S+ are not in the local cache.*--model\.weights FILE"):
         find_pretrained(ModelOptions(NETWORK, pretrained=True))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
 
 
 RECIPES = sorted((ROOT / "recipes").glob("*/finetune-*.yaml"))

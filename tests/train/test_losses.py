@@ -58,12 +58,29 @@ def test_coefficients_add_up_to_one_over_the_global_batch() -> None:
     assert coefficients[2] / coefficients[0] == pytest.approx(3.05186273 / 0.03128017, rel=1e-5)
 
 
+def test_focal_loss_counts_what_is_certain_less() -> None:
+    """By its definition from probabilities; and where a sample is certain, loss and gradient are 0, not NaN."""
+    logits, labels = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3]], dtype=torch.float64), torch.tensor([0, 1])
+    p = logits.softmax(dim=1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(functions.focal(logits, labels, 2.0), -((1 - p) ** 2) * p.log())
+    certain = torch.tensor([[200.0, 0.0]], requires_grad=True)
+    functions.focal(certain, torch.tensor([0]), 2.0).sum().backward()
+    assert torch.equal(certain.grad, torch.zeros(1, 2))
+
+
+def test_inverse_weights_give_every_class_the_same_weight() -> None:
+    criterion = Criterion("ce", "inverse", counts(500, 100, 20, 5), drw_epoch=0, device=CPU)
+    weights = criterion.class_weights(0)
+    assert (weights * counts(500, 100, 20, 5)).tolist() == pytest.approx([weights[3] * 5] * 4)
+    assert weights.mean() == pytest.approx(1)
+
+
 def test_balanced_softmax_refuses_class_weights() -> None:
     with pytest.raises(ValueError, match=r"method\.rule is drw, expected none"):
         Criterion("bs", "drw", counts(5, 2), drw_epoch=0, device=CPU)
 
 
-@pytest.mark.parametrize("loss", ["ce", "bs", "ldam"])
+@pytest.mark.parametrize("loss", ["ce", "bs", "focal", "ldam"])
 def test_bfloat16_logits_lose_nothing_but_their_own_rounding(loss: str) -> None:
     criterion = Criterion(loss, "none", counts(100000, 50, 2), drw_epoch=0, device=CPU)
     rounded = torch.tensor([[0.25, 0.5, -0.125], [0.75, -0.5, 0.0]], dtype=torch.bfloat16)

@@ -1,16 +1,22 @@
 """Parameter groups, rates per step and loss scales."""
 
 import logging
+import math
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import timm
 import torch
 from torch import nn
 
+from tests.helpers.runs import COUNTS, last_weights, options, same_weights
+from tests.helpers.short_runs import make_run
+from train.models.build import ModelOptions, build_model
 from train.optimizers import FACTOR, make_optimizer, parameter_groups, warn_of_destructive_rate
 from train.options import OptimizerOptions
+from train.run import FINISHED, train
 from train.schedules import Schedule, ScheduleOptions
 
 
@@ -61,8 +67,8 @@ def test_adamw_is_torchs_on_these_groups() -> None:
 
 def test_a_destructive_rate_is_warned_of(caplog: pytest.LogCaptureFixture) -> None:
     high = OptimizerOptions(kind="adamw", lr=0.01)
-    for options, pretrained in ((high, False), (replace(high, lr=1e-3), True), (replace(high, kind="sgd"), True)):
-        warn_of_destructive_rate(options, pretrained)
+    for chosen, pretrained in ((high, False), (replace(high, lr=1e-3), True), (replace(high, kind="sgd"), True)):
+        warn_of_destructive_rate(chosen, pretrained)
     assert not caplog.records
     with caplog.at_level(logging.WARNING):
         warn_of_destructive_rate(high, True)
@@ -83,3 +89,31 @@ def test_rates_by_step_rise_and_fall_without_a_jump() -> None:
     assert all(a >= b for a, b in pairwise(rates[10:]))
     with pytest.raises(ValueError, match="per step"):
         ScheduleOptions(kind="steps", per="step")
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_sgd_from_scratch_is_a_plain_loop_bit_for_bit(nesterov: bool, data: Path, tmp_path: Path) -> None:
+    """Groups, factors, clipping and loss scales leave a run without them as it is: the loop written out in torch."""
+    chosen = {"method.name": "vanilla", "schedule.kind": "cosine", "schedule.warmup_epochs": 0, "evaluate_every": 3}
+    chosen["optimizer.nesterov"] = str(nesterov).lower()
+    assert train(options(data, tmp_path / "run", **chosen)) == FINISHED
+    threads = torch.get_num_threads()
+    run = make_run(options(data, tmp_path / "plain", **chosen))
+    torch.set_num_threads(threads)
+    model = build_model(ModelOptions("resnet32", 4), len(COUNTS), "linear", seed=0).to(
+        memory_format=torch.channels_last
+    )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9, weight_decay=2e-4, nesterov=nesterov)
+    mean, std = (torch.tensor(v) for v in (run.preset.normalization.mean, run.preset.normalization.std))
+    with run.make_loader() as loader:
+        for loaded in loader:
+            optimizer.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * loaded.whole.epoch / 3))
+            batch = loaded.micro_batches[0].batches["original"]
+            images = (batch.images[0].float() - 255 * mean) * (1 / (255 * std))
+            losses = torch.nn.functional.cross_entropy(
+                model(images.permute(0, 3, 1, 2)), batch.labels, reduction="none"
+            )
+            (losses * (1 / len(losses))).sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert same_weights(last_weights(tmp_path / "run"), model.state_dict())

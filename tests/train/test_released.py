@@ -22,7 +22,7 @@ PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=to
 class Cosine(nn.Module):
     """The classifier of LDAM, written again: weight (features, classes), columns normalised, no bias."""
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(2048, classes, generator=torch.Generator().manual_seed(1)))
 

@@ -30,7 +30,7 @@ STATISTICS = {
 
 
 class Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int):
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
         self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
@@ -50,7 +50,7 @@ def blocks(before: int, after: int, stride: int) -> nn.Sequential:
 class Backbone32(nn.Module):
     """NCL's ResNet-32."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         self.layer1, self.layer2 = blocks(width, width, 1), blocks(width, 2 * width, 2)
@@ -70,7 +70,7 @@ def backbone_224(make: Callable[..., ResNet]) -> nn.Module:
 class NormedLinear(nn.Module):
     """RIDE's: (features, classes)."""
 
-    def __init__(self, features: int, classes: int):
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(features, classes))
 
@@ -81,7 +81,7 @@ class NormedLinear(nn.Module):
 class Cosine(nn.Module):
     """NCL's: (classes, features), a scale that is not stored, and a bias."""
 
-    def __init__(self, features: int, classes: int, scale: float):
+    def __init__(self, features: int, classes: int, scale: float) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(classes, features)), nn.Parameter(torch.randn(classes))
         self.scale = scale
@@ -94,7 +94,7 @@ class Cosine(nn.Module):
 class RIDE(nn.Module):
     """RIDE's `backbone`: shared modules, and those of the experts in lists."""
 
-    def __init__(self, shared: dict[str, nn.Module], experts: dict[str, list[nn.Module]], routing: bool):
+    def __init__(self, shared: dict[str, nn.Module], experts: dict[str, list[nn.Module]], routing: bool) -> None:
         super().__init__()
         self.backbone = nn.ModuleDict(shared)
         self.backbone.update({name: nn.ModuleList(parts) for name, parts in experts.items()})
@@ -148,7 +148,7 @@ def ride_224(make: Callable[..., ResNet], experts: int, classes: int, third: int
 class NCL(nn.Module):
     """NCL's network; `contrastive` moves the classifiers aside and adds the branch."""
 
-    def __init__(self, make: Callable[[], nn.Module], heads: list[nn.Module], features: int, contrastive: bool):
+    def __init__(self, make: Callable[[], nn.Module], heads: list[nn.Module], features: int, contrastive: bool) -> None:
         super().__init__()
         self.backbone = nn.ModuleList(make() for _ in heads)
         self.heads = "classifier_ce" if contrastive else "classifier"
@@ -304,7 +304,7 @@ class Settings:
 class Calls:
     """An object whose unpickling calls a function."""
 
-    def __init__(self, function: Callable[..., Any], argument: str):
+    def __init__(self, function: Callable[..., Any], argument: str) -> None:
         self.call = (function, (argument,))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:

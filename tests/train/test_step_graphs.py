@@ -52,7 +52,7 @@ class RecordedCapture:
     Hence everything that the step changes is put back to where it was.
     """
 
-    def __init__(self, state: Callable[[], list[Tensor]]):
+    def __init__(self, state: Callable[[], list[Tensor]]) -> None:
         self._state = state
         self.captured = 0
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -10,6 +11,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from train.losses import functions
+from train.losses.criterion import Criterion, Loss, Rule
+from train.losses.lade import lade_regulariser
 from train.models.heads import ScaledCosine, class_means, set_class_vectors, text_vectors
 from train.models.tuning import (
     BesideMLP,
@@ -81,6 +84,30 @@ def test_ldam_on_logits_that_carry_the_scale() -> None:
     near(functions.ldam(LOGITS / 25, LABELS, margins, 25).mean(), 9.29381673)
 
 
+@pytest.mark.parametrize(
+    ("loss", "rule", "expected"),
+    [
+        ("ce", "none", 1.27757965),
+        ("focal", "none", 0.776257927),
+        ("ce", "reweight", 0.856186465),
+        ("ce", "inverse", 0.855911391),
+        ("la", "none", 1.69817565),
+    ],
+)
+def test_losses_and_class_weights(loss: Loss, rule: Rule, expected: float) -> None:
+    """The weights as the loss of a step has them: divided by their sum over the batch."""
+    criterion = Criterion(loss, rule, np.array(COUNTS), 0, torch.device("cpu"))
+    rows = criterion.per_sample(LOGITS, LABELS)
+    near((torch.from_numpy(criterion.coefficients(0, LABELS.numpy())) * rows).sum(), expected)
+
+
+def test_lade() -> None:
+    prior = torch.tensor(COUNTS, dtype=torch.float64) / sum(COUNTS)
+    present = torch.ones(3, dtype=torch.float64)
+    regulariser = lade_regulariser(LOGITS, LABELS, prior[LABELS], present, prior, penalty=0.1, batch_size=3)
+    near(functions.balanced_softmax(LOGITS, LABELS, PRIOR).mean() + 0.1 * regulariser, 1.64682122)
+
+
 def test_cosine_head_and_its_gradients() -> None:
     head = ScaledCosine(4, 5).double()
     with torch.no_grad():
@@ -111,7 +138,7 @@ def test_modules_alone() -> None:
 class OneBlock(nn.Module):
     """timm's block, filled by the formula of the vectors."""
 
-    def __init__(self, layer_scale: bool):
+    def __init__(self, layer_scale: bool) -> None:
         super().__init__()
         self.block = Block(8, 2, mlp_ratio=2, qkv_bias=True, init_values=1.0 if layer_scale else None).double()
         b = self.block
@@ -225,6 +252,7 @@ def test_published_parameter_counts() -> None:
     assert counted(vit, Tuning("full"), 10) == 85_054_464
     assert counted(vit, Tuning("last_k", last_k=3), 10) == 85_054_464 // 4
     assert counted("resnet50", Tuning("norm"), 10) == 52_992
+    assert counted("resnet50", Tuning("bias"), 10) == 26_496
 
 
 FAMILIES = {

@@ -14,7 +14,7 @@ from tools.sources.listed_images import Expected, ListedImages
 from tools.sources.tars import Tar
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-# Validation images of the *list* come from ILSVRC's training images, those of the test list from its validation images.
+# The *validation list* uses ILSVRC's training images; the test list uses ILSVRC's validation images.
 EXPECTED = Expected(1000, {"train": 115_846, "val": 20_000, "test": 50_000})
 
 
@@ -50,7 +50,7 @@ class ImageNetLT(ListedImages):
         if len(set(listing.labels)) == listing.num_classes and names != sorted(names):
             raise ValueError(
                 "the labels are not the rank of the WordNet ids (the folders in the paths) in sorted order, as in the "
-                "published lists; is this another list?"
+                "published lists; is this a different list?"
             )
         return names
 
@@ -59,14 +59,12 @@ def _side(listing: Listing) -> str:
     sides = {name.partition("/")[0] for name in listing.names}
     if len(sides) != 1 or not sides <= {"train", "val"}:
         shown = ", ".join(sorted(sides)[:3])
-        raise ValueError(
-            f"the paths of the list begin with {shown}; ImageNet-LT's begin all with train/, or all with val/"
-        )
+        raise ValueError(f"the list's paths begin with {shown}; ImageNet-LT's all begin with train/, or all with val/")
     return sides.pop()
 
 
 def _sides(path: Path) -> dict[str, Container]:
-    """What `path` offers: the containers of the training and of the validation images."""
+    """The containers of training and validation images that `path` provides."""
     kind = sniff(path)
     if kind == "folder":
         return _sides_of_folder(path)
@@ -98,5 +96,5 @@ def _below_train(name: str) -> str:
 
 
 def _flat_val(name: str) -> str:
-    """The lists sort validation images into class folders; the archive, and who just unpacks it, do not."""
+    """The lists put validation images into class folders; the archive, and a plain unpacked copy, do not."""
     return f"val/{posixpath.basename(name)}"

@@ -1,5 +1,5 @@
-"""A compressed tar (.gz, .bz2, .xz, .zst) has no random access: it is unpacked once, as one plain tar, into a scratch
-folder that belongs to the build.
+"""Compressed tars (.gz, .bz2, .xz, .zst) have no random access: each is unpacked once, as one plain tar, into a
+scratch folder that belongs to the build.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from tools.sources.zips import Zip
 logger = logging.getLogger(__name__)
 
 _CHUNK_BYTES = 16 << 20
-# What decompressing damaged bytes raises; zstandard's own error has no common ancestor with these.
+# Exceptions from decompressing damaged bytes; zstandard's own error shares no base class with these.
 _DAMAGE: tuple[type[Exception], ...] = (gzip.BadGzipFile, EOFError, zlib.error, lzma.LZMAError)
 _SUFFIXES = (".gz", ".tgz", ".bz2", ".tbz2", ".tbz", ".xz", ".txz", ".zst", ".tzst", ".tar")
-# A gzip file does not tell its uncompressed size. Photographs hardly compress: a tar of JPEGs shrinks by one or two
-# percent, and 10 % more than the archive is enough.
+# A gzip file does not record its uncompressed size. Photographs hardly compress: a tar of JPEGs shrinks by one or two
+# percent, so 10 % more than the archive is enough.
 _EXPECTED_GROWTH = 1.1
 
 
 class SpooledTar:
-    """The tar inside a compressed one, spooled into the folder `scratch` when a question about it is first asked.
+    """The tar inside a compressed one, spooled into the folder `scratch` on first use.
 
     kind: "gzip", "bzip2", "xz" or "zstd".
-    only_names: what there is to be asked for is probably names only, as the set is finished: they are read from the
-        compressed archive, and nothing is unpacked until a fetcher is opened.
+    only_names: probably only names will be needed, because the set is finished: they are read from the compressed
+        archive, and nothing is unpacked until a fetcher is opened.
 
-    Sources of one command share the object, and close it after all of them are built. Until then the scratch folder is
-    locked: no other build may use it. A complete spool survives an interrupted or refused build and is found again; its
-    name carries the archive's size and time, so that a replaced archive is spooled anew.
+    The sources of one command share the object and close it once all of them are built. Until then the scratch folder
+    is locked against other builds. A complete spool survives an interrupted or refused build and is reused; its name
+    contains the archive's size and time, so a replaced archive is spooled again.
     """
 
     def __init__(self, path: Path, scratch: Path, kind: str = "gzip", only_names: bool = False) -> None:
@@ -56,17 +56,17 @@ class SpooledTar:
         self._lock: AbstractContextManager[None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}  # the lock stays with the process of the build
+        return {**self.__dict__, "_lock": None}  # the lock stays with the build's process
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         if not self._only_names or self._spool.exists():
             self._fill()
             yield from self._tar.members()
             return
-        logger.info("reading the names in %s; nothing is unpacked", self.path)
+        logger.info("reading the names in %s without unpacking", self.path)
         try:
             with self.path.open("rb") as file, self._opened(file) as stream:
-                # Offsets are those in the spool. A list, as a damaged archive is to be refused before anything is used.
+                # Offsets refer to the spool. A list, because a damaged archive must be refused before anything is used.
                 members = list(Tar(self.path).members_of(stream, sys.maxsize))
         except (*_DAMAGE, *_zstd_errors()) as error:
             raise self._damaged(error) from error
@@ -81,7 +81,7 @@ class SpooledTar:
 
     def close(self) -> None:
         self._spool.unlink(missing_ok=True)
-        with suppress(OSError):  # never made, closed before, or another archive's spool lies there
+        with suppress(OSError):  # never created, already closed, or another archive's spool is there
             self._spool.parent.rmdir()
         if self._lock is not None:
             self._lock.__exit__(None, None, None)
@@ -92,12 +92,12 @@ class SpooledTar:
         if self._lock is None:
             scratch.mkdir(parents=True, exist_ok=True)
             self._lock = exclusive_lock(
-                scratch, f"{scratch}: another build unpacks its archive there; wait for it or stop it"
+                scratch, f"{scratch}: another build is unpacking its archive there; wait for it or stop it"
             )
             self._lock.__enter__()
         if self._spool.exists():
             return
-        for path in scratch.glob("*.tar"):  # of an archive that was replaced since: nothing would ask for it again
+        for path in scratch.glob("*.tar"):  # spools of archives that have been replaced: nothing would use them again
             path.unlink()
         remove_temporary_files(scratch)
         self._check_space(scratch)
@@ -108,9 +108,11 @@ class SpooledTar:
         except (*_DAMAGE, *_zstd_errors()) as error:
             raise self._damaged(error) from error
         except OSError as error:
-            if error.errno is None:  # how bz2 says that data is damaged
+            if error.errno is None:  # how bz2 reports damaged data
                 raise self._damaged(error) from error
-            raise OSError(f"{scratch}: unpacking {self.path.name} failed, its remains are removed: {error}") from error
+            raise OSError(
+                f"{scratch}: unpacking {self.path.name} failed, the partial file was removed: {error}"
+            ) from error
         if sniff_tar(self._spool):
             return
         self._spool.unlink()
@@ -124,12 +126,13 @@ class SpooledTar:
         if free < needed:
             raise OSError(
                 f"{scratch}: {free / 1e9:.1f} GB free, but unpacking {self.path.name} for random access takes about "
-                f"{needed / 1e9:.1f} GB (removed after the build); make room, give an --out on a larger disk, or give "
+                f"{needed / 1e9:.1f} GB (removed after the build); make room, give an --out on a larger disk, or "
+                "give "
                 "--images the folder of the unpacked archive"
             )
 
     def _opened(self, file: BinaryIO) -> Any:
-        """Decompresses `file`, also several streams one behind the other."""
+        """Decompresses `file`, including several concatenated streams."""
         match self._kind:
             case "gzip":
                 return gzip.GzipFile(fileobj=file)
@@ -177,7 +180,7 @@ def _zstd_errors() -> tuple[type[Exception], ...]:
 
 
 def _unpack(unpacked: Any, file: BinaryIO, spool: IO[bytes], compressed_bytes: int) -> None:
-    """Decompress `file` into `spool`; a line every tenth, because the largest archives take half an hour."""
+    """Decompress `file` into `spool`; logs every tenth, because the largest archives take half an hour."""
     reported = 0
     with unpacked:
         while chunk := unpacked.read(_CHUNK_BYTES):
@@ -189,7 +192,7 @@ def _unpack(unpacked: Any, file: BinaryIO, spool: IO[bytes], compressed_bytes: i
 
 
 def container_of(path: Path, out: Path) -> Container:
-    """The container at `path`, by its content, for a build to `out`."""
+    """The container at `path`, recognised by content, for a build to `out`."""
     match sniff(path):
         case "folder":
             return Folder(path)
@@ -203,10 +206,10 @@ def container_of(path: Path, out: Path) -> Container:
 
 
 def scratch_folder(out: Path) -> Path:
-    """Where the archives of a build to `out` are spooled: beside it, on the disk that is meant for large files."""
+    """The spool folder of a build to `out`: next to it, on the disk meant for large files."""
     return out.parent / f".{out.name}-scratch"
 
 
 def scratch_left(out: Path) -> list[Path]:
-    """Spools that a build to `out` has left, for the next run of the same command."""
+    """Spools that a build to `out` has left for the next run of the same command."""
     return sorted(scratch_folder(out).glob("*.tar"))

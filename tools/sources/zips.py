@@ -1,4 +1,4 @@
-"""Zips, read in place, with the names that unpacking programs give."""
+"""Zips, read in place, with the names that unpacking tools produce."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards.source import Fetcher, SampleRef
 from tools.sources.archives import incomplete, locate_by_walking, not_in_the_archive, plain_name, read_ahead
 from tools.sources.member_tree import Link, Member, MemberTree, TreeError
 
-_MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, seldom this long
+_MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, rarely this long
 _LONGEST_LINK = 4096
 _ENCRYPTED, _NAME_IS_UTF8 = 0x1, 0x800  # flag bits
 _UNIX, _MACOS = 3, 19  # "made by", APPNOTE 4.4.2
@@ -23,8 +23,8 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-# RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. The others: the
-# archive's directory leads to a place outside of it.
+# RuntimeError: a password is needed; NotImplementedError, a subclass: a rare compression method. The others: the
+# archive's directory points outside the file.
 _READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, OverflowError, ValueError)
 
 
@@ -72,14 +72,14 @@ class Zip:
 
 
 def member_name(info: zipfile.ZipInfo) -> str:
-    """The name that unpacking programs give a member, with "/" between its parts.
+    """The name that unpacking tools give a member, with "/" as separator.
 
-    Names are UTF-8 where a flag or an extra field says so. Others: from Unix and macOS the bytes of the file system,
-    from elsewhere the code page of DOS.
+    Names are UTF-8 if a flag or an extra field marks them so. Otherwise they are the file system's bytes if written on
+    Unix or macOS, else in the DOS code page.
     """
     name = info.orig_filename.partition("\0")[0]
     if not info.flag_bits & _NAME_IS_UTF8 and not name.isascii():
-        raw = name.encode("cp437")  # zipfile has decoded it so
+        raw = name.encode("cp437")  # zipfile decoded it this way
         unicode = _unicode_path(info.extra, raw)
         if unicode is not None:
             name = unicode
@@ -127,7 +127,7 @@ def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Link:
 
 
 def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Of zips that were written one behind the other only the last one's directory is read."""
+    """If several zips are concatenated, only the last one's directory is read."""
     first = min((info.header_offset for info in infos), default=0)
     if first > 0:
         with path.open("rb") as file:
@@ -144,7 +144,7 @@ def _check_readable(path: Path, name: str, info: zipfile.ZipInfo) -> None:
     if info.compress_type not in _METHODS:
         method = _METHOD_NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise ValueError(
-            f"{path}: {name} is compressed with {method}, which is not read here; unpack it (7z reads that) and give "
+            f"{path}: {name} is compressed with {method}, which is not supported; unpack it (7z can) and give "
             "the folder"
         )
 
@@ -152,7 +152,7 @@ def _check_readable(path: Path, name: str, info: zipfile.ZipInfo) -> None:
 def _opened(path: Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made by a later version of the format
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # NotImplementedError: a later version of the format
         raise incomplete(path, "zip", error) from error
 
 

@@ -3,9 +3,11 @@
 import hashlib
 import logging
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 
 import timm
 from safetensors.torch import load_file
@@ -78,14 +80,33 @@ def _from_hub(name: str) -> tuple[Path, str]:
 
 
 def _check_reachable() -> None:
-    """Fail at once where there is no network: the client itself tries again for a minute."""
-    from urllib.request import Request, urlopen
+    """Fail at once where there is no network: the client itself tries again for a minute.
 
+    In a thread of its own, as a time limit of a connection holds for each address of a name, and not for finding them.
+    """
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         raise ConnectionError("HF_HUB_OFFLINE is set")
-    urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=_HUB_SECONDS).close()
+    answers: Queue[Exception | None] = Queue()
+    threading.Thread(target=lambda: answers.put(_asked(constants.ENDPOINT)), daemon=True).start()
+    try:
+        failure = answers.get(timeout=_HUB_SECONDS)
+    except Empty:
+        failure = TimeoutError(f"no answer within {_HUB_SECONDS:g} s")
+    if failure is not None:
+        raise failure
+
+
+def _asked(endpoint: str) -> Exception | None:
+    """Why a server gives no answer, None where it does."""
+    from urllib.request import Request, urlopen
+
+    try:
+        urlopen(Request(endpoint, method="HEAD"), timeout=_HUB_SECONDS).close()
+    except Exception as error:  # of the network, in many classes
+        return error
+    return None
 
 
 def file_sha256(path: Path) -> str:

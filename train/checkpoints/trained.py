@@ -14,8 +14,9 @@ from train.checkpoints.files import checkpoint_file, counting_weights, load, loa
 from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
@@ -57,7 +58,7 @@ class Trained:
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
-        return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
+        return self.method.objective.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
 
 
 def load_trained(path: Path, device: torch.device, preset: str | None = None, weights: Path | None = None) -> Trained:
@@ -99,8 +100,8 @@ def _own(
         pretrained = find_pretrained(here)
         check_same(path, fit["weights_sha256"], pretrained)
         assert pretrained is not None
-        load_pretrained(model, pretrained, method.inherits)
-        load_stored_part(model, counting_weights(content), method.stores)
+        load_pretrained(model, pretrained, method.stage.inherits)
+        load_stored_part(model, counting_weights(content), method.stage.stores)
     else:
         model.load_state_dict(counting_weights(content))
     return Trained(

@@ -10,7 +10,7 @@ from train.evaluation.details import Details, with_details
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.launch import bare
 from train.losses.precision import Autocast
-from train.methods.base import Method
+from train.methods.method import Method
 from train.options import Options
 
 

@@ -11,6 +11,23 @@ from train.losses.functions import cross_entropy
 
 CALIBRATION_BINS = 15  # Guo et al., ICML 2017
 
+# Titles of columns, in the order in which tables have them.
+TITLES = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 MEANINGS = {
     "all": "share of the test images that are recognised (average over images)",
     "many": "recall averaged over the classes with many training images (average over classes)",

@@ -18,7 +18,7 @@ from pipeline.loader import Batch
 from shards.class_counts import GroupRule, shot_groups
 from train.evaluation.metrics import expected_calibration_error, f1_averages, precision_recall_f1
 from train.losses.functions import cross_entropy
-from train.methods.base import Method
+from train.methods.method import Method
 
 # Logits of a whole evaluation set are kept up to this many values (2 GB; iNaturalist 2018 has 0.2 · 10^9).
 MAX_LOGITS = 2**29
@@ -68,7 +68,7 @@ def predict(
     for batch in batches:
         with autocast():
             first, *more = (
-                method.eval_members(model, method.context.input_builder.plain(images)).float()
+                method.objective.eval_members(model, method.context.input_builder.plain(images)).float()
                 for images in batch.images
             )
         members = torch.stack([first, *more]).mean(dim=0) if more else first

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pipeline.views.presets import HALF, WHOLE_32
 from train.checkpoints.trained import Trained
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -37,7 +38,7 @@ class ExportedNetwork(nn.Module):
         self.network = self.method.build_model(ModelOptions(**model, init_from=Path("exported")), seed=0)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.method.eval_logits(self.network, images).float()
+        return self.method.objective.eval_logits(self.network, images).float()
 
 
 def network_arguments(trained: Trained) -> dict[str, Any]:

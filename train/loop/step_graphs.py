@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from train.methods.base import Method, MicroStep
+from train.methods.base import MicroStep
+from train.methods.method import Method
 
 # Steps of each kind that run one operation after the other before one is captured: they allocate momenta, choose
 # convolution algorithms and compile kernels, which must not happen while capturing.
@@ -70,9 +71,9 @@ def make_capture(device: torch.device, processes: int, method: Method) -> CudaCa
         raise ValueError(
             f"cuda_graphs captures steps of one process, and this run has {processes}; use compile instead"
         )
-    if method.not_captured_because is not None:
+    if method.objective.not_captured_because is not None:
         raise ValueError(
-            f"cuda_graphs cannot capture a step of this method: {method.not_captured_because}; use compile"
+            f"cuda_graphs cannot capture a step of this method: {method.objective.not_captured_because}; use compile"
         )
     return CudaCapture(device)
 

@@ -27,7 +27,8 @@ from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
 from train.loop.step_graphs import Capture, StepGraphs
-from train.methods.base import Method, MicroPlan, MicroStep
+from train.methods.base import MicroPlan, MicroStep
+from train.methods.method import Method
 from train.optimizers import FACTOR
 from train.options import RunOptions
 from train.run_folder import RunFolder
@@ -202,7 +203,7 @@ class Trainer:
         return [
             MicroStep(
                 micro.batches,
-                values_to_device(method.values(MicroPlan.of(loaded.whole, micro)), device),
+                values_to_device(method.objective.values(MicroPlan.of(loaded.whole, micro)), device),
                 loaded.whole.sizes["original"],
             )
             for micro in loaded.micro_batches
@@ -221,7 +222,7 @@ class Trainer:
                 p.accelerator.backward(loss if p.scaler is None else p.scaler.scale(loss))
             original = step.batches["original"]
             sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
-        p.method.before_optimizer(self.bare_model)
+        p.method.objective.before_optimizer(self.bare_model)
         self._apply_gradients()
         p.optimizer.zero_grad(set_to_none=True)
         return sums
@@ -292,10 +293,10 @@ class Trainer:
     def _end_epoch(self, ends_run: bool) -> None:
         epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
         if is_whole:  # `max_steps` may end a run inside an epoch, which it then continues as if it had not stopped
-            self.parts.method.project(self.bare_model)
+            self.parts.method.objective.project(self.bare_model)
             if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
-                self.parts.method.project(self.evaluated_model)
-            self.parts.method.after_epoch(epoch)
+                self.parts.method.objective.project(self.evaluated_model)
+            self.parts.method.objective.after_epoch(epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
         record |= self.parts.progress.rates()
         self._epoch_meter.reset()
@@ -366,7 +367,7 @@ class Trainer:
                 "position": asdict(self.position),
                 "model": stored_part(self.bare_model.state_dict(), self.parts.stores),
                 "optimizer": self.parts.optimizer.state_dict(),
-                "method": self.parts.method.state_dict(),
+                "method": self.parts.method.objective.state_dict(),
                 "meters": meters,
                 "history": history,
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
@@ -408,7 +409,7 @@ class Trainer:
         self._restore_optimizer(state["optimizer"])
         if self.parts.scaler is not None:
             self.parts.scaler.load_state_dict(state["scaler"])
-        self.parts.method.load_state_dict(state["method"])
+        self.parts.method.objective.load_state_dict(state["method"])
         self.history = History(**state["history"])
         for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):
             meter.restore(state["meters"][name], self._first_rank)

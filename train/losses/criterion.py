@@ -12,13 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from shards.class_counts import effective_number_weights
+from shards.class_counts import effective_number_weights, power_law_weights
 from train.losses import functions
 
-Loss = Literal["ce", "bs", "la", "ldam"]
-Rule = Literal["none", "reweight", "drw"]
+Loss = Literal["ce", "bs", "la", "ldam", "focal"]
+Rule = Literal["none", "reweight", "inverse", "drw"]
 
 LDAM_SCALE = 30.0  # Cao et al., NeurIPS 2019, and the official CMO code
+FOCAL_EXPONENT = 2.0  # the best of Lin et al., ICCV 2017, and LIFT's
 EFFECTIVE_NUMBER_BETA = 0.9999  # Cui et al., CVPR 2019; the value of the LDAM-DRW and CMO code
 
 
@@ -26,8 +27,10 @@ class Criterion:
     """A loss with its class statistics, and the class weights of an epoch.
 
     Args:
-        loss: "ce", "bs" (balanced softmax) or "ldam" (needs a cosine head, see `head`).
-        rule: "none", "reweight" (effective-number class weights from the start) or "drw" (from `drw_epoch` on).
+        loss: "ce", "bs" (balanced softmax), "la" (by an exponent of the prior), "focal" or "ldam" (needs a cosine head,
+            see `head`).
+        rule: "none", "reweight" (effective-number class weights), "inverse" (class weights ∝ 1 / n_k) or "drw" (those
+            of "reweight" from `drw_epoch` on).
         samples_per_class: training counts (classes,), never adjusted for oversampling.
         drw_epoch: first zero-based epoch with class weights under "drw".
         prior_exponent: exponent of the class prior under "la"; the balanced softmax has 1.
@@ -46,7 +49,11 @@ class Criterion:
             raise ValueError(f"the balanced softmax corrects the prior itself; method.rule is {rule}, expected none")
         self.loss, self.rule, self.drw_epoch = loss, rule, drw_epoch
         self._classes = len(samples_per_class)
-        self._effective = effective_number_weights(samples_per_class, EFFECTIVE_NUMBER_BETA)
+        self._weights = (
+            power_law_weights(samples_per_class, 1.0)
+            if rule == "inverse"
+            else effective_number_weights(samples_per_class, EFFECTIVE_NUMBER_BETA)
+        )
         self._log_prior = (prior_exponent if loss == "la" else 1.0) * functions.log_prior(samples_per_class).to(device)
         self._margins = functions.ldam_margins(samples_per_class).to(device)
 
@@ -61,15 +68,17 @@ class Criterion:
             return functions.balanced_softmax(logits, labels, self._log_prior)
         if self.loss == "ldam":
             return functions.ldam(logits, labels, self._margins, LDAM_SCALE)
+        if self.loss == "focal":
+            return functions.focal(logits, labels, FOCAL_EXPONENT)
         return functions.cross_entropy(logits, labels)
 
     def weighs_classes(self, epoch: int) -> bool:
         """Whether the rule is on."""
-        return self.rule == "reweight" or (self.rule == "drw" and epoch >= self.drw_epoch)
+        return self.rule in ("reweight", "inverse") or (self.rule == "drw" and epoch >= self.drw_epoch)
 
     def class_weights(self, epoch: int) -> np.ndarray:
         """float64 (classes,), mean 1: all ones where the rule is off."""
-        return self._effective if self.weighs_classes(epoch) else np.ones(self._classes)
+        return self._weights if self.weighs_classes(epoch) else np.ones(self._classes)
 
     def coefficients(self, epoch: int, global_labels: np.ndarray) -> np.ndarray:
         """w_{y_i} / sum_j w_{y_j} of every sample of the global batch, float64 (batch,)."""

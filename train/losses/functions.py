@@ -26,6 +26,13 @@ def balanced_softmax(logits: Tensor, labels: Tensor, log_prior: Tensor) -> Tenso
     return cross_entropy(at_least_float32(logits) + log_prior, labels)
 
 
+def focal(logits: Tensor, labels: Tensor, exponent: float) -> Tensor:
+    """(1 − p_y)^exponent · −log p_y, p the softmax of the logits (Lin et al., ICCV 2017, for a softmax)."""
+    losses = cross_entropy(logits, labels)
+    # expm1: 1 − p_y near p_y = 1, where most samples end up
+    return (-torch.expm1(-losses)) ** exponent * losses
+
+
 def is_target(labels: Tensor, classes: int) -> Tensor:
     """bool (batch, classes), true at each label. Unlike one_hot it never reads the labels on the host."""
     return labels[:, None] == torch.arange(classes, device=labels.device)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from train.losses.functions import cross_entropy
-from train.methods.base import Method, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Objective, Stage
 from train.models.bbn import build_two_branch_network
 from train.models.build import ModelOptions
 
@@ -47,10 +48,11 @@ class BBNOptions:
             raise ValueError(f"method.reversed_alpha is {self.reversed_alpha}, expected a finite number")
 
 
-class BBN(Method):
+class BBN(Objective):
     """Two streams, two branches, one classifier."""
 
     Options = BBNOptions
+    own_stage = Stage
     drop_last = True
     without: ClassVar[Mapping[str, str]] = {
         "mixup_prob": "the two labels of a row already belong to two images, one per branch; a pasted one adds a third"
@@ -62,7 +64,7 @@ class BBN(Method):
         return Stream("original", Shuffled(), views), Stream(REVERSED, drawn, views)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_two_branch_network(options, len(self.context.samples_per_class), seed)
+        return build_two_branch_network(options, self.classes, seed)
 
     def values(self, plan: MicroPlan) -> StepInputs:
         return {"share": np.array(self.share(plan.step.epoch))}

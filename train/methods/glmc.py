@@ -23,7 +23,8 @@ from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
 from train.losses.functions import at_least_float32, cross_entropy
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions
 from train.models.glmc import GLMCNetwork, Heads, build_network
 
@@ -92,16 +93,17 @@ class GLMCOptions:
         )
 
 
-class GLMC(Method):
+class GLMC(Objective):
     """Two streams of two views, two passes, two classifiers."""
 
     Options = GLMCOptions
+    own_stage = Stage
     without: ClassVar[Mapping[str, str]] = {
         "loss": "LDAM's margins are for cosines and one label; GLMC's classifiers are linear and learn two"
     }
 
-    def __init__(self, options: GLMCOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: GLMCOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.class_weights = power_law_weights(counts, options.label_exponent)
         self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
@@ -115,7 +117,7 @@ class GLMC(Method):
         return self.options.mix_rule()
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_network(GLMCNetwork, options, len(self.context.samples_per_class), seed)
+        return build_network(GLMCNetwork, options, self.classes, seed)
 
     def values(self, plan: MicroPlan) -> StepInputs:
         assert plan.mix is not None, "GLMC has a mix rule"
@@ -173,9 +175,9 @@ class GLMC(Method):
         """α_e = 1 − (e/E)², the weight of the plain classifier."""
         return 1 - (epoch / self.context.schedule.epochs) ** 2
 
-    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
         assert isinstance(model, GLMCNetwork)
-        return model.evaluated_logits(images)
+        return model.evaluated_logits(images)[None]
 
     def derived_options(self) -> dict[str, Any]:
         return {"alpha_of_last_epoch": self.alpha(self.context.schedule.epochs - 1)}

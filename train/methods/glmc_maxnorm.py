@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.plan import Stream
-from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import is_target
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective
+from train.methods.second_stage import SecondStage
 from train.models.build import ModelOptions
 from train.models.glmc import GLMCNetwork, build_network
 
@@ -45,32 +45,19 @@ class _OneHead(GLMCNetwork):
         return self.evaluated_logits(images)
 
 
-class GLMCMaxNorm(Method):
+class GLMCMaxNorm(Objective):
     """One stream, one view, `fc_cb`; its rows are projected once an epoch."""
 
     Options = MaxNormOptions
+    own_stage = SecondStage
 
-    def __init__(self, options: MaxNormOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: MaxNormOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         self.class_weights = effective_number_weights(context.samples_per_class, EFFECTIVE_NUMBER_BETA)
         self.bound: Tensor | None = None
 
-    def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", Shuffled(), (self.context.view,)),)
-
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        if options.init_from is None:
-            raise ValueError(
-                "glmc_maxnorm is a second stage; give the checkpoint of a GLMC run with --model.init_from, for example "
-                "runs/cifar100-lt-glmc-seed3407/checkpoints/best.pt"
-            )
-        return build_network(_OneHead, options, len(self.context.samples_per_class), seed, frozen=True)
-
-    def trainable(self, parameter_name: str) -> bool:
-        return parameter_name.startswith("fc_cb.")
-
-    def requires(self, parameter_name: str) -> bool:
-        return self.trainable(parameter_name)
+        return build_network(_OneHead, options, self.classes, seed, frozen=True)
 
     def values(self, plan: MicroPlan) -> StepInputs:
         return {"class_weights": self.class_weights[plan.labels("original")]}
@@ -98,9 +85,6 @@ class GLMCMaxNorm(Method):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.bound = state["bound"].to(self.context.device) if "bound" in state else None
-
-    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        return model(images)
 
 
 def _classifier(model: nn.Module) -> nn.Linear:

@@ -36,7 +36,8 @@ from train.losses.class_statistics import ClassStatistics, SumOverRanks, sum_ove
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import cross_entropy, is_target, ldam_margins
 from train.losses.precision import full_float32
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions
 from train.models.semantic import SemanticNetwork, build_network
 
@@ -168,10 +169,11 @@ class MetaSAugOptions:
             raise ValueError(f"method.meta_from_epoch is {self.meta_from_epoch}, expected an epoch, counted from 0")
 
 
-class MetaSAug(Method):
+class MetaSAug(Objective):
     """One stream, and from the second phase on a balanced meta stream; both with training augmentation."""
 
-    Options = MetaSAugOptions
+    Options: ClassVar[type] = MetaSAugOptions
+    own_stage: ClassVar[type[Stage]] = Stage
     accumulates = False  # the virtual step needs the gradient of the whole batch
     not_captured_because = "the number of classes in a batch, and with it the size of its statistics, varies"
     without: ClassVar[Mapping[str, str]] = {
@@ -179,8 +181,8 @@ class MetaSAug(Method):
     }
     trains_encoder = True
 
-    def __init__(self, options: MetaSAugOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: MetaSAugOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.meta_epoch = context.schedule.rescaled(options.meta_from_epoch)
         self.class_weights = effective_number_weights(counts, EFFECTIVE_NUMBER_BETA)
@@ -197,10 +199,9 @@ class MetaSAug(Method):
         return Stream("meta", sampling, (view,), dataset="meta", first_epoch=self.meta_epoch, full_batches=True)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        classes = len(self.context.samples_per_class)
-        network = build_network(options, classes, seed, frozen=not self.trains_encoder)
+        network = build_network(options, self.classes, seed, frozen=not self.trains_encoder)
         features = network.classifier.in_features
-        self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.context.device)
+        self.statistics = ClassStatistics(self.classes, features, not self.trains_encoder, self.context.device)
         return network
 
     def values(self, plan: MicroPlan) -> StepInputs:
@@ -315,8 +316,8 @@ class MetaSAug(Method):
             )
         self.statistics.load_state_dict(state)
 
-    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        return model(images)[1]
+    def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[1]
 
     def derived_options(self) -> dict[str, Any]:
         return {"meta_from_epoch": self.meta_epoch}

@@ -17,7 +17,7 @@ from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
 from train.methods.base import MicroStep, StepOutput
 from train.methods.metasaug import MetaSAug, MetaSAugOptions, VirtualNetwork
-from train.models.build import ModelOptions
+from train.methods.second_stage import SecondStage
 from train.models.semantic import SemanticNetwork
 
 
@@ -52,29 +52,13 @@ class MetaSAugLarge(MetaSAug):
     """Only the classifier is trained; the encoder stays in evaluation mode."""
 
     Options = MetaSAugLargeOptions
+    own_stage = SecondStage
     trains_encoder = False
 
     def streams(self) -> tuple[Stream, ...]:
         view = self.context.view if self.options.meta_view == "train" else self.context.evaluation_view
         meta = self.meta_stream(Redrawn(self.options.meta_per_class), view)
         return (Stream("original", Shuffled(), (self.context.view,)), meta)
-
-    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        if options.init_from is None:
-            raise ValueError(
-                "metasaug_large trains a classifier on the features of a trained network: give its checkpoint with "
-                "--model.init_from, or train the whole network with metasaug"
-            )
-        network = super().build_model(options, seed)
-        assert isinstance(network, SemanticNetwork)
-        self.classifier_name = network.classifier_name
-        return network
-
-    def requires(self, parameter_name: str) -> bool:
-        return parameter_name.startswith(f"{self.classifier_name}.")
-
-    def trainable(self, parameter_name: str) -> bool:
-        return not parameter_name.startswith("encoder.")
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
         """In float32 whatever the precision of the run, so that the features of both batches are alike."""

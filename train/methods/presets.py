@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+PART_FOLDERS = {"mixing": "mixings", "objective": "objectives", "stage": "stages"}
+
 
 @dataclass(frozen=True)
 class MethodPreset:

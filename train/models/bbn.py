@@ -10,9 +10,9 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, part_seed
+from train.models.build import ModelOptions, part_seed, seeded
 from train.models.resnet_cifar import TwoBranchResNet32
-from train.models.with_heads import bare_backbone
+from train.models.with_heads import bare_backbone, reset_convolutions
 
 
 class TwoBranchNetwork(nn.Module):
@@ -22,6 +22,8 @@ class TwoBranchNetwork(nn.Module):
         backbone: has a method `trunk` and the children `cb_block` (conventional) and `rb_block` (re-balancing).
         features: channels of each branch.
     """
+
+    classifier_name = "classifier"
 
     def __init__(self, backbone: nn.Module, features: int, classes: int):
         super().__init__()
@@ -58,11 +60,7 @@ class TwoBranchResNet(nn.Module):
             self.add_module(name, network.get_submodule(name))
         self.layer4 = nn.Sequential(*kept)
         self.cb_block, self.rb_block = last, deepcopy(last)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in self.rb_block.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.reset_parameters()
+        reset_convolutions(self.rb_block, seed)
 
     def trunk(self, x: Tensor) -> Tensor:
         """All up to the two branches, (batch, channels, height, width)."""
@@ -88,6 +86,5 @@ def build_two_branch_network(options: ModelOptions, classes: int, seed: int) -> 
         features //= 2
     else:
         raise ValueError(f"model.name is {options.name}; BBN splits resnet32, or a ResNet of timm")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return TwoBranchNetwork(backbone, features, classes)

@@ -2,6 +2,8 @@
 
 import difflib
 import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -77,8 +79,7 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
     timm's ResNets are built without zero-initialised residual branches: torchvision's initialisation, which the
     published ImageNet-LT and iNat18 runs use (their state-dict names are torchvision's too).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         if options.name in RESNET32:
             model: nn.Module = RESNET32[options.name](classes, options.width)
         elif options.name in STEM32_LAYOUTS:
@@ -89,8 +90,16 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
                 extra["img_size"] = options.image_size
             model = timm.create_model(options.name, num_classes=classes, **extra)
         if head == "cosine":
-            replace_classifier(model, CosineClassifier)
+            replace_module(model, classifier_name(model), CosineClassifier)
     return model
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """What is drawn on the CPU inside is a function of the seed; draws outside do not notice."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _has_positions(name: str) -> bool:
@@ -115,33 +124,23 @@ def part_seed(seed: int, part: str) -> int:
 
 
 def classifier_name(model: nn.Module) -> str:
-    """Name of the last linear layer: "linear" for ResNet-32, what timm says otherwise (fc, head.fc, classifier …)."""
-    if isinstance(model, ResNet32 | TwoBranchResNet32):
-        return "linear"
-    if isinstance(model, ResNetStem32):
-        return "fc"
-    name = getattr(model, "default_cfg", {}).get("classifier")
+    """Name of the last linear layer, which networks of our own say and timm lists (fc, head.fc, classifier …)."""
+    name = getattr(model, "classifier_name", None) or getattr(model, "default_cfg", {}).get("classifier")
     if not isinstance(name, str):
         raise ValueError(f"{type(model).__name__} names no single classifier layer; choose another backbone")
     return name
 
 
-def replace_classifier(model: nn.Module, head: type[nn.Module]) -> None:
-    """Put `head(features, classes)` in the place of the last linear layer."""
-    replace_module(model, classifier_name(model), head)
-
-
-def replace_module(model: nn.Module, name: str, head: type[nn.Module]) -> None:
-    """Put `head(features, classes)` in the place of the linear layer of this dotted name.
+def replace_module(model: nn.Module, name: str, head: Callable[[int, int], nn.Module]) -> nn.Linear:
+    """Put `head(features, classes)` in the place of the linear layer of this dotted name, which is returned.
 
     Raises:
         ValueError: it is no linear layer.
     """
-    parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    old = getattr(parent, child)
+    old = model.get_submodule(name)
     if not isinstance(old, nn.Linear):
         raise ValueError(
             f"the classifier {name} is a {type(old).__name__}, expected a Linear; choose another head or backbone"
         )
-    setattr(parent, child, head(old.in_features, old.out_features))
+    model.set_submodule(name, head(old.in_features, old.out_features))
+    return old

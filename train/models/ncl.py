@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.losses.functions import at_least_float32
-from train.models.build import ModelOptions, part_seed
+from train.models.build import ModelOptions, part_seed, seeded
 from train.models.with_heads import bare_backbone
 
 MakeHead = Callable[[int], nn.Module]
@@ -134,8 +134,7 @@ def unit(vectors: Tensor) -> Tensor:
 def build_experts(options: ModelOptions, experts: int, make_head: MakeHead, seed: int) -> Experts:
     """Experts without a contrastive branch."""
     made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return Experts([backbone for backbone, _ in made], [make_head(features) for _, features in made])
 
 
@@ -159,8 +158,7 @@ def build_contrastive_experts(
     """
     made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
     momentum = [bare_backbone(options, part_seed(seed, f"momentum{k}"))[0] for k in range(experts)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         network = ContrastiveExperts(
             [backbone for backbone, _ in made],
             [_projection(features, dim) for _, features in made],

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.build import RESNET32, ModelOptions, build_model, part_seed
+from train.models.build import RESNET32, ModelOptions, build_model, part_seed, seeded
 from train.models.ncl import unit
 from train.models.with_heads import WithHeads, detach_classifier
 
@@ -43,6 +43,7 @@ class PaCoNetwork(nn.Module):
     code; queue_l int64 (size,); queue_ptr int64 (1,), the row that is written next.
     """
 
+    classifier_name = "linear"
     queue: Tensor
     queue_l: Tensor
     queue_ptr: Tensor
@@ -93,8 +94,7 @@ def build_paco(options: ModelOptions, classes: int, seed: int, *, dim: int, size
     backbone = build_model(options, 1, "linear", seed)
     _, classifier = detach_classifier(backbone)
     features = classifier.in_features
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         last = nn.Linear(features, dim)
         if options.name in RESNET32:  # there the last layer is part of a backbone that starts so
             nn.init.kaiming_normal_(last.weight)

@@ -48,6 +48,8 @@ def kaiming_init(module: nn.Module) -> None:
 class ResNet32(nn.Module):
     """ResNet-32. `width` is the number of channels of the first stage: 16 as published, 64 for GLMC's variant."""
 
+    classifier_name = "linear"
+
     def __init__(self, classes: int, width: int = 16):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
@@ -74,6 +76,8 @@ class TwoBranchResNet32(nn.Module):
     LADE (Hong et al., CVPR 2021) and Causal Norm (Tang et al., NeurIPS 2020) train it on CIFAR as a plain network of
     twice as many features. Names in the state dict: those of ResNet-32, with layer3.4 as cb_block and rb_block.
     """
+
+    classifier_name = "linear"
 
     def __init__(self, classes: int, width: int = 16):
         super().__init__()

@@ -49,6 +49,8 @@ class Block(nn.Module):
 class ResNetStem32(nn.Module):
     """A ResNet for 32-pixel images; `name` is one of `LAYOUTS`."""
 
+    classifier_name = "fc"
+
     def __init__(self, name: str, classes: int):
         super().__init__()
         blocks, bottleneck = LAYOUTS[name]

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from timm.models.resnet import Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, part_seed
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32, kaiming_init, stage
 
@@ -92,8 +92,7 @@ def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool,
     if options.pretrained:
         raise ValueError("model.pretrained: RIDE's experts are trained from scratch; leave it out")
     shared = build_model(options, 1, "linear", seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "experts"))
+    with seeded(part_seed(seed, "experts")):
         if isinstance(shared, ResNet32):
             backbone: nn.Module = RIDEResNet32(shared, options.width, experts, classes, reduced)
         elif isinstance(shared, ResNet) and isinstance(shared.layer1[0], Bottleneck):

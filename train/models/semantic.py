@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, part_seed
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.with_heads import WithHeads, detach_classifier
 
 
@@ -50,6 +49,5 @@ def build_network(
     name, classifier = detach_classifier(encoder)
     if make_head is None:
         return SemanticNetwork(encoder, name, classifier, frozen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return SemanticNetwork(encoder, name, make_head(classifier.in_features), frozen)

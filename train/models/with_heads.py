@@ -6,25 +6,17 @@ import torch
 from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, classifier_name
+from train.models.build import ModelOptions, build_model, classifier_name, replace_module, seeded
 
 
 def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Take the last linear layer out of a backbone, whose output is then its features; the layer and its name.
+    """Take the last linear layer out of a backbone, whose output is then its features; its name and the layer.
 
     Raises:
         ValueError: the backbone does not end in one linear layer.
     """
     name = classifier_name(model)
-    parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    layer = getattr(parent, child)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"the classifier {name} is a {type(layer).__name__}, expected a Linear; choose another backbone"
-        )
-    setattr(parent, child, nn.Identity())
-    return name, layer
+    return name, replace_module(model, name, lambda features, classes: nn.Identity())
 
 
 def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
@@ -36,12 +28,16 @@ def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
     backbone = build_model(options, 1, "linear", seed)
     _, classifier = detach_classifier(backbone)
     if isinstance(backbone, ResNet) and not options.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in backbone.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.reset_parameters()
+        reset_convolutions(backbone, seed)
     return backbone, classifier.in_features
+
+
+def reset_convolutions(module: nn.Module, seed: int) -> None:
+    """Give all convolutions torch's default weights."""
+    with seeded(seed):
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                part.reset_parameters()
 
 
 class WithHeads(nn.Module):

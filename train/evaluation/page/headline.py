@@ -6,24 +6,13 @@ from typing import Any
 
 import yaml
 
+from train.evaluation.metrics import TITLES
 from train.evaluation.page.run_data import RunData
 from train.evaluation.spread import mean_and_spread
 
 RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
-COLUMNS = {
-    "All": "all",
-    "Many": "many",
-    "Medium": "medium",
-    "Few": "few",
-    "Balanced": "balanced",
-    "Top-5": "top5",
-    "F1 macro": "f1_macro",
-    "F1 weighted": "f1_weighted",
-    "AUROC": "auroc",
-    "AP": "average_precision",
-    "ECE": "calibration_error",
-    "ECE scaled": "calibration_error_scaled",
-}
+_OF_CLASSES = ("worst", "harmonic")  # which the page shows class by class
+COLUMNS = {title: key for title, key in TITLES.items() if key not in _OF_CLASSES}
 
 
 def rows(runs: Sequence[RunData]) -> list[dict[str, Any]]:

@@ -10,18 +10,18 @@ at most once per epoch, and the pairs do not depend on the number of processes o
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from pipeline.mix_rule import MixRule
 from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, ProgressivelyBalanced, Sampling, Shuffled
 from train.methods.base import MicroStep
-from train.methods.mixings.two_streams import TwoStreams
+from train.methods.mixings.two_streams import TwoStreamOptions, TwoStreams
 
 
 @dataclass(frozen=True)
-class PasteOptions:
+class PasteOptions(TwoStreamOptions):
     """How the foreground is drawn and pasted.
 
     Args:
@@ -46,17 +46,14 @@ class PasteOptions:
     background: Literal["shuffled", "weighted", "progressive"] = "shuffled"
 
     def mix_rule(self) -> MixRule:
-        """When steps paste, and which box."""
         return MixRule("cutmix", self.mixup_prob, self.beta, self.plain_first, self.plain_last)
 
     def background_sampling(self, epochs: int) -> Sampling:
-        """Which samples are pasted on, in a run of this many epochs."""
         if self.background == "progressive":
             return ProgressivelyBalanced(epochs)
         return ClassWeighted(self.weighted_alpha) if self.background == "weighted" else Shuffled()
 
     def foreground_sampling(self) -> Sampling:
-        """Which samples are pasted."""
         if self.foreground == "effective":
             return ClassWeightedEffectiveNumber()
         return ClassWeighted(self.weighted_alpha) if self.foreground == "weighted" else Shuffled()
@@ -72,16 +69,7 @@ class PasteOptions:
 class Paste(TwoStreams):
     """A box of each background image is overwritten."""
 
-    Options: ClassVar[type] = PasteOptions
-
-    def background(self) -> Sampling:
-        return self.options.background_sampling(self.context.schedule.epochs)
-
-    def foreground(self) -> Sampling:
-        return self.options.foreground_sampling()
-
-    def mix_rule(self) -> MixRule:
-        return self.options.mix_rule()
+    Options = PasteOptions
 
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         boxes = step.values["boxes"]

@@ -5,13 +5,11 @@ samples of the other and the smaller one is not too faint, the whole label goes 
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from pipeline.mix_rule import MixPlan, MixRule
-from train.methods.base import MicroPlan, MicroStep
+from pipeline.mix_rule import MixPlan
+from train.methods.base import MicroPlan
 from train.methods.mixings.mixup import MixupOptions
 from train.methods.mixings.two_streams import TwoStreams
 
@@ -53,13 +51,7 @@ class RemixOptions(MixupOptions):
 class Remix(TwoStreams):
     """Mixup with label weights of its own."""
 
-    Options: ClassVar[type] = RemixOptions
-
-    def mix_rule(self) -> MixRule:
-        return self.options.mix_rule()
-
-    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        return self.blended(step, background, foreground, copies)
+    Options = RemixOptions
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         counts = self.context.samples_per_class

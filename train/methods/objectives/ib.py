@@ -18,12 +18,11 @@ from torch import Tensor, nn
 
 from shards.class_counts import effective_number_weights, power_law_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses.functions import cross_entropy
 from train.losses.influence import influence_balanced
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions
-from train.models.semantic import SemanticNetwork, build_network
+from train.models.semantic import build_network
 
 
 @dataclass(frozen=True)
@@ -56,8 +55,8 @@ class IB(Objective):
 
     Options = IBOptions
 
-    def __init__(self, options: IBOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: IBOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         if options.ib_weights == "inverse":
             weights = power_law_weights(counts, 1.0)
@@ -67,31 +66,22 @@ class IB(Objective):
         self.from_epoch = context.schedule.rescaled(options.ib_from_epoch)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_network(options, len(self.context.samples_per_class), seed)
+        return build_network(options, self.classes, seed)
 
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, SemanticNetwork)
-        return (model.classifier_name,)
-
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        """The kind of a step shows in the name of its coefficients."""
-        name = "influence_shares" if plan.step.epoch >= self.from_epoch else "shares"
-        return {key(stream, name): share * np.full(len(plan.positions), 1 / plan.global_size(stream))}
+    def step_inputs(self, plan: MicroPlan) -> StepInputs:
+        """The kind of a step shows in whether this is there."""
+        return {"influence": np.array(1.0)} if plan.step.epoch >= self.from_epoch else {}
 
     def term(self, step: MicroStep, stream: str, output: tuple[Tensor, Tensor]) -> Tensor:
-        batch, (features, logits) = step.batches[stream], output
-        plain = step.values.get(key(stream, "shares"))
-        if plain is not None:
-            return (plain * batch.weights * cross_entropy(logits, batch.labels)).sum()
-        o = self.options
-        rows = influence_balanced(logits, features, batch.labels, self.class_weights, o.ib_alpha, o.ib_focal)
-        return (step.values[key(stream, "influence_shares")] * batch.weights * rows).sum()
+        if "influence" not in step.values:
+            return super().term(step, stream, output)
+        o, (features, logits) = self.options, output
+        labels = step.batches[stream].labels
+        rows = influence_balanced(logits, features, labels, self.class_weights, o.ib_alpha, o.ib_focal)
+        return self.weighted(step, stream, rows)
 
     def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
         return output[1]
-
-    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
-        return self.prediction(model(images))[None]
 
     def derived_options(self) -> dict[str, Any]:
         return {"ib_from_epoch": self.from_epoch}

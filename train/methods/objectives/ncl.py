@@ -27,11 +27,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.views.view import OneOf, View
-from train.losses.criterion import Criterion
 from train.losses.functions import at_least_float32, cross_entropy
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
 from train.methods.parts import Mixing, Objective
-from train.methods.weighted_terms import WeightedTerms
 from train.models.build import ModelOptions, with_synchronised_batch_norm
 from train.models.heads import BiasedCosineClassifier
 from train.models.ncl import ContrastiveExperts, KeyQueue, build_contrastive_experts, build_experts
@@ -184,14 +182,13 @@ class NCL(Objective):
         "loss": "the balanced softmax is part of NCL's equations, hard classes and distillation included"
     }
 
-    def __init__(self, options: NCLOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: NCLOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.hard_classes = 3 * len(counts) // 10 if options.hard_classes is None else options.hard_classes
         if not 1 <= self.hard_classes <= len(counts):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
         self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
-        self.terms = WeightedTerms(Criterion("bs", "none", counts, 0, context.device))
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
 
     @property
@@ -203,8 +200,8 @@ class NCL(Objective):
             return super().views()
         return self.context.view, self.context.second_view or self.context.view
 
-    def refuses(self, mixing: Mixing) -> str | None:
-        if self.options.contrastive and mixing.mixes:
+    def refuses(self) -> str | None:
+        if self.options.contrastive and self.mixing.mixes:
             return "a mixed image is no view of its key's image; set contrastive to false or do not mix"
         return None
 
@@ -215,7 +212,7 @@ class NCL(Objective):
             )
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        o, classes = self.options, len(self.context.samples_per_class)
+        o, classes = self.options, self.classes
 
         def make_head(features: int) -> nn.Module:
             if o.head == "cosine":
@@ -249,9 +246,6 @@ class NCL(Objective):
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"positions": plan.positions} if self.options.contrastive else {}
 
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        return self.terms.inputs(plan, stream, share)
-
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> Any:
         if not self.options.contrastive:
             return model(images)
@@ -259,11 +253,10 @@ class NCL(Objective):
         self._remember(step, output[2])
         return output
 
-    def term(self, step: MicroStep, stream: str, output: Any) -> Tensor:
-        o, logits = self.options, self._logits(output)
-        arguments = (logits, step.batches[stream].labels, self.log_counts, self.hard_classes, o.distillation)
-        rows = ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
-        return self.terms.share(step, stream, rows)
+    def row_losses(self, output: Any, labels: Tensor) -> Tensor:
+        o = self.options
+        arguments = (self._logits(output), labels, self.log_counts, self.hard_classes, o.distillation)
+        return ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
 
     def extra(self, step: MicroStep, output: Any) -> Tensor | None:
         """How well each query finds its own key among the queue's, as a share like that of a labelled term."""
@@ -272,7 +265,7 @@ class NCL(Objective):
         _, contrast, _ = output
         own_key = torch.zeros(contrast.shape[1], dtype=torch.int64, device=contrast.device)
         recognition = torch.stack([cross_entropy(expert, own_key) for expert in contrast]).sum(dim=0)
-        return self.terms.share(step, "original", recognition)
+        return self.weighted(step, "original", recognition)
 
     def prediction(self, output: Any) -> Tensor:
         return self._logits(output).mean(dim=0)

@@ -67,8 +67,8 @@ class PaCo(Objective):
     Options = PaCoOptions
     drop_last = True
 
-    def __init__(self, options: PaCoOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: PaCoOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.log_prior = log_with_epsilon(counts / counts.sum()).to(context.device)
         self._keys: Tensor | None = None  # (global batch, dim), this rank's rows of the step so far
@@ -77,8 +77,10 @@ class PaCo(Objective):
     def views(self) -> tuple[View | OneOf, ...]:
         return self.context.view, self.context.second_view or self.context.view
 
-    def refuses(self, mixing: Mixing) -> str | None:
-        return "a mixed image is no view of its key's image; PaCo contrasts whole images" if mixing.mixes else None
+    def refuses(self) -> str | None:
+        if self.mixing.mixes:
+            return "a mixed image is no view of its key's image; PaCo contrasts whole images"
+        return None
 
     def check_batch_size(self, batch_size: int) -> None:
         o = self.options
@@ -90,12 +92,8 @@ class PaCo(Objective):
             raise ValueError(f"batch_size is {batch_size}, which groups of {o.group} rows (method.group) do not fill")
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        o = self.options
-        classes, momentum = len(self.context.samples_per_class), o.keys == "momentum"
-        return build_paco(options, classes, seed, dim=o.contrast_size, size=o.key_queue, momentum=momentum)
-
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        return ("linear",)
+        o, momentum = self.options, self.options.keys == "momentum"
+        return build_paco(options, self.classes, seed, dim=o.contrast_size, size=o.key_queue, momentum=momentum)
 
     def trainable(self, parameter_name: str) -> bool:
         return not parameter_name.startswith("encoder_k.")
@@ -105,9 +103,9 @@ class PaCo(Objective):
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"positions": plan.positions, "labels_of_step": plan.global_labels("original")}
 
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
+    def coefficients(self, plan: MicroPlan, stream: str) -> np.ndarray:
         anchors = 1 if self.options.keys == "momentum" else 2  # per image
-        return {key(stream, "shares"): share * np.full(len(plan.positions), 1 / (anchors * plan.global_size(stream)))}
+        return np.full(len(plan.positions), 1 / (anchors * plan.global_size(stream)))
 
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> tuple[Tensor, ...]:
         """Logits, queries, keys, and the queue as this step found it."""
@@ -127,7 +125,7 @@ class PaCo(Objective):
                 f"a micro-batch has {rows} rows, which groups of {size} (method.group) do not fill; change "
                 "accumulation, batch_size or method.group"
             )
-        shares = step.values[key(stream, "shares")] * batch.weights
+        shares = step.values[key(stream, "coefficients")] * batch.weights
         groups = [slice(start, start + size) for start in range(0, rows, size)]
         parts = [self._group(group, shares, batch.weights, batch.labels, *output) for group in groups]
         return torch.stack(parts).sum()
@@ -162,6 +160,9 @@ class PaCo(Objective):
 
     def prediction(self, output: tuple[Tensor, ...]) -> Tensor:
         return output[0]
+
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)[None]
 
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
         """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""

@@ -25,8 +25,7 @@ from torch import Tensor, nn
 from train.losses.criterion import Criterion
 from train.losses.functions import at_least_float32
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
-from train.methods.weighted_terms import WeightedTerms
+from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
 
@@ -78,17 +77,16 @@ class RIDE(Objective):
 
     Options: ClassVar[type] = RIDEOptions
 
-    def __init__(self, options: RIDEOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: RIDEOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.late_temperatures = class_temperatures(counts, options.temperature)
         switch = context.schedule.rescaled(options.reweight_from_epoch)
         self.criterion = Criterion("ldam", "drw", counts, switch, context.device)
-        self.terms = WeightedTerms(self.criterion)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         o = self.options
-        return build_ride(options, len(self.context.samples_per_class), o.experts, o.reduced, seed)
+        return build_ride(options, self.classes, o.experts, o.reduced, seed)
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         return tuple(f"backbone.linears.{expert}" for expert in range(self.options.experts))
@@ -96,7 +94,7 @@ class RIDE(Objective):
     def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
         late = plan.step.epoch >= self.criterion.drw_epoch
         return {
-            **self.terms.inputs(plan, stream, share),
+            **super().term_inputs(plan, stream, share),
             key(stream, "shares"): np.broadcast_to(share, len(plan.positions)) / plan.global_size(stream),
             "temperatures": self.late_temperatures if late else np.ones_like(self.late_temperatures),
         }
@@ -107,7 +105,7 @@ class RIDE(Objective):
         classification = output.new_zeros((), dtype=torch.float32)
         for expert in output:
             rows = self.criterion.per_sample(expert / SCALE, batch.labels)
-            classification = classification + self.terms.share(step, stream, rows)
+            classification = classification + self.weighted(step, stream, rows)
         weights = step.values[key(stream, "shares")] * batch.weights
         divergence = diversity(output, step.values["temperatures"])
         return classification + self.options.diversity * (weights * divergence).sum()

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.losses.functions import at_least_float32, cross_entropy
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
+from train.losses.functions import at_least_float32
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions
 from train.models.causal import CausalClassifier
 from train.models.semantic import SemanticNetwork, build_network
@@ -55,26 +55,19 @@ class TDE(Objective):
     Options = TDEOptions
     drop_last = True
 
-    def __init__(self, options: TDEOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: TDEOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         self._means: Tensor | None = None  # (features,), of this rank's rows of the step so far
         self._decay: Tensor | None = None
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        classes, o = len(self.context.samples_per_class), self.options
+        classes, o = self.classes, self.options
         return build_network(
             options, classes, seed, make_head=lambda features: CausalClassifier(features, classes, o.heads, o.scale)
         )
 
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, SemanticNetwork)
-        return (model.classifier_name,)
-
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"decay": np.array(self.decay(plan.step.epoch))}
-
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        return {key(stream, "shares"): share * np.full(len(plan.positions), 1 / plan.global_size(stream))}
 
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> tuple[Tensor, Tensor]:
         features, logits = model(images)
@@ -83,11 +76,6 @@ class TDE(Objective):
         self._means = mean if self._means is None else self._means + mean
         self._decay = step.values["decay"]
         return features, logits
-
-    def term(self, step: MicroStep, stream: str, output: tuple[Tensor, Tensor]) -> Tensor:
-        batch = step.batches[stream]
-        losses = cross_entropy(output[1], batch.labels)
-        return (step.values[key(stream, "shares")] * batch.weights * losses).sum()
 
     def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
         return output[1]

@@ -8,15 +8,11 @@ mode ("shifted"), its statistics move to the over-sampled stream.
 import math
 from dataclasses import dataclass
 
-from torch import nn
-
-from train.methods.stages.crt import CRT, CRTOptions
-from train.models.build import replace_module
-from train.models.heads import ScaledLinear
+from train.methods.second_stage import SCALES, SecondStage, SecondStageOptions
 
 
 @dataclass(frozen=True)
-class LASOptions(CRTOptions):
+class LASOptions(SecondStageOptions):
     """Rates and what else is frozen.
 
     Args:
@@ -33,21 +29,11 @@ class LASOptions(CRTOptions):
             )
 
 
-class LAS(CRT):
+class LAS(SecondStage):
     """Classifiers and their scales are trained."""
 
     Options = LASOptions
-
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        for head in heads:
-            replace_module(model, head, ScaledLinear)
-        return super().prepare(model, heads)
-
-    def inherits(self, parameter_name: str) -> bool:
-        return True
-
-    def requires(self, parameter_name: str) -> bool:
-        return self.in_heads(parameter_name) and not parameter_name.endswith(".scales")
+    scaled = True
 
     def rate_factor(self, parameter_name: str) -> float:
-        return 1.0 if parameter_name.endswith(".scales") else self.options.classifier_rate
+        return 1.0 if parameter_name.endswith(SCALES) else self.options.classifier_rate

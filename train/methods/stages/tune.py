@@ -71,7 +71,6 @@ class Tune(Stage):
 
     def __init__(self, options: Any, context: MethodContext):
         super().__init__(options, context)
-        self.heads: tuple[str, ...] = ()
         self.tuned: frozenset[str] = frozenset()
         self.tuned_buffers: tuple[str, ...] = ()
         self.bottleneck: int | None = None
@@ -90,34 +89,27 @@ class Tune(Stage):
             return "cached features are those of whole images, which a mixing changes; set cached_features to false"
         return None
 
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        self.heads = heads
+    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> None:
+        super().prepare(model, heads)
         self.bottleneck = insert(model, self.options.tuning(), len(self.context.samples_per_class))
         if type(model.get_submodule(heads[0])) is nn.Linear:
             replace_module(model, heads[0], ScaledCosine if self.options.head == "cosine" else UnitLinear)
-        self.tuned = tuned_names(model, self.options.tuning()) - self._of_heads(model)
+        self.tuned = frozenset(n for n in tuned_names(model, self.options.tuning()) if not self.in_heads(n))
         modules = {name.rpartition(".")[0] for name in self.tuned}
         self.tuned_buffers = tuple(name for name, _ in model.named_buffers() if name.rpartition(".")[0] in modules)
-        return model
-
-    def _of_heads(self, model: nn.Module) -> frozenset[str]:
-        return frozenset(name for name, _ in model.named_parameters() if self._in_heads(name))
-
-    def _in_heads(self, name: str) -> bool:
-        return name.startswith(f"{self.heads[0]}.")
 
     def trainable(self, parameter_name: str) -> bool:
-        return parameter_name in self.tuned or self._in_heads(parameter_name)
+        return parameter_name in self.tuned or self.in_heads(parameter_name)
 
     def inherits(self, parameter_name: str) -> bool:
         inserted = self.options.tuned in INSERTED and parameter_name in self.tuned
-        return not inserted and not self._in_heads(parameter_name)
+        return not inserted and not self.in_heads(parameter_name)
 
     def stores(self, name: str) -> bool:
         return self.trainable(name) or name in self.tuned_buffers
 
     def rate_factor(self, parameter_name: str) -> float:
-        return self.options.head_lr if self._in_heads(parameter_name) else 1.0
+        return self.options.head_lr if self.in_heads(parameter_name) else 1.0
 
     def starts_from(self) -> ClassVectors | None:
         o = self.options
@@ -130,7 +122,7 @@ class Tune(Stage):
         return self.heads[0] if self.options.cached_features else None
 
     def set_mode(self, model: nn.Module) -> None:
-        set_modes(model)  # in every step: the trainer sets training mode after each evaluation
+        set_modes(model)
 
     def derived_options(self) -> dict[str, Any]:
         return {} if self.bottleneck is None else {"bottleneck": self.bottleneck}

@@ -2,11 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from train.methods.base import MethodContext
 from train.methods.parts import Stage
 
 
@@ -31,14 +27,5 @@ class Whole(Stage):
 
     Options = WholeOptions
 
-    def __init__(self, options: Any, context: MethodContext):
-        super().__init__(options, context)
-        self.heads: tuple[str, ...] = ()
-
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        self.heads = heads
-        return model
-
     def rate_factor(self, parameter_name: str) -> float:
-        in_heads = parameter_name.startswith(tuple(f"{head}." for head in self.heads))
-        return 1.0 if in_heads else self.options.features_rate
+        return 1.0 if self.in_heads(parameter_name) else self.options.features_rate
