@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -55,12 +56,17 @@ def test_a_failing_or_slow_piece_does_not_stop_the_next(
         Piece("good", 60, lambda settings: iter([[*python, "print('figure')"]])),
     )
     monkeypatch.setattr(gpu_day, "PIECES", pieces)
-    assert main(["--out", str(tmp_path)]) == 1
-    outcomes = {o["piece"]: o["outcome"] for o in json.loads((tmp_path / "pieces.json").read_text())}
+    out, archive = tmp_path / "out", tmp_path / "back.tar.gz"
+    assert main(["--out", str(out), "--pack", str(archive)]) == 1
+    with tarfile.open(archive) as tar:
+        assert {"fails.log", "good.log", "pieces.json"} <= set(tar.getnames())
+        packed = tar.extractfile("pieces.json")
+        assert packed is not None and len(json.load(packed)) == 3
+    outcomes = {o["piece"]: o["outcome"] for o in json.loads((out / "pieces.json").read_text())}
     assert outcomes["fails"].startswith("exit status 3")
     assert outcomes["slow"] == "stopped after 1 s"
     assert outcomes["good"] == "done"
-    assert "figure" in (tmp_path / "good.log").read_text()
+    assert "figure" in (out / "good.log").read_text()
     assert "good: done" in capsys.readouterr().out
 
 
@@ -97,6 +103,13 @@ def test_the_script_takes_python3_where_there_is_no_environment(tmp_path: Path) 
     command = [tmp_path / "benchmarks/gpu/run.sh", "--out", "x"]
     ended = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == "-m tools.benchmarks.gpu_day --out x"
+
+
+def test_the_tests_that_need_a_gpu_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {str(path) for path in gpu_day._gpu_test_files()}
+    assert "tests/train/test_step_graphs.py" in found
+    assert "tests/train/test_page_in_browser.py" not in found  # needs a browser
 
 
 def test_the_whole_day_is_meant_to_take_25_minutes_and_no_piece_over_8() -> None:
