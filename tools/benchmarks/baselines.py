@@ -188,7 +188,7 @@ def _random_crop_filter(rng: np.random.Generator) -> str:
 def write_ffcv(folder: Path, file: Path, workers: int, mode: str) -> None:
     """The class folders in FFCV's own format. Its writer takes pixels, not files: every image is re-encoded.
 
-    mode: "jpg", or "raw" for pixels, which take five times the space and no decoding.
+    mode: "jpg", or "raw" for pixels, which take six times the space and no decoding.
     """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter

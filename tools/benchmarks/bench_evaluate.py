@@ -20,7 +20,12 @@ def run(bench: Bench) -> Report:
     """A whole evaluation each, including the start of workers and pipelines: a run evaluates after every epoch."""
     on_gpu = bench.device.type == "cuda"
     model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", bench.scale.batch_size)
-    report = Report("evaluate", bench.describe(), {**bench.settings(), "model": model, "batch_size": batch_size})
+    report = Report(
+        "evaluate",
+        bench.describe(),
+        {**bench.settings(), "model": model, "batch_size": batch_size},
+        saved_to=bench.saved_to,
+    )
     ours = make_run(bench, model, "imagenet", batch_size, mixed_precision="bf16" if on_gpu else "no")
     images = len(bench.shards)
     network = ours.trainer.bare_model
@@ -33,7 +38,7 @@ def run(bench: Bench) -> Report:
         OFFICIAL: lambda: rate(lambda: _official(bench, network, batch_size)),
         OURS: lambda: rate(lambda: ours.evaluator.selection_scores()),
     }
-    report.tables.append(compare("evaluated images", "images/s", variants, bench.scale.rounds))
+    report.add(compare("evaluated images", "images/s", variants, bench.scale.rounds))
     return report
 
 

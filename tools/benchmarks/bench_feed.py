@@ -43,18 +43,18 @@ _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of 
 
 
 def run(bench: Bench) -> Report:
-    """The share is of CPU time: planning and feeding run in threads, concurrently with the decoding that they feed."""
-    report = Report("feed", bench.describe(), bench.settings())
+    """The share is one of CPU time: planning and feeding run in threads beside the decoding that they feed."""
+    report = Report("feed", bench.describe(), bench.settings(), saved_to=bench.saved_to)
     shares = _shares(bench)
-    report.tables.append(shares)
+    report.add(shares)
     report.targets.append(
         Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
     )
     planning, notes = _planning(bench)
-    report.tables.append(planning)
+    report.add(planning)
     report.notes |= notes
     draws, notes = _draws(bench)
-    report.tables.append(draws)
+    report.add(draws)
     largest = draws.rows[-2]
     report.notes |= notes
     alone, many = planning.rows[0], planning.rows[-1]
@@ -278,28 +278,4 @@ def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> 
     (folder / SOURCES_FILE).write_text("none\n", encoding="utf-8")
     (folder / shard_file(0)).write_bytes(bytes(1024))
     (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n", encoding="utf-8")
-<<<<<<< HEAD
     return finish_set(folder, "empty", counts.tolist(), [ShardInfo(shard_file(0), 1024, "", samples)])
-=======
-    info = DatasetInfo(
-        name="empty",
-        split="train",
-        class_names=tuple(f"class {number}" for number in range(classes)),
-        samples_per_class=tuple(counts.tolist()),
-        shards=(ShardInfo(shard_file(0), 1024, "", samples),),
-        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
-        options={},
-        inputs={},
-        counts={},
-        made_with={},
-    )
-    (folder / DATASET_FILE).write_text(info.to_json(), encoding="utf-8")
-    return folder
-
-
-def _file_info(path: Path) -> FileInfo:
-    size = path.stat().st_size
-    return FileInfo(
-        path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else ""
-    )  # otherwise opening ignores it
->>>>>>> english

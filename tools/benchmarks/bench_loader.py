@@ -4,7 +4,7 @@ On a GPU also parts of ours: DALI's settings, and the augmentation of a batch wi
 """
 
 import importlib
-import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -57,24 +57,27 @@ _PLANNED_BATCHES = 4  # augmented in turn: the parts of a batch that share an op
 
 def run(bench: Bench) -> Report:
     """Training with colour jitter (ImageNet-LT) and without (iNaturalist), and evaluation; on a GPU also parts."""
-    report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
+    report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()}, saved_to=bench.saved_to)
     report.notes |= {name: "absent" if reason else "measured" for name, reason in _absent().items()}
     report.notes |= {f"{name}_absent_because": reason for name, reason in _absent().items() if reason}
     on_gpu = bench.device.type == "cuda"
     failure = decoding.region_decoding_failure(bench) if on_gpu else None
     regions = failure is None
-    compared = [_compare(bench, title, recipe, regions) for title, recipe in _RECIPES.items()]
-    report.tables += itertools.chain(*compared)
-    report.tables.append(_by_side(bench))
+    compared = []
+    for title, recipe in _RECIPES.items():
+        by_clock, by_cpu = _compare(bench, title, recipe, regions)
+        report.add(by_clock, by_cpu)
+        compared.append(by_clock)
+    report.add(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
-        report.tables += [*compare_augmenting(bench), by_settings]
+        report.add(by_settings, *compare_augmenting(bench))
         report.notes["region_decoding"] = "works" if regions else f"not measured, here or in DALI's reader: {failure}"
-    jittered = report.tables[0]
+    jittered = compared[0]
     report.targets = [
         Target("loader / official PIL loader, ImageNet-LT recipe", jittered.ratio(OURS, OFFICIAL), 1.6),
         Target("loader / torchvision v2 on tensors, ImageNet-LT recipe", jittered.ratio(OURS, TENSORS), 1.0),
-        *(Target(f"loader / the fastest other on unchanged files, {t.title}", _lead(t), 1.0) for t, _ in compared),
+        *(Target(f"loader / the fastest other on unchanged files, {t.title}", _lead(t), 1.0) for t in compared),
     ]
     return report
 
@@ -96,9 +99,9 @@ def _absent() -> dict[str, str]:
 
 
 def _lead(table: Table) -> float:
-    """Our ratio to the fastest other loader that reads the original files (FFCV's are re-encoded)."""
-    others = [row.name for row in table.rows if row.name not in (OURS, *_FFCV_FILES)]
-    return min(table.ratio(OURS, name) for name in others)
+    """Our ratio to the fastest of the others that read the files as they are: FFCV's are written anew."""
+    others = [row.name for row in table.rows if row.name not in (OURS, *_FFCV_FILES) and not row.failed]
+    return min((table.ratio(OURS, name) for name in others), default=math.nan)
 
 
 def _by_side(bench: Bench) -> Table:

@@ -29,7 +29,7 @@ def run(bench: Bench) -> Report:
     shape = (batch_size, 224, 224, 3)
     moved = batch_size * 224 * 224 * 3 * (1 + dtype.itemsize)
     settings = {"batch_size": batch_size, "type": str(dtype), "rounds": bench.scale.rounds}
-    report = Report("paste", {"images": "random", "size": "224 x 224"}, settings)
+    report = Report("paste", {"images": "random", "size": "224 x 224"}, settings, saved_to=bench.saved_to)
 
     buffers = [_inputs(shape, bench.device) for _ in range(-(-_ROTATED_BYTES // moved) if on_gpu else 2)]
     input_builder = InputBuilder.create(IMAGENET_STATISTICS, bench.device)
@@ -58,7 +58,7 @@ def run(bench: Bench) -> Report:
         variants[KERNEL] = variant(input_builder.paste)
         variants[COPY] = lambda: rate_of(copy, 200, moved / 1e9, bench.device, warm_up=2)
     table = compare("assembling a pasted batch", "GB/s", variants, bench.scale.rounds)
-    report.tables.append(table)
+    report.add(table)
     if on_gpu:
         report.targets = [
             Target("kernel / copy of the same bytes", table.ratio(KERNEL, COPY), 0.9),

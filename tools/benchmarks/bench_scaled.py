@@ -22,13 +22,13 @@ WHOLE, SCALED, HALF = "whole image", "scaled where the crop allows it", "every i
 
 def run(bench: Bench) -> Report:
     """Images per second that one thread decodes; `crops_of_twice_the_output` is the share that could be scaled."""
-    report = Report("scaled", bench.describe(), bench.settings())
+    report = Report("scaled", bench.describe(), bench.settings(), saved_to=bench.saved_to)
     plan = Plan({"train": bench.shards}, (Stream("original", Shuffled(), (CROP_224,)),), None, 0, 64, 1)
     request = plan.stream_step("original", 0, 0)
     encoded = [bytes(bench.shards.encoded(sample)) for sample in request.sample_ids]
     factors = _factors(request.views[0].region, CROP_224.size)
     report.notes["crops_of_twice_the_output"] = round(float((factors > 1).mean()), 3)
-    report.tables.append(_compare(bench, encoded, factors))
+    report.add(_compare(bench, encoded, factors))
     return report
 
 

@@ -27,7 +27,7 @@ from tools.benchmarks.measuring import Table, Variant, compare, rate_of_batches
 DERIVED, REGIONS = "as derived from the machine", "regions"
 _THREADS, _SHARES, _PREFETCH = (4, 8), (0.0, 0.65, 0.9), (2, 3)
 _EPOCHS = 10**4
-_PROBE_SECONDS = 180  # DALI and CUDA start in less than 30
+_PROBE_SECONDS = 60  # DALI and CUDA start in less than 30
 
 
 def compare_settings(bench: Bench, regions: bool) -> tuple[Table, dict[str, float]]:

@@ -1,5 +1,6 @@
 """A benchmark's results: tables for people, and a JSON file with data, settings, machine and versions."""
 
+import math
 import os
 import platform
 import sys
@@ -20,9 +21,10 @@ class Report:
 
     Args:
         subject: "build", "feed", …; the name of the JSON file.
-        data: description of the images used.
-        settings: batch size, rounds, workers, models: everything needed to repeat it.
-        notes: figures outside the tables.
+        data: description of the images that were used.
+        settings: batch size, rounds, workers, models: what one would have to repeat.
+        notes: figures that belong to no table.
+        saved_to: folder and command of the file, which is written again with every table; None waits for `write`.
     """
 
     subject: str
@@ -31,6 +33,18 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    saved_to: tuple[Path, str] | None = None
+
+    def add(self, *tables: Table) -> None:
+        """More tables; what is known by now is in the file, whatever happens next."""
+        self.tables += tables
+        if self.saved_to is not None:
+            self.write(*self.saved_to)
+
+    @property
+    def failed(self) -> list[str]:
+        """Variants that could not be measured."""
+        return [row.name for table in self.tables for row in table.rows if row.failed]
 
     def print(self) -> None:
         """Print tables, notes and targets."""
@@ -41,7 +55,7 @@ class Report:
             print(f"  {name}: {value}")
         for target in self.targets:
             relation = "at most" if target.at_most else "at least"
-            verdict = "met" if target.met else "MISSED"
+            verdict = "met" if target.met else "not measured" if math.isnan(target.value) else "MISSED"
             print(f"  {verdict}: {target.measure} {target.value:.3g} ({relation} {target.limit:g})")
         sys.stdout.flush()
 

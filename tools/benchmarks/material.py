@@ -1,7 +1,7 @@
 """The benchmarks' data: photograph-like JPEG files, generated or given, as class folders and as shards."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ QUICK = Scale(
     batch_size=64,
     batches=8,
 )
+# A GPU takes a batch of 64 in a blink, and a piece of a day with one has to end within minutes.
+QUICK_ON_GPU = replace(QUICK, images=2400, batch_size=256, batches=24)
 FULL = Scale(
     images=6000,
     copied_images=60_000,
@@ -92,7 +94,8 @@ class Bench:
         given: a folder of JPEGs to use instead of generated ones, or None.
         device: where the network and the loader's batches are.
         cores: workers and threads of every variant.
-        photo_size: approximate width and height of generated images.
+        photo_size: width and height of generated images, about.
+        saved_to: see `figures.Report`.
     """
 
     scratch: Path
@@ -101,6 +104,7 @@ class Bench:
     device: torch.device
     cores: int
     photo_size: tuple[int, int] = IMAGENET_SIZE
+    saved_to: tuple[Path, str] | None = None
 
     @cached_property
     def folder(self) -> Path:

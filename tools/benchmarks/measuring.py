@@ -1,8 +1,11 @@
 """Comparing variants on a machine whose speed drifts: interleaved rounds, ratios within a round, median and spread."""
 
 import contextlib
+import math
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +37,13 @@ class Row:
         """Median over the rounds of the ratio within a round."""
         return median(self.ratios)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be measured; its figures are NaN."""
+        return math.isnan(self.rate)
+
     def as_json(self) -> dict[str, Any]:
-        """All figures, rounded to their precision."""
+        """All figures, rounded to what they are worth; null for what failed."""
         return {
             "name": self.name,
             "median": _rounded(self.rate),
@@ -99,26 +107,36 @@ class Target:
 
 
 def compare(title: str, unit: str, variants: Mapping[str, Variant], rounds: int) -> Table:
-    """Run every variant once per round, in turn, starting each round with a different one. The first is the base."""
-    return _table(title, unit, _measured(variants, rounds))
+    """Run every variant once a round, in turn, each round beginning with another one. The first named is the base."""
+    return _table(title, unit, _measured(variants, rounds, math.nan))
 
 
 def compare_with_cpu(
     title: str, variants: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
 ) -> tuple[Table, Table]:
     """The same for variants that return images per second and per second of CPU time: a table of each."""
-    both = _measured(variants, rounds)
+    both = _measured(variants, rounds, (math.nan, math.nan))
     by_clock, by_cpu = ({name: [pair[i] for pair in pairs] for name, pairs in both.items()} for i in (0, 1))
     return _table(title, "images/s", by_clock), _table(f"{title}, by CPU time", "images/cpu-s", by_cpu)
 
 
-def _measured(variants: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+def _measured(
+    variants: Mapping[str, Callable[[], Measured]], rounds: int, failed: Measured
+) -> dict[str, list[Measured]]:
+    """A variant that fails is told, and not tried again: the others shall not be lost with it."""
     names = list(variants)
     found: dict[str, list[Measured]] = {name: [] for name in names}
+    broken = set()
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            found[name].append(variants[name]())
+            try:
+                found[name].append(failed if name in broken else variants[name]())
+            except Exception:
+                traceback.print_exc()
+                print(f"not measured: {name}; what went wrong is printed above", file=sys.stderr, flush=True)
+                broken.add(name)
+                found[name] = [failed] * (number + 1)
     return found
 
 
@@ -197,5 +215,6 @@ def now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _rounded(value: float) -> float | None:
+    """None, as JSON knows no NaN, for what failed."""
+    return None if math.isnan(value) else float(f"{value:.4g}")
