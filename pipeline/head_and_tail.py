@@ -69,15 +69,24 @@ class _GroupSampler:
     def __init__(self, dataset: SampledDataset, tail: ClassDraws, partners: npt.NDArray[np.int64]) -> None:
         self._dataset, self._tail, self._partners = dataset, tail, partners
 
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        of_groups, of_row, place = self._groups(draws)
+        tail = self._tail.classes(of_groups, f"{purpose}/tail")[of_row]
+        return np.where(place == 0, tail, self._partners[tail, np.maximum(place - 1, 0)])
+
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        of_groups, of_row, place = self._groups(draws)
+        tail = self._tail.ids(of_groups, f"{purpose}/tail", start)[of_row]
+        classes = self.classes(draws, purpose)
+        uniform = draws.uniform(f"{purpose}/partners", (len(draws.rows),))
+        members = (uniform * self._dataset.samples_per_class[classes]).astype(np.int64)
+        partners = self._dataset.sample_ids_by_class[self._dataset.class_starts[classes] + members]
+        return np.where(place == 0, tail, partners).astype(np.int64)
+
+    def _groups(self, draws: RowDraws) -> tuple[RowDraws, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Draws of the groups that the rows belong to, the position of each row's group among them, and the row's place
+        in it. A group's first image decides the classes of its others, whichever rows are requested.
+        """
         group, place = np.divmod(draws.rows, 1 + self._partners.shape[1])
         groups, of_row = np.unique(group, return_inverse=True)
-        # The first image of a group decides the classes of its others, whichever rows are asked for.
-        of_groups = RowDraws(draws.seed, draws.epoch, draws.step, groups)
-        classes = self._tail.classes(of_groups, f"{purpose}/tail")[of_row]
-        tail = self._tail.ids(of_groups, f"{purpose}/tail", start)[of_row]
-        partners = self._partners[classes, np.maximum(place - 1, 0)]
-        uniform = draws.uniform(f"{purpose}/partners", (len(draws.rows),))
-        members = (uniform * self._dataset.samples_per_class[partners]).astype(np.int64)
-        others = self._dataset.sample_ids_by_class[self._dataset.class_starts[partners] + members]
-        return np.where(place == 0, tail, others).astype(np.int64)
+        return RowDraws(draws.seed, draws.epoch, draws.step, groups), of_row, place

@@ -1,4 +1,4 @@
-"""From options to a finished run: open the data, put the parts together, train, evaluate, report."""
+"""From options to a finished run: open the data, assemble the parts, train, evaluate, report."""
 
 import logging
 import os
@@ -7,12 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.executors.decode_settings import decode_settings
@@ -53,21 +52,24 @@ from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.startup import StartClock
 
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
 logger = logging.getLogger(__name__)
 
-# Exit statuses of `python -m train`. A launcher of several processes replaces them by its own; see status.json.
+# Exit statuses of `python -m train`. A launcher of several processes replaces them with its own; see status.json.
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
 _OF_PLAN = "plan."  # what a checkpoint shares with its run because of the plan
 
 
 def train(options: Options, clock: StartClock | None = None) -> int:
-    """Train, evaluate and report as the options say; returns the exit status.
+    """Train, evaluate and report according to the options; returns the exit status.
 
-    clock: of a command that measured its start up to here.
+    clock: from a command that has measured its start-up so far.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
-        RuntimeError: another process trains in the folder of this run.
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not match; nothing was changed.
+        RuntimeError: another process is training in this run's folder.
     """
     clock = clock or StartClock()
     check_device(options.run.device)
@@ -75,7 +77,7 @@ def train(options: Options, clock: StartClock | None = None) -> int:
     check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
-    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
+    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be downloaded
     # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
@@ -88,8 +90,8 @@ def train(options: Options, clock: StartClock | None = None) -> int:
             clock.end_of("network")
             return run.execute(clock)
     finally:
-        # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
-        # 2.11), and the launcher reports a finished run as failed.
+        # Networks also hold the process group. One that outlives the interpreter occasionally aborts the process (gloo,
+        # torch 2.11), and the launcher then reports a finished run as failed.
         end(accelerator)
 
 
@@ -98,15 +100,19 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
-def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+def _moving_average(model: nn.Module, decay: float | None) -> "ModelEmaV3 | None":
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
-    return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+    if decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay, use_warmup=True)
 
 
 def _rehearse(
     options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator, pretrained: Pretrained | None
 ) -> int:
-    """Take a few steps and say what the whole run takes; weights and files are thrown away."""
+    """Take a few steps and report an estimate for the whole run; weights and files are discarded."""
     with rehearsal.trial(options) as few:
         run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator, pretrained)
         ends, started = [], time.perf_counter()
@@ -120,7 +126,7 @@ def _rehearse(
 
 
 class Run:
-    """The parts of a run, made in the order in which they can fail cheaply."""
+    """The parts of a run, created in an order that lets cheap checks fail first."""
 
     def __init__(
         self,
@@ -138,7 +144,9 @@ class Run:
         self.capture: Capture | None = None
         if options.run.cuda_graphs:
             if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
-                raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
+                raise ValueError(
+                    "cuda_graphs only supports plain sgd steps: omit adamw, clip_norm, fp16 or cuda_graphs"
+                )
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.checkpoint = self._found_checkpoint()
         if not self.method.objective.surveys:
@@ -181,7 +189,7 @@ class Run:
         if self.options.run.accumulation > 1 and not method.objective.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
-                "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
+                "whole batch at once; set accumulation to 1, and use more processes or a smaller batch_size"
             )
         method.objective.check_batch_size(self.options.run.batch_size)
         return method
@@ -192,7 +200,7 @@ class Run:
         return Plan(self.datasets, *rules, o.seed, o.batch_size, o.epochs, objective.drop_last)
 
     def _survey(self, model: nn.Module) -> None:
-        """What streams depend on: of the checkpoint that the run goes on from, or from the images."""
+        """Give the objective what its streams depend on: from the checkpoint to resume, or from the images."""
         if self.checkpoint is not None and "method" in self.checkpoint[1]:
             path, state = self.checkpoint
             settings = {name: value for name, value in state["fit"].items() if not name.startswith(_OF_PLAN)}
@@ -244,22 +252,26 @@ class Run:
         return HeadAlone(alone, model.get_submodule(alone))
 
     def _weights_key(self) -> str:
-        """Names the weights of a frozen backbone."""
+        """A string that identifies the weights of a frozen backbone."""
         if self.pretrained is not None:
             return f"{self.options.model.name} {self.pretrained.sha256}"
-        assert self.options.model.init_from is not None, "the stage wants one of the two"
+        assert self.options.model.init_from is not None, "the stage requires one of the two"
         return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
+        if self.options.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses its matrix products
         torch.use_deterministic_algorithms(self.options.run.deterministic)
-        torch.backends.cudnn.benchmark = not self.options.run.deterministic  # a run has few shapes: try all algorithms
+        torch.backends.cudnn.benchmark = (
+            not self.options.run.deterministic
+        )  # a run has few shapes, so trying all algorithms pays off
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
 
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
-        # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        # Captured steps know the learning rate by its address.
+        # Not prepared by Accelerate: its wrapper is for its own accumulation and loss scaling, which we do not use.
+        # Captured steps refer to the learning rate by its address.
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
@@ -293,7 +305,7 @@ class Run:
         return Trainer(parts, self.options.run)
 
     def _fit(self) -> dict[str, Any]:
-        """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
+        """Everything that determines a run's weights; equal in a run and every checkpoint it may continue from."""
         return self._settings() | {f"{_OF_PLAN}{key}": value for key, value in self.plan.fingerprint().items()}
 
     def _settings(self) -> dict[str, Any]:
@@ -312,7 +324,7 @@ class Run:
         }
 
     def _found_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """What the run goes on from."""
+        """The checkpoint to resume from, None to start anew."""
         choice = self.options.run.resume
         if choice in ("never", "auto"):
             return self.folder.checkpoints.load_latest() if choice == "auto" else None
@@ -324,8 +336,8 @@ class Run:
             self.trainer.restore(*self.checkpoint)
             logger.info("continuing from %s", self.checkpoint[0])
         elif self.options.run.resume == "auto" and self.accelerator.is_main_process:
-            self.folder.metrics.restore(0)  # a run that was killed before its first checkpoint begins anew
-        self.checkpoint = None  # its tensors are those of the run now
+            self.folder.metrics.restore(0)  # a run killed before its first checkpoint starts over
+        self.checkpoint = None  # the run owns its tensors now
 
     # ---------------------------------------------------------------- execution
 
@@ -342,7 +354,7 @@ class Run:
         return status
 
     def make_loader(self) -> Loader:
-        """This rank's steps, from where the trainer stands to the end of the run."""
+        """This rank's steps, from the trainer's position to the end of the run."""
         run = self.options.run
         return Loader(
             self.plan,
@@ -407,10 +419,10 @@ class Run:
             self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
             self.trainer.run(loader)
             if self.trainer.ended_early:
-                logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
+                logger.info("no better epoch in %d evaluations: stopping early", self.options.run.patience)
         except PreemptedError:
             logger.info(
-                "stopped; the state is in %s. The same command with --resume auto goes on from there",
+                "stopped; the state is in %s. The same command with --resume auto continues from there",
                 self.folder.checkpoints.positions()[-1][1] if self.accelerator.is_main_process else "its folder",
             )
             self._write_status("preempted", signal=self.stop_request.signal)
@@ -430,7 +442,7 @@ class Run:
         except BaseException as error:
             try:
                 self._write_status("failed", error=f"{type(error).__name__}: {error}")
-            except OSError as second:  # the disk that is full cannot take this either; the first error is the cause
+            except OSError as second:  # a full disk has no space for this either; the first error is the cause
                 logger.error("%s: status.json could not be written: %s", self.folder.path, second)
             raise
 
@@ -440,7 +452,7 @@ class Run:
             self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
 
     def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
-        """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
+        """Test numbers of the last and the best weights, then all reports."""
         history = self.trainer.history
         last, details = self.evaluator.final_scores()
         best = last

@@ -116,7 +116,10 @@ def test_statistics_of_the_last_block_alone_move_in_the_second_stage(data: Path,
     ("changes", "message"),
     [
         ({"model.weights": None}, "start from one with --model.pretrained true"),
-        ({"method.name": "paco", "method.fresh_block": True}, "a fresh block and its momentum copy would start apart"),
+        (
+            {"method.name": "paco", "method.fresh_block": True},
+            "a fresh block and its momentum copy would start differently",
+        ),
         ({"model.name": "convnext_atto"}, "has no plain ResNet whose last block"),
     ],
 )

@@ -256,7 +256,7 @@ def test_padding_rows_change_nothing(keys: str) -> None:
 
 
 def test_mixed_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="no view of its key's image"):
+    with pytest.raises(ValueError, match="not a view of its key's image"):
         make_method("paco", context((9, 4, 2)), mixing="paste")
 
 

@@ -91,7 +91,7 @@ class FSA(Objective):
     drop_last = True
     surveys = True
     without: ClassVar[Mapping[str, str]] = {
-        "mixup_prob": "new rows are mixed in feature space, of whole images; mix images in the first phase"
+        "mixup_prob": "new rows are mixed in feature space, from whole images; mix images in the first phase"
     }
 
     def __init__(self, options: FSAOptions, context: MethodContext, mixing: Mixing):

@@ -1,12 +1,9 @@
 """The last residual block of each ResNet in a network."""
 
-from timm.models.resnet import ResNet
 from torch import nn
 
 from train.models.resnet_cifar import ResNet32
 from train.models.resnet_stem32 import ResNetStem32
-
-_LAST_STAGE = {ResNet: "layer4", ResNet32: "layer3", ResNetStem32: "conv5_x"}
 
 
 def last_blocks(model: nn.Module) -> dict[str, str]:
@@ -15,9 +12,12 @@ def last_blocks(model: nn.Module) -> dict[str, str]:
     Raises:
         ValueError: there is none.
     """
+    from timm.models.resnet import ResNet  # here, as it takes seconds: most runs do not need it
+
+    last_stage = {ResNet: "layer4", ResNet32: "layer3", ResNetStem32: "conv5_x"}
     found = {}
     for name, module in model.named_modules():
-        for kind, stage in _LAST_STAGE.items():
+        for kind, stage in last_stage.items():
             if isinstance(module, kind):
                 path = f"{name}.{stage}".lstrip(".")
                 blocks = model.get_submodule(path)

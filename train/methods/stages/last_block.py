@@ -49,7 +49,7 @@ class LastBlock(Stage):
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if self.options.fresh_block and len(objective.views()) > objective.copies:
-            return "a fresh block and its momentum copy would start apart; set fresh_block to false"
+            return "a fresh block and its momentum copy would start differently; set fresh_block to false"
         return None
 
     def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> None:
