@@ -248,7 +248,7 @@ def test_places_of_a_backbone(name: str, places: int) -> None:
 
 
 def test_a_run_without_a_first_phase_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"second stage: give the checkpoint of a first with --model\.init_from"):
+    with pytest.raises(ValueError, match=r"second stage.*--model\.init_from"):
         make_method("fsa", context(COUNTS)).build_model(ModelOptions(width=4), seed=0)
 
 
