@@ -15,7 +15,7 @@ _LARGEST_EPOCH_ARRAY = 2**22
 _LARGEST_STEP_ARRAY = 2**12
 # With six rounds, neighbours are visibly correlated in sets of a dozen samples; with eight they are not (see tests).
 _FEISTEL_ROUNDS = 8
-_STEPS_UPWARDS = 8  # after these, the few remaining numbers, those among many tiny classes, are found by binary search
+_STEPS_UPWARDS = 8  # afterwards the few remaining numbers, among many tiny classes, are found by binary search
 
 
 class SampledDataset(Protocol):
@@ -259,12 +259,12 @@ class _Intervals:
     def __init__(self, ends: npt.NDArray[np.float64]) -> None:
         """ends: float64 (n,), ascending, the last one 1."""
         self._ends = ends
-        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: to multiply by it does not round
+        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: multiplying by it does not round
         starts = np.arange(self._entries) / self._entries
         self._first = np.searchsorted(ends, starts, side="right")
 
     def __call__(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """int64, of float64 of the same shape (n,)."""
+        """float64 (n,) → int64 (n,)."""
         found = self._first[(numbers * self._entries).astype(np.int64)]
         below = np.flatnonzero(self._ends[found] <= numbers)
         for _ in range(_STEPS_UPWARDS):

@@ -230,6 +230,8 @@ class Run:
         return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
+        if self.options.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses its matrix products
         torch.use_deterministic_algorithms(self.options.run.deterministic)
         torch.backends.cudnn.benchmark = (
             not self.options.run.deterministic
