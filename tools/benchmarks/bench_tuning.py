@@ -27,6 +27,7 @@ from train.features import pooled_features
 from train.models.build import ModelOptions, build_model, classifier_name, replace_module
 from train.models.heads import ScaledCosine
 from train.models.tuning import Kind, Tuning, insert, set_modes, tuned_names
+from train.run_folder import write_json
 
 CLASSES = 100
 KINDS: tuple[Kind, ...] = ("head", "lora", "adaptformer", "full")
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if o.out is not None:
         content = {"network": o.network, "batch_size": o.batch_size, "results": results}
         content |= {"hardware": hardware(), "versions": versions()}
-        o.out.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(o.out, content)
     return 0
 
 

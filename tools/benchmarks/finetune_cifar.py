@@ -21,6 +21,7 @@ from pipeline.rng import generator
 from tools.markdown import markdown
 from train.evaluation.run_report import commit, hardware, versions
 from train.evaluation.spread import mean_and_spread
+from train.run_folder import write_json
 
 LARGEST, SMALLEST, TEST_PER_CLASS = 100, 3, 60
 GROUPS = {"3 largest": slice(0, 3), "4 middle": slice(3, 7), "3 smallest": slice(7, 10)}
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": commit(),
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.out, content)
     print(table(results), f"\n{content['seconds']:.0f} s in all")
     return 0
 

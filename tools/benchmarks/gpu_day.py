@@ -7,7 +7,6 @@ even on a CPU, so no GPU time is lost to a typo.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from train.run_folder import write_json
 
 METHODS = ("ce", "ce-cmo", "bs", "bs-cmo")
 SEEDS = (0, 1, 2)
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for piece in (p for p in PIECES if not options.only or p.name in options.only):
         outcomes.append(run_piece(piece, settings))
         print("{piece}: {outcome}, {seconds} s".format(**outcomes[-1]), flush=True)
-        (settings.out / "pieces.json").write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+        write_json(settings.out / "pieces.json", outcomes)
     return 0 if all(outcome["outcome"] == "done" for outcome in outcomes) else 1
 
 

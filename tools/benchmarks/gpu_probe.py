@@ -6,7 +6,6 @@ Every finding is written immediately.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from tools.benchmarks.figures import machine
 from tools.benchmarks.material import QUICK, TOY, Bench
 from tools.benchmarks.measuring import now
 from train.evaluation.run_report import versions
+from train.run_folder import write_json
 
 _COPIED_BYTES = 2**30
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found[name] = find()
         except Exception as error:  # any error: the next findings must not be lost
             found[name] = f"failed: {type(error).__name__}: {error}"
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, found)
         print(f"{name}: {found[name]}", flush=True)
 
     note("machine", machine)
