@@ -278,28 +278,4 @@ def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> 
     (folder / SOURCES_FILE).write_text("none\n", encoding="utf-8")
     (folder / shard_file(0)).write_bytes(bytes(1024))
     (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n", encoding="utf-8")
-<<<<<<< HEAD
     return finish_set(folder, "empty", counts.tolist(), [ShardInfo(shard_file(0), 1024, "", samples)])
-=======
-    info = DatasetInfo(
-        name="empty",
-        split="train",
-        class_names=tuple(f"class {number}" for number in range(classes)),
-        samples_per_class=tuple(counts.tolist()),
-        shards=(ShardInfo(shard_file(0), 1024, "", samples),),
-        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
-        options={},
-        inputs={},
-        counts={},
-        made_with={},
-    )
-    (folder / DATASET_FILE).write_text(info.to_json(), encoding="utf-8")
-    return folder
-
-
-def _file_info(path: Path) -> FileInfo:
-    size = path.stat().st_size
-    return FileInfo(
-        path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else ""
-    )  # otherwise opening ignores it
->>>>>>> english
