@@ -9,9 +9,9 @@ from shards.reader import HASHED_INDEX_BYTES
 
 
 def finish_set(folder: Path, name: str, samples_per_class: Sequence[int], shards: Sequence[ShardInfo]) -> Path:
-    """Write dataset.json of a folder that has its index, its samples by class, its sources and its shards.
+    """Write dataset.json for a folder that has its index, samples by class, sources and shards.
 
-    Classes are called "class 0", "class 1", …
+    Classes are named "class 0", "class 1", …
     """
     info = DatasetInfo(
         name=name,
@@ -31,4 +31,6 @@ def finish_set(folder: Path, name: str, samples_per_class: Sequence[int], shards
 
 def _file_info(path: Path) -> FileInfo:
     size = path.stat().st_size
-    return FileInfo(path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else "")  # else opening ignores it
+    return FileInfo(
+        path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else ""
+    )  # otherwise opening ignores it

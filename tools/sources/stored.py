@@ -80,7 +80,7 @@ class StoredBytes(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise OSError(f"{self.name}: byte {start + offset} asked for; the archive is damaged")
+            raise OSError(f"{self.name}: byte {start + offset} requested; the archive is damaged")
         self._position = start + offset
         return self._position
 
