@@ -24,6 +24,7 @@ from pipeline.executors.factory import (
     make_executor,
     ranks_here,
 )
+from pipeline.labels_ahead import LabelsAhead
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan
 from pipeline.rng import RowDraws
@@ -128,6 +129,7 @@ class Loader:
         self._device = device
         self._parts = [(micro * world_size + rank, parts) for micro in range(accumulation)]
         self._span = start, stop or Position(plan.epochs, 0)
+        self._labels_ahead = LabelsAhead(plan, self._span[1])
         self._upcoming = Upcoming(plan, start, _machine(rank, world_size), accumulation)
         for name, dataset in plan.datasets.items():
             dataset.expect(partial(self._upcoming.next_uses, name))
@@ -163,6 +165,7 @@ class Loader:
         """Stop all executors; afterwards none of this loader's threads and pipelines is left."""
         for feed in self._feeds.values():
             feed.close()
+        self._labels_ahead.close()
         for dataset in self._plan.datasets.values():
             dataset.expect(None)
 
@@ -190,7 +193,7 @@ class Loader:
         for at in self._plan.positions(*self._span):
             started = time.perf_counter()
             self._upcoming.now = at
-            whole = self._plan.global_batch(at.epoch, at.step)
+            whole = self._labels_ahead.global_batch(at)
             micro_batches = [self._micro_batch(whole) for _ in self._parts]
             yield LoadedStep(whole, micro_batches, time.perf_counter() - started)
 
@@ -201,8 +204,8 @@ class Loader:
 
 
 def _machine(rank: int, world_size: int) -> tuple[int, int]:
-    """Which part of a batch the ranks of this machine read: (index, parts). Launchers number them one after the other;
-    where machines have different numbers of ranks, only what this rank reads is known.
+    """The part of a batch that this machine's ranks read: (index, parts). Launchers number them consecutively; if
+    machines have different numbers of ranks, only this rank's part is known.
     """
     here = ranks_here(world_size)
     return (rank // here, world_size // here) if here and world_size % here == 0 else (rank, world_size)

@@ -107,12 +107,14 @@ class GlobalBatch:
     Attributes:
         sizes: number of samples over all ranks and micro-batches, by stream that the step uses.
         labels: returns a stream's labels, int64 (size,); they are drawn on first use.
+        seed: the plan's, for a method's own draws (`train.methods.base.MicroPlan.uniform`).
     """
 
     epoch: int
     step: int
     sizes: Mapping[str, int]
     labels: Callable[[str], npt.NDArray[np.int64]]
+    seed: int
 
 
 class Plan:
@@ -175,10 +177,11 @@ class Plan:
         sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
 
         def labels(name: str) -> npt.NDArray[np.int64]:
-            ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
-            return self._index(name)["label"][ids].astype(np.int64)
+            draws = RowDraws(self.seed, epoch, step, np.arange(sizes[name]))
+            drawn = self._samplers[name].classes(draws, f"{name}/samples")
+            return self._index(name)["label"][self._ids(name, draws)].astype(np.int64) if drawn is None else drawn
 
-        return GlobalBatch(epoch, step, sizes, cache(labels))
+        return GlobalBatch(epoch, step, sizes, cache(labels), self.seed)
 
     def pastes(self, epoch: int, step: int) -> bool:
         """Whether the step mixes: a single coin, drawn without the rest of the plan."""
@@ -221,12 +224,12 @@ class Plan:
     def sample_ids(
         self, stream_name: str, epoch: int, step: int, part: tuple[int, int] = (0, 1)
     ) -> npt.NDArray[np.int64]:
-        """int64: those of `stream_step`, without the rest of it."""
+        """int64: the sample ids of `stream_step`, without the rest of it."""
         rows, _ = self._part(stream_name, epoch, step, part)
         return self._ids(stream_name, RowDraws(self.seed, epoch, step, rows))
 
     def twin(self) -> "Plan":
-        """The same plan, for a thread that asks for other epochs: each keeps the order of the last one it was asked."""
+        """The same plan, for a thread that uses other epochs: each plan caches the order of its last epoch."""
         streams = tuple(self.streams.values())
         size, epochs = self.global_batch_size, self.epochs
         return Plan(self.datasets, streams, self.mix_rule, self.seed, size, epochs, self.drop_last)
@@ -282,7 +285,7 @@ class Plan:
     def _part(
         self, stream_name: str, epoch: int, step: int, part: tuple[int, int]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows and weights of a part of a step's batch, as `part_indices` gives them; of (0, 1) the batch itself."""
+        """Rows and weights of a part of a step's batch, from `part_indices`; (0, 1) is the batch itself."""
         size = len(self._slots(epoch, step, stream_name))
         return part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
 

@@ -15,6 +15,7 @@ _LARGEST_EPOCH_ARRAY = 2**22
 _LARGEST_STEP_ARRAY = 2**12
 # With six rounds, neighbours are visibly correlated in sets of a dozen samples; with eight they are not (see tests).
 _FEISTEL_ROUNDS = 8
+_STEPS_UPWARDS = 8  # afterwards the few remaining numbers, among many tiny classes, are found by binary search
 
 
 class SampledDataset(Protocol):
@@ -35,6 +36,9 @@ class Sampler(Protocol):
 
         A row's sample does not depend on the other rows requested.
         """
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64] | None:
+        """Labels of these samples, int64, if the rule draws classes first and then members; otherwise None."""
 
 
 class Sampling(Protocol):
@@ -97,7 +101,7 @@ class ClassWeighted:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         # 0 ** negative would be inf: an empty class has no sample to draw.
         mass = np.power(counts, 1.0 - self.exponent, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ class ClassWeightedEffectiveNumber:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         effective = 1.0 - np.power(self.beta, counts)
         mass = np.divide(counts, effective, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,9 @@ class _ShuffledSampler:
             self._kept = kept = key, order
         return kept[1](slots)
 
+    def classes(self, draws: RowDraws, purpose: str) -> None:
+        return None
+
 
 class _RedrawnSampler:
     def __init__(self, members: np.ndarray) -> None:
@@ -164,6 +171,9 @@ class _RedrawnSampler:
         rng = generator(draws.seed, purpose, draws.epoch, draws.step)
         order = _order(len(self._members), rng, _LARGEST_STEP_ARRAY)
         return self._members[order(draws.rows % len(self._members))].astype(np.int64)
+
+    def classes(self, draws: RowDraws, purpose: str) -> None:
+        return None
 
 
 _Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
@@ -216,25 +226,58 @@ def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return (values ^ (values >> np.uint64(33))) >> np.uint64(1)
 
 
-class _ClassWeightedSampler:
-    """Draw a class by its probability, then one of its samples uniformly: O(log C) per draw for any set size."""
+class ClassDraws:
+    """Draw a class by its probability, then one of its samples uniformly: O(log C) per draw for any set size.
+
+    Args:
+        class_mass: float64 (classes,), proportional to the probabilities.
+    """
 
     def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
         self._samples_per_class = dataset.samples_per_class
         self._sample_ids_by_class = dataset.sample_ids_by_class
         self._class_starts = dataset.class_starts
-        self._cumulative = np.cumsum(class_mass / class_mass.sum())
+        cumulative = np.cumsum(class_mass / class_mass.sum())
         # The sum may differ from 1 by a rounding error. Dividing by the last value makes it exactly 1 starting at the
         # last class with any mass, so a draw u < 1 never falls on an empty class at the end.
-        self._cumulative /= self._cumulative[-1]
+        self._class_of = _Intervals(cumulative / cumulative[-1])
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        return self._class_of(draws.uniform(purpose, (len(draws.rows), 2))[:, 0])
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         uniform = draws.uniform(purpose, (len(draws.rows), 2))
-        # side="right": a class with probability 0 has an empty interval and is never chosen.
-        classes = np.searchsorted(self._cumulative, uniform[:, 0], side="right")
+        classes = self._class_of(uniform[:, 0])
         # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
         members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
         return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
+
+
+class _Intervals:
+    """Finds the interval of a number in [0, 1): `np.searchsorted(ends, numbers, side="right")`, but twenty times faster
+    with 10^5 intervals. A table gives a lower bound; a few steps upwards follow.
+
+    Because of side="right" an empty interval, a class with probability 0, is never chosen.
+    """
+
+    def __init__(self, ends: npt.NDArray[np.float64]) -> None:
+        """ends: float64 (n,), ascending, the last one 1."""
+        self._ends = ends
+        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: multiplying by it does not round
+        starts = np.arange(self._entries) / self._entries
+        self._first = np.searchsorted(ends, starts, side="right")
+
+    def __call__(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """float64 (n,) → int64 (n,)."""
+        found = self._first[(numbers * self._entries).astype(np.int64)]
+        below = np.flatnonzero(self._ends[found] <= numbers)
+        for _ in range(_STEPS_UPWARDS):
+            if not below.size:
+                return found
+            found[below] += 1
+            below = below[self._ends[found[below]] <= numbers[below]]
+        found[below] = np.searchsorted(self._ends, numbers[below], side="right")
+        return found
 
 
 class _ProgressiveSampler:
@@ -244,7 +287,7 @@ class _ProgressiveSampler:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         self._by_sample = counts / counts.sum()
         self._by_class = (counts > 0) / np.count_nonzero(counts)
-        self._kept: tuple[int, _ClassWeightedSampler] | None = None
+        self._kept: tuple[int, ClassDraws] | None = None
 
     def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
         """The probabilities in an epoch (from 0), float64 (classes,)."""
@@ -252,8 +295,14 @@ class _ProgressiveSampler:
         return done * self._by_class + (1 - done) * self._by_sample
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        return self._of(draws.epoch).ids(draws, purpose, start)
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        return self._of(draws.epoch).classes(draws, purpose)
+
+    def _of(self, epoch: int) -> ClassDraws:
         kept = self._kept
-        if kept is None or kept[0] != draws.epoch:
-            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(draws.epoch))
-            self._kept = kept = draws.epoch, sampler
-        return kept[1].ids(draws, purpose, start)
+        if kept is None or kept[0] != epoch:
+            sampler = ClassDraws(self._dataset, self.class_probabilities(epoch))
+            self._kept = kept = epoch, sampler
+        return kept[1]

@@ -106,10 +106,10 @@ def finite_number(text: str) -> float:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For a command's imports of torch and what stands on it: half a million objects, all of which stay.
+    """Wraps a command's imports of torch and packages that need it: half a million objects, none of which is freed.
 
-    Looking for garbage among them, again and again while they grow, is a quarter of the time, and in the middle of the
-    work a third of a second. So they are left out until the process ends.
+    Repeated garbage collection while their number grows takes a quarter of the import time, and a collection later
+    a third of a second. So these objects are exempt until the process ends.
     """
     gc.disable()
     try:
@@ -117,7 +117,7 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        atexit.register(gc.unfreeze)  # else extension modules complain of leaks
+        atexit.register(gc.unfreeze)  # otherwise extension modules report leaks
 
 
 def say_error(name: str, message: str) -> None:

@@ -118,7 +118,7 @@ class Bucket:
                 raise self._obstore.exceptions.GenericError(f"{len(data)} bytes received, {expected} expected")
             with self._lock:
                 self.traffic.bytes_read += len(data)
-            self._note_version(name, answer.meta["e_tag"])
+            self.note_version(name, answer.meta["e_tag"])
             return data
 
         part = "" if wanted is None else f", bytes {wanted[0]} to {wanted[1]}"
@@ -126,10 +126,21 @@ class Bucket:
 
     def download(self, name: str, path: Path) -> None:
         """Download an object into a file, in pieces, so it may be of any size. Raises as `read` does."""
-        size = self._patiently(lambda: self._obstore.head(self._store, name)["size"], self.url_of(name))
+        size = self.info(name).bytes
         with path.open("wb") as file:
             for start in range(0, size, _PIECE_BYTES):
                 file.write(self.read(name, start, min(start + _PIECE_BYTES, size)))
+
+    def info(self, name: str) -> ObjectInfo:
+        """Size and version of an object. Raises as `read` does."""
+        found = self._patiently(lambda: self._obstore.head(self._store, name), self.url_of(name))
+        self.note_version(name, found["e_tag"])
+        return ObjectInfo(found["size"], found["e_tag"])
+
+    def note_version(self, name: str, mark: str | None) -> None:
+        """Record the version of an object seen here or elsewhere; a different one later means that it has changed."""
+        with self._lock:
+            self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
 
     def changed(self, name: str) -> bool:
         """Whether the object was replaced since we first listed or read it, by the store's version tags."""
@@ -143,7 +154,7 @@ class Bucket:
             chunks = self._obstore.list(self._store, chunk_size=_LISTED_AT_ONCE)
             found = {entry["path"]: ObjectInfo(entry["size"], entry["e_tag"]) for chunk in chunks for entry in chunk}
             for name, info in found.items():
-                self._note_version(name, info.version)
+                self.note_version(name, info.version)
             return found
 
         return self._patiently(get, f"{self.url}: listing")
@@ -161,10 +172,6 @@ class Bucket:
         """Delete these objects, which must exist."""
         if doomed := list(names):
             self._patiently(lambda: self._obstore.delete(self._store, doomed), f"{self.url}: deleting")
-
-    def _note_version(self, name: str, mark: str | None) -> None:
-        with self._lock:
-            self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
 
     def _connect(self) -> Any:
         seconds = timedelta(seconds=self.patience.timeout_seconds)

@@ -225,10 +225,10 @@ class ShardSet:
         """Announce that all samples will be read in id order; the kernel detects sequential reads itself."""
 
     def expect(self, next_uses: Callable[[], np.ndarray] | None) -> None:
-        """By what to decide which samples a local copy with a limit keeps; None ends that. A folder needs no copy.
+        """Set how a local copy with a size limit decides which samples to keep; None resets it. No effect for a folder.
 
-        next_uses: gives uint32 (N,): the sooner a sample is read the smaller, the largest number where unknown. It is
-            called by other threads.
+        next_uses: returns uint32 (N,), smaller for samples read sooner, the largest value if unknown. Other threads
+            call it.
         """
 
     def source_of(self, sample: int) -> str:

@@ -21,7 +21,7 @@ FLOORS = {
         {"rng", "transfer"},
         {"views", "mix_rule", "sampling"},
         {"augmentation", "plan"},
-        {"executors", "upcoming"},
+        {"executors", "upcoming", "labels_ahead"},
         {"loader"},
     ],
     "train": [

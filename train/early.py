@@ -1,6 +1,6 @@
-"""The command line of a run before anything heavy is imported: `--help`, and mistakes in names and plain values.
+"""Checks of a run's command line before anything heavy is imported: `--help`, wrong names and plain values.
 
-Only what is certainly wrong is refused here. All else is checked by `train.options.parse`.
+Only certain mistakes are refused here. `train.options.parse` checks everything else.
 """
 
 import ast
@@ -18,7 +18,7 @@ from train.option_sources import Option, method_options, part_names, run_options
 from train.resources import find_recipe
 
 USAGE_STATUS = 2
-# What users of other programs type, and what it is called here.
+# Names used by other programs, and the corresponding ones here.
 _OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -40,16 +40,16 @@ CHOICES = ("name", *PART_FOLDERS)  # of a method: they decide which options ther
 
 
 class OptionError(ValueError):
-    """An option that cannot be meant."""
+    """An invalid option."""
 
 
 def normalised(arguments: Sequence[str]) -> list[str]:
-    """The command line with "_" for "-" in option names, and recipes that come with the project as their files.
+    """The command line with "_" for "-" in option names, and included recipes replaced by their files.
 
-    A switch without a value (`--dry-run`) is one that is on.
+    A switch without a value (`--dry-run`) is on.
 
     Raises:
-        FileNotFoundError: a recipe is neither a file nor one of those.
+        FileNotFoundError: a recipe is neither a file nor an included one.
     """
     result: list[str] = []
     switches = {f"--{name}" for name, option in {**run_options(), **method_options()}.items() if option.type == "bool"}
@@ -71,11 +71,11 @@ def _recipe(text: str) -> str:
 
 
 def check(arguments: Sequence[str], forms: Mapping[str, str]) -> None:
-    """Refuse unknown option names, and values that are plainly of another type.
+    """Refuse unknown option names, and values that are clearly of the wrong type.
 
     Args:
         arguments: a normalised command line.
-        forms: other names of options, which are renamed or explained later.
+        forms: other option names, which are renamed or explained later.
 
     Raises:
         OptionError: the first mistake, with similar names.
@@ -108,7 +108,7 @@ def _unknown(name: str, names: Sequence[str]) -> str:
         similar = ends[:2] or difflib.get_close_matches(name, names, 2, 0.6)
         similar = similar or [known for known in names if known.startswith(name)][:2]
     hint = f"did you mean {' or '.join(f'--{s}' for s in similar)}?" if similar else "--help lists the options"
-    return f"--{name} is no option; {hint}"
+    return f"--{name} is not an option; {hint}"
 
 
 def _check_value(option: Option, text: str) -> None:
@@ -150,7 +150,7 @@ def _check_method(method: Mapping[str, str]) -> None:
 
 
 def chosen_method(arguments: Sequence[str]) -> dict[str, str]:
-    """Name and parts of the method, by "name", "mixing", …: as the command line says, else the recipes."""
+    """Name and parts of the method, by "name", "mixing", …: from the command line, else from the recipes."""
     chosen: dict[str, str] = {}
     given: dict[str, str] = {}
     for number, argument in enumerate(arguments):
@@ -164,7 +164,7 @@ def chosen_method(arguments: Sequence[str]) -> dict[str, str]:
 
 
 def _read(recipe: Path) -> Any:
-    """What a recipe says, with the names of today; None where it cannot be read, which the parser then reports."""
+    """A recipe's content with current names; None if it cannot be read, which the parser then reports."""
     try:
         return current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), ())
     except (OSError, ValueError, yaml.YAMLError):

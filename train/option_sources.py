@@ -1,8 +1,8 @@
-"""Which options there are, read from the sources of their classes without running them.
+"""The available options, read from the source code of their classes without running it.
 
-Torch and timm take seconds to import, and the method options stand beside code that needs both. A misspelt option and
-`--help` should not wait for that; so this module reads names, types, defaults and docstrings from the syntax tree. What
-it says is never the last word: `train.options.parse` checks everything again, with the classes themselves.
+Torch and timm take seconds to import, and method options are defined next to code that needs both. Misspelt options and
+`--help` should not wait for that, so this module reads names, types, defaults and docstrings from the syntax tree. Its
+result is only preliminary: `train.options.parse` checks everything again with the classes themselves.
 """
 
 import ast
@@ -24,8 +24,8 @@ class Option:
 
     Attributes:
         name: as on the command line, without dashes: "optimizer.lr", "epochs".
-        type: its annotation, aliases of Literal written out.
-        default: as in the source; None where there is none.
+        type: its annotation, with aliases of Literal expanded.
+        default: as in the source; None if there is none.
         text: its line of the docstring.
     """
 
@@ -43,7 +43,7 @@ class _Class:
 
 @dataclass(frozen=True)
 class _Sources:
-    """Classes by name, classes' `Options` by file, files of whole methods, and aliases of types."""
+    """Classes by name, `Options` classes by file, files of whole methods, and type aliases."""
 
     classes: dict[str, _Class] = field(default_factory=dict)
     options_of: dict[Path, str] = field(default_factory=dict)
@@ -71,7 +71,7 @@ def _sources() -> _Sources:
 
 
 def _settings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
-    """Name and value, as written, of each line `NAME = VALUE` in the body of a class."""
+    """Name and value, as written, of each line `NAME = VALUE` in a class body."""
     for line in node.body:
         if isinstance(line, ast.Assign | ast.AnnAssign) and line.value:
             target = line.targets[0] if isinstance(line, ast.Assign) else line.target
@@ -79,7 +79,7 @@ def _settings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
 
 
 def _options(class_name: str, prefix: str) -> dict[str, Option]:
-    """The options of a class of `train` by name, those of its bases first."""
+    """The options of a class in `train` by name, those of its bases first."""
     known = _sources().classes.get(class_name)
     if known is None:
         return {}
@@ -113,7 +113,7 @@ def run_options() -> Mapping[str, Option]:
 
 
 def whole_methods() -> list[str]:
-    """The methods that are not put together from parts, sorted."""
+    """The methods that are not composed of parts, sorted."""
     return sorted(path.stem for path in _sources().whole)
 
 
@@ -124,7 +124,7 @@ def part_names(kind: str) -> list[str]:
 
 
 def method_options(parts: Mapping[str, str] | None = None, whole: str | None = None) -> dict[str, Option]:
-    """Options of a method: of these parts by kind, of a whole method, or, with neither, of all that there are."""
+    """Options of a method: of these parts by kind, of a whole method, or, with neither, of all methods and parts."""
     methods = _TRAIN / "methods"
     if whole is not None:
         files = [methods / f"{whole}.py"]

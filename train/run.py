@@ -1,4 +1,4 @@
-"""From options to a finished run: open the data, put the parts together, train, evaluate, report."""
+"""From options to a finished run: open the data, assemble the parts, train, evaluate, report."""
 
 import logging
 import os
@@ -7,22 +7,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.executors.decode_settings import decode_settings
 from pipeline.executors.factory import decode_threads_per_rank
-from pipeline.loader import Loader
+from pipeline.loader import Loader, evaluation_batches
 from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
 from train.cautions import cautions, network_cautions
-from train.checkpoints.files import load, load_stored_part, load_weights, newest_of
+from train.checkpoints.files import check_fit, load, load_stored_part, load_weights, newest_of
 from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
@@ -42,7 +42,7 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.losses.precision import autocast, loss_scaler
+from train.losses.precision import autocast, full_float32, loss_scaler
 from train.methods.base import MethodContext
 from train.methods.method import Method
 from train.methods.registry import find_method
@@ -52,20 +52,24 @@ from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.startup import StartClock
 
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
 logger = logging.getLogger(__name__)
 
-# Exit statuses of `python -m train`. A launcher of several processes replaces them by its own; see status.json.
+# Exit statuses of `python -m train`. A launcher of several processes replaces them with its own; see status.json.
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
+_OF_PLAN = "plan."  # what a checkpoint shares with its run because of the plan
 
 
 def train(options: Options, clock: StartClock | None = None) -> int:
-    """Train, evaluate and report as the options say; returns the exit status.
+    """Train, evaluate and report according to the options; returns the exit status.
 
-    clock: of a command that measured its start up to here.
+    clock: from a command that has measured its start-up so far.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
-        RuntimeError: another process trains in the folder of this run.
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not match; nothing was changed.
+        RuntimeError: another process is training in this run's folder.
     """
     clock = clock or StartClock()
     check_device(options.run.device)
@@ -73,7 +77,7 @@ def train(options: Options, clock: StartClock | None = None) -> int:
     check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
-    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
+    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be downloaded
     # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
@@ -86,8 +90,8 @@ def train(options: Options, clock: StartClock | None = None) -> int:
             clock.end_of("network")
             return run.execute(clock)
     finally:
-        # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
-        # 2.11), and the launcher reports a finished run as failed.
+        # Networks also hold the process group. One that outlives the interpreter occasionally aborts the process (gloo,
+        # torch 2.11), and the launcher then reports a finished run as failed.
         end(accelerator)
 
 
@@ -96,15 +100,19 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
-def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+def _moving_average(model: nn.Module, decay: float | None) -> "ModelEmaV3 | None":
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
-    return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+    if decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay, use_warmup=True)
 
 
 def _rehearse(
     options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator, pretrained: Pretrained | None
 ) -> int:
-    """Take a few steps and say what the whole run takes; weights and files are thrown away."""
+    """Take a few steps and report an estimate for the whole run; weights and files are discarded."""
     with rehearsal.trial(options) as few:
         run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator, pretrained)
         ends, started = [], time.perf_counter()
@@ -118,7 +126,7 @@ def _rehearse(
 
 
 class Run:
-    """The parts of a run, made in the order in which they can fail cheaply."""
+    """The parts of a run, created in an order that lets cheap checks fail first."""
 
     def __init__(
         self,
@@ -136,17 +144,13 @@ class Run:
         self.capture: Capture | None = None
         if options.run.cuda_graphs:
             if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
-                raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
+                raise ValueError(
+                    "cuda_graphs only supports plain sgd steps: omit adamw, clip_norm, fp16 or cuda_graphs"
+                )
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
-        self.plan = Plan(
-            datasets,
-            self.method.objective.streams(),
-            self.method.objective.mix_rule(),
-            options.run.seed,
-            options.run.batch_size,
-            options.run.epochs,
-            self.method.objective.drop_last,
-        )
+        self.checkpoint = self._found_checkpoint()
+        if not self.method.objective.surveys:
+            self.plan = self._make_plan()
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
@@ -155,6 +159,9 @@ class Run:
             load_weights(bare_model, options.model.init_from, self.method.stage.inherits, self.method.stage.requires)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
+        if self.method.objective.surveys:
+            self._survey(bare_model)
+            self.plan = self._make_plan()
         bare_model = self._started(bare_model)
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile:
@@ -182,10 +189,41 @@ class Run:
         if self.options.run.accumulation > 1 and not method.objective.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
-                "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
+                "whole batch at once; set accumulation to 1, and use more processes or a smaller batch_size"
             )
         method.objective.check_batch_size(self.options.run.batch_size)
         return method
+
+    def _make_plan(self) -> Plan:
+        o, objective = self.options.run, self.method.objective
+        rules = (objective.streams(), objective.mix_rule())
+        return Plan(self.datasets, *rules, o.seed, o.batch_size, o.epochs, objective.drop_last)
+
+    def _survey(self, model: nn.Module) -> None:
+        """Give the objective what its streams depend on: from the checkpoint to resume, or from the images."""
+        if self.checkpoint is not None and "method" in self.checkpoint[1]:
+            path, state = self.checkpoint
+            settings = {name: value for name, value in state["fit"].items() if not name.startswith(_OF_PLAN)}
+            check_fit(path, settings, self._settings())
+            self.method.objective.load_state_dict(state["method"])
+        else:
+            with full_float32():
+                self.method.objective.survey(model.to(self.accelerator.device), self._images_of_classes)
+
+    def _images_of_classes(self, classes: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset, data, device = self.datasets["train"], self.options.data, self.accelerator.device
+        for batch in evaluation_batches(
+            dataset,
+            self.preset.evaluation,
+            self.options.run.batch_size,
+            device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            executor=data.executor,
+            decode_threads=data.decode_threads,
+            sample_ids=np.flatnonzero(np.isin(dataset.index["label"], classes)),
+        ):
+            yield self.method.context.input_builder.plain(batch.images[0]), batch.labels
 
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
@@ -198,8 +236,7 @@ class Run:
         reader = FeatureReader(
             model.to(device), self.method.context.input_builder, device, self.options.run.batch_size, self.options.data
         )
-        continues = self.options.run.resume != "never" and bool(self.folder.checkpoints.positions())
-        if wanted is not None and not continues:  # a checkpoint has the classifier
+        if wanted is not None and self.checkpoint is None:  # which has the classifier
             if self.preset.plain is None:
                 raise ValueError(
                     f"method.start {self.options.method.start} needs a preset that follows the backbone, such as "
@@ -215,24 +252,26 @@ class Run:
         return HeadAlone(alone, model.get_submodule(alone))
 
     def _weights_key(self) -> str:
-        """Names the weights of a frozen backbone."""
+        """A string that identifies the weights of a frozen backbone."""
         if self.pretrained is not None:
             return f"{self.options.model.name} {self.pretrained.sha256}"
-        assert self.options.model.init_from is not None, "the stage wants one of the two"
+        assert self.options.model.init_from is not None, "the stage requires one of the two"
         return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
         if self.options.run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses its matrix products
         torch.use_deterministic_algorithms(self.options.run.deterministic)
-        torch.backends.cudnn.benchmark = not self.options.run.deterministic  # a run has few shapes: try all algorithms
+        torch.backends.cudnn.benchmark = (
+            not self.options.run.deterministic
+        )  # a run has few shapes, so trying all algorithms pays off
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
 
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
-        # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        # Captured steps know the learning rate by its address.
+        # Not prepared by Accelerate: its wrapper is for its own accumulation and loss scaling, which we do not use.
+        # Captured steps refer to the learning rate by its address.
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
@@ -266,7 +305,11 @@ class Run:
         return Trainer(parts, self.options.run)
 
     def _fit(self) -> dict[str, Any]:
-        """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
+        """Everything that determines a run's weights; equal in a run and every checkpoint it may continue from."""
+        return self._settings() | {f"{_OF_PLAN}{key}": value for key, value in self.plan.fingerprint().items()}
+
+    def _settings(self) -> dict[str, Any]:
+        """The same without the plan."""
         resolved = self.options.resolved
         sections = ("model", "method", "optimizer", "schedule")
         return {
@@ -278,21 +321,23 @@ class Run:
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
             **{f"{name}.{key}": value for name in sections for key, value in resolved[name].items()},
-            **{f"plan.{key}": value for key, value in self.plan.fingerprint().items()},
         }
 
-    def _resume(self) -> None:
+    def _found_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to resume from, None to start anew."""
         choice = self.options.run.resume
-        if choice == "never":
-            return
-        if choice != "auto":
-            path = Path(choice)
-            self.trainer.restore(*(newest_of(path) if path.is_dir() else (path, load(path))))
-        elif (found := self.folder.checkpoints.load_latest()) is not None:
-            self.trainer.restore(*found)
-            logger.info("continuing from %s", found[0])
-        elif self.accelerator.is_main_process:
-            self.folder.metrics.restore(0)  # a run that was killed before its first checkpoint begins anew
+        if choice in ("never", "auto"):
+            return self.folder.checkpoints.load_latest() if choice == "auto" else None
+        path = Path(choice)
+        return newest_of(path) if path.is_dir() else (path, load(path))
+
+    def _resume(self) -> None:
+        if self.checkpoint is not None:
+            self.trainer.restore(*self.checkpoint)
+            logger.info("continuing from %s", self.checkpoint[0])
+        elif self.options.run.resume == "auto" and self.accelerator.is_main_process:
+            self.folder.metrics.restore(0)  # a run killed before its first checkpoint starts over
+        self.checkpoint = None  # the run owns its tensors now
 
     # ---------------------------------------------------------------- execution
 
@@ -309,7 +354,7 @@ class Run:
         return status
 
     def make_loader(self) -> Loader:
-        """This rank's steps, from where the trainer stands to the end of the run."""
+        """This rank's steps, from the trainer's position to the end of the run."""
         run = self.options.run
         return Loader(
             self.plan,
@@ -374,10 +419,10 @@ class Run:
             self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
             self.trainer.run(loader)
             if self.trainer.ended_early:
-                logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
+                logger.info("no better epoch in %d evaluations: stopping early", self.options.run.patience)
         except PreemptedError:
             logger.info(
-                "stopped; the state is in %s. The same command with --resume auto goes on from there",
+                "stopped; the state is in %s. The same command with --resume auto continues from there",
                 self.folder.checkpoints.positions()[-1][1] if self.accelerator.is_main_process else "its folder",
             )
             self._write_status("preempted", signal=self.stop_request.signal)
@@ -397,7 +442,7 @@ class Run:
         except BaseException as error:
             try:
                 self._write_status("failed", error=f"{type(error).__name__}: {error}")
-            except OSError as second:  # the disk that is full cannot take this either; the first error is the cause
+            except OSError as second:  # a full disk has no space for this either; the first error is the cause
                 logger.error("%s: status.json could not be written: %s", self.folder.path, second)
             raise
 
@@ -407,7 +452,7 @@ class Run:
             self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
 
     def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
-        """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
+        """Test numbers of the last and the best weights, then all reports."""
         history = self.trainer.history
         last, details = self.evaluator.final_scores()
         best = last

@@ -62,11 +62,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__, formatter_class=formatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20, help="of a training of one's own, where it is ended")
+    parser.add_argument("--steps", type=int, default=20, help="length of your own training run (see `training`)")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"), help="of trainings on one rank")
     parser.add_argument("--kind", help="this kind of work alone, by its name in the table")
     parser.add_argument("--tuning", action="store_true", help="kill fine-tuning runs instead")
-    parser.add_argument("training", nargs="*", help="options of a training of one's own, behind --")
+    parser.add_argument("training", nargs="*", help="options of your own training run, after --")
     options = parser.parse_args()
     if options.steps < 2:
         parser.error(f"--steps is {options.steps}; at least 2 are needed to be killed between them")

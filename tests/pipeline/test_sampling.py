@@ -145,3 +145,14 @@ def test_empty_classes_are_never_drawn(rule: ClassWeighted | ClassWeightedEffect
 def test_beta_outside_its_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"beta must be in \[0, 1\), found 1"):
         ClassWeightedEffectiveNumber(1.0)
+
+
+@pytest.mark.parametrize("masses", [[1.0], [1, 1], [0, 3, 0, 0, 1, 0], [1e-12] * 1000 + [1.0], [1.0, *[1e-9] * 500]])
+def test_intervals_are_found_as_by_searching(masses: list[float]) -> None:
+    ends = np.cumsum(masses) / np.sum(masses)
+    ends /= ends[-1]
+    near = np.concatenate([np.nextafter(ends, 0), ends, np.nextafter(ends, 1)])
+    numbers = np.concatenate([[0.0, np.nextafter(1, 0)], near[near < 1], np.random.default_rng(0).random(5000)])
+    found = sampling._Intervals(ends)(numbers)
+    assert np.array_equal(found, np.searchsorted(ends, numbers, side="right"))
+    assert (np.array(masses)[found] > 0).all()

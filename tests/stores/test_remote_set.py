@@ -245,6 +245,40 @@ def test_the_copy_stays_below_its_limit_and_keeps_what_an_epoch_still_needs(
     assert all(0.5 <= part / fetched[0] <= 0.75 for part in fetched[1:])
 
 
+def test_small_images_do_not_bring_their_neighbours_where_room_is_short(store: Store, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    built = write_shard_set(tmp_path / "set", [noise.bytes(2500) for _ in range(300)], [i % 4 for i in range(300)])
+    upload(built.folder, store.url)
+    limit = 600_000
+    remote = RemoteShardSet(store.url, CacheOptions(tmp_path / "cache", limit), QUICK)
+    needed = np.random.default_rng(1).permutation(300).astype(np.uint32)
+    remote.expect(lambda: needed)  # any numbers: the bytes per request are what matters here
+    for epoch in range(3):
+        before = remote.bucket.traffic.bytes_read
+        for sample in np.random.default_rng(epoch).permutation(300).tolist():
+            assert remote.encoded(sample).tobytes() == built.encoded(sample).tobytes()
+        assert cache_bytes(tmp_path / "cache") <= limit * (1 + 1 / 64) + 64 * 1024
+    assert remote.bucket.traffic.bytes_read - before < 300 * 2500  # not 64 KiB for each
+
+
+def test_evicting_is_not_disturbed_by_what_others_fetch(remote: RemoteShardSet) -> None:
+    over = threading.Event()
+
+    def fetch_and_evict() -> None:
+        while not over.is_set():
+            remote.copy.present[:] = 1
+            remote.copy.present[:] = 0
+
+    other = threading.Thread(target=fetch_and_evict)
+    other.start()
+    try:
+        for _ in range(2000):
+            remote.copy._evict(np.zeros(len(remote), np.int64), 1)
+    finally:
+        over.set()
+        other.join()
+
+
 def test_with_a_plan_no_rule_could_fetch_less(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(RemoteShardSet, "samples_ahead", 2)
     monkeypatch.setattr(local_copy, "_LOOKED_AT", 1e-9)  # after each write

@@ -115,7 +115,7 @@ def test_timm_loads_every_kind_of_network(kind: str, data: Path, tmp_path: Path)
         torch.testing.assert_close(network(inputs), trained.logits(images), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["crt", "mislas"])
+@pytest.mark.parametrize("name", ["crt", "mislas", "fsa"])
 def test_a_second_stage_is_exported_without_its_first(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

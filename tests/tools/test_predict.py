@@ -113,7 +113,7 @@ def test_what_was_predicted_before_a_failure_is_in_the_file(
         (["--top", "-1"], 2, "--top: -1, expected at least 1"),
         (["--batch-size", "many"], 2, "--batch-size: 'many', expected a whole number"),
         (["--device", "tpu"], 2, "--device is 'tpu'"),
-        (["--out", "p.txt"], 2, "a name that ends in .csv, .json or .jsonl"),
+        (["--out", "p.txt"], 2, "a file name that ends in .csv, .json or .jsonl"),
         (["--preset", "none"], 1, "preset 'none' is unknown"),
         (["--clas", "x"], 2, "unrecognized arguments"),
     ],

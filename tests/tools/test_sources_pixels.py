@@ -115,6 +115,7 @@ CALLED = b"}(C\x04datacnumpy\nndarray\n%sR%sbu."
         (pickle.dumps(batch(data=np.array([Harmful()], object))), r"it asks for posix\.mkdir"),
         (pickle.dumps(batch())[:-20], "cannot be unpickled"),
         (b"", "cannot be unpickled"),
+        (b"\x96" + (1 << 40).to_bytes(8, "little") + b".", "cannot be unpickled"),  # a bytearray of a terabyte
         (pickle.dumps([1, 2]), r"no uint8 array \(N, 3072\)"),
         (pickle.dumps(batch(data=np.zeros((2, 3072)))), r"no uint8 array \(N, 3072\)"),
         (pickle.dumps(batch(data=np.zeros((2, 1024), np.uint8))), r"no uint8 array \(N, 3072\)"),

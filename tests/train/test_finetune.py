@@ -167,7 +167,7 @@ def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: P
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_file(timm.create_model(NETWORK, img_size=32).state_dict(), other)
-    with pytest.raises(ValueError, match="tuned tensors only"):
+    with pytest.raises(ValueError, match="only the tuned tensors"):
         load_trained(run_dir / "checkpoints" / "best.pt", torch.device("cpu"), weights=other)
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(weights.read_bytes())
@@ -191,11 +191,11 @@ def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_p
     ("changes", "message"),
     [
         ({"model.weights": None}, "start from one with --model.pretrained true"),
-        ({"model.weights": "absent.safetensors"}, "is no file"),
+        ({"model.weights": "absent.safetensors"}, "is not a file"),
         ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
         ({"data.preset": "cifar"}, "a preset that follows the backbone"),
         ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
-        ({"model.name": "vit_tiny_patch16_224"}, "does not fit the backbone"),
+        ({"model.name": "vit_tiny_patch16_224"}, "does not match the backbone"),
         ({"method.mixing": "mixup", "method.tuned": "head", "method.cached_features": "true"}, "is refused"),
     ],
 )

@@ -407,7 +407,7 @@ def test_local_statistics_of_several_processes_do_not_resume(tmp_path: Path) -> 
     """A checkpoint holds those of one."""
     assert resumed(0, 1) == "resumed"
     for answer in on_two_processes(resumed, tmp_path):
-        assert "those of the first of 2 processes only" in answer
+        assert "only those of the first of 2 processes" in answer
 
 
 def test_the_log_says_what_the_correction_did_also_where_there_are_no_covariances_yet(

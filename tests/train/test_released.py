@@ -118,7 +118,7 @@ def test_resnet32_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_what_is_no_known_network_is_said() -> None:
     with pytest.raises(ValueError, match="expected a dictionary of tensors"):
         state_dict_of({"epoch": 3})
-    with pytest.raises(ValueError, match="no ResNet-32 and none of resnet50"):
+    with pytest.raises(ValueError, match="not a ResNet-32 or one of resnet50"):
         recognise({"features.0.weight": torch.zeros(3)})
     state = build_model(ModelOptions(width=4), 10, "linear", seed=0).state_dict()
     del state["linear.bias"]

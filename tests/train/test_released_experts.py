@@ -327,7 +327,7 @@ def test_a_file_calls_nothing(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "exec.pth")
     load_trained(tmp_path / "exec.pth", CPU)
     torch.save({**content, "config": Calls(os.system, f"touch {called}")}, tmp_path / "system.pth")
-    with pytest.raises(ValueError, match=r"system\.pth: damaged, or no checkpoint of tensors"):
+    with pytest.raises(ValueError, match=r"system\.pth: damaged, or not a checkpoint of tensors"):
         load_trained(tmp_path / "system.pth", CPU)
     assert not called.exists()
 
@@ -339,7 +339,7 @@ def test_an_old_file_with_other_objects_is_refused_and_the_advice_works(
     network, old = ride_32(2, 10), tmp_path / "old.pth"
     content = {"config": PurePosixPath("a"), "state_dict": state_of(network)}
     torch.save(content, old, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="save its weights alone") as refused:
+    with pytest.raises(ValueError, match="save only its weights") as refused:
         load_trained(old, CPU)
     (advice,) = re.findall(r"torch\.save\(.*\)", str(refused.value))
     monkeypatch.chdir(tmp_path)
@@ -360,10 +360,10 @@ def spoiled(network: nn.Module, changes: dict[str, Tensor | None]) -> dict[str, 
         (ride_32, {"backbone.linears.0.bias": torch.zeros(10)}, "a bias, expected RIDE's cosine classifier"),
         (ride_32, {"backbone.linears.0.weight": torch.zeros(10, 48)}, r"\(10, 48\) and no bias.*\(48 or 64"),
         (ride_32, {"backbone.linears.1.weight": None}, r"experts is 1, expected at least 2"),
-        (ride_32, {"backbone.layer3s.1.4.bn2.bias": None}, "not quite those of resnet32, 10 classes"),
-        (ride_32, {"backbone.layer1.4.conv1.weight": torch.zeros(8, 8, 3, 3)}, "not quite those of resnet32"),
+        (ride_32, {"backbone.layer3s.1.4.bn2.bias": None}, "do not exactly match resnet32, 10 classes"),
+        (ride_32, {"backbone.layer1.4.conv1.weight": torch.zeros(8, 8, 3, 3)}, "do not exactly match resnet32"),
         (ncl_32, {"classifier.0.weight": None}, r"no tensor classifier\.0\.weight"),
-        (ncl_32, {"classifier.1.bias": None}, "not quite those of resnet32, 10 classes, evaluated as ncl"),
+        (ncl_32, {"classifier.1.bias": None}, "do not exactly match resnet32, 10 classes, evaluated as ncl"),
         (ncl_32, {"backbone.0.layer4.0.conv1.weight": torch.zeros(1)}, "no ResNet-32 and none of resnet50"),
     ],
 )

@@ -80,7 +80,7 @@ def state_of(run: Run) -> list[Tensor]:
     """Everything that a step changes: weights, buffers, momenta, what the method keeps."""
     trainer = run.trainer
     momenta = [state["momentum_buffer"] for state in trainer.parts.optimizer.state.values()]
-    return [*trainer.bare_model.state_dict().values(), *momenta, *run.method.state_dict().values()]
+    return [*trainer.bare_model.state_dict().values(), *momenta, *run.method.objective.state_dict().values()]
 
 
 def trained(run: Run, steps: int) -> list[Tensor]:
@@ -145,8 +145,8 @@ def test_each_kind_of_step_is_captured_after_its_own_warm_up_and_gives_its_own_r
 @pytest.mark.parametrize(
     ("device", "processes", "name", "message"),
     [
-        ("cpu", 1, "cmo", "needs a GPU, and this run is on the cpu"),
-        ("cuda", 2, "cmo", "one process, and this run has 2; use compile"),
+        ("cpu", 1, "cmo", "needs a GPU, but this run is on the cpu"),
+        ("cuda", 2, "cmo", "a single process, but this run has 2; use compile"),
         ("cuda", 1, "metasaug", "the number of classes in a batch.* varies; use compile"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Images a second of building shards from files, against reading and writing the same bytes in other ways."""
+"""Images per second when building shards from files, compared with other ways to read and write the same bytes."""
 
 import hashlib
 import importlib
@@ -38,8 +38,8 @@ AS_IT_IS = "zlib.crc32 and hashlib.sha256, as it is"
 
 
 def run(bench: Bench) -> Report:
-    """Copying is measured twice: with files that the system has to read from the disk, as those of a data set that
-    was just downloaded or is larger than the memory, and with files that it keeps in memory.
+    """Copying is measured twice: with files that have to be read from disk, as for a data set that was just
+    downloaded or is larger than memory, and with files cached in memory.
     """
     scale = bench.scale
     settings = {
@@ -61,7 +61,7 @@ def run(bench: Bench) -> Report:
     )
     for measure, images in subjects:
         folder = write_class_folders(bench.scratch / measure.__name__, images, bench.given)
-        os.sync()  # no variant waits for these files, and only what is on the disk can leave the memory
+        os.sync()  # no variant should wait for these files, and only data on disk can be dropped from memory
         try:
             measure(_Build(folder, bench), report)
         finally:
@@ -70,7 +70,7 @@ def run(bench: Bench) -> Report:
 
 
 class _Build:
-    """Ways to write the images of a folder to another one."""
+    """Ways to write a folder's images to another folder."""
 
     def __init__(self, folder: Path, bench: Bench):
         self.folder, self.cores, self.rounds = folder, bench.cores, bench.scale.rounds
@@ -84,7 +84,7 @@ class _Build:
         return rate_of(action, 1, len(self.paths), _CPU, warm_up=0)
 
     def fresh(self, write: Callable[[], object]) -> Variant:
-        """A variant that writes to `out`, a new folder, from files on the disk or in memory."""
+        """A variant that writes to `out`, a new folder, from files on disk or in memory."""
 
         def once() -> float:
             self.out.mkdir()
@@ -98,14 +98,14 @@ class _Build:
         return once
 
     def shards(self, policy: ImagePolicy, workers: int) -> Variant:
-        """A variant that builds shards of the usual size, but four a worker at least, as in a data set of any size."""
+        """A variant that builds shards of the usual size, but at least four per worker, as in any data set."""
         share = -(-len(self.paths) // (4 * self.cores))
         options = BuildOptions(policy, samples_per_shard=min(share, _USUAL_SAMPLES_PER_SHARD))
         return self.fresh(lambda: build_shard_set(self.source, self.out, options, workers))
 
 
 def _starting(build: _Build, report: Report) -> None:
-    """What every build costs, however many images it has: starting the workers, and the files of the whole set."""
+    """The fixed cost of a build: starting the workers, and writing the files of the whole set."""
     build_once = build.shards(ImagePolicy("header"), build.cores)
     seconds = median(len(build.paths) / build_once() for _ in range(build.rounds))
     report.notes[f"seconds_of_a_build_of_{len(build.paths)}_images"] = round(seconds, 3)
@@ -219,7 +219,7 @@ def _file_system(folder: Path) -> str:
 
 
 def _forget(paths: list[Path]) -> None:
-    """Drop the files from the system's memory; a file system that is itself in memory (tmpfs) keeps them."""
+    """Drop the files from the page cache; a file system in memory (tmpfs) keeps them."""
     for path in paths:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

@@ -17,7 +17,7 @@ OURS = "this project"
 
 
 def run(bench: Bench) -> Report:
-    """A whole evaluation each, starting of workers and pipelines included: a run evaluates after every epoch."""
+    """A whole evaluation each, including the start of workers and pipelines: a run evaluates after every epoch."""
     on_gpu = bench.device.type == "cuda"
     model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", bench.scale.batch_size)
     report = Report(
@@ -44,7 +44,7 @@ def run(bench: Bench) -> Report:
 
 @torch.inference_mode()
 def _official(bench: Bench, network: nn.Module, batch_size: int) -> float:
-    """Accuracy, by the loop that every training program has."""
+    """Accuracy, with the usual evaluation loop."""
     normalize = transforms.Normalize(IMAGENET_STATISTICS.mean, IMAGENET_STATISTICS.std)
     transform = transforms.Compose(
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize]

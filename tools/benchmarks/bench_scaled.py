@@ -1,7 +1,7 @@
-"""Would decoding large photographs at half scale pay? Pillow's draft mode beside whole and region decoding, one thread.
+"""Would decoding large photographs at half scale pay off? Pillow's draft mode, whole and region decoding, one thread.
 
 A crop of at least twice the output may be decoded at 1/2, 1/4 or 1/8 scale: the decoder then skips most of the inverse
-transform. What it cannot skip is entropy decoding, which is most of the work.
+transform. It cannot skip entropy decoding, which is most of the work.
 """
 
 import io
@@ -33,7 +33,7 @@ def run(bench: Bench) -> Report:
 
 
 def _factors(regions: np.ndarray, size: int) -> np.ndarray:
-    """By how much each image may be reduced, 1, 2, 4 or 8, its crop (top, left, height, width) staying above `size`."""
+    """Each image's largest reduction, 1, 2, 4 or 8, that keeps its crop (top, left, height, width) above `size`."""
     room = regions[:, 2:].min(axis=1) // size
     return 2 ** np.clip(np.floor(np.log2(np.maximum(room, 1))), 0, 3).astype(np.int64)
 

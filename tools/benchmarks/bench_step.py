@@ -1,4 +1,4 @@
-"""The training step on images that are on the device already: the loop's own cost; on a GPU, what makes it faster."""
+"""The training step on resident images: the overhead of the loop; on a GPU also what speeds it up."""
 
 import math
 from copy import deepcopy
@@ -20,7 +20,7 @@ _CAPTURING = 20  # steps after which those that paste and those that do not are 
 
 
 def run(bench: Bench) -> Report:
-    """On a CPU the network that one can train there, and the comparison of the loops only."""
+    """On a CPU only a network that is practical there, and only the comparison of the loops."""
     on_gpu = bench.device.type == "cuda"
     small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
     model, preset, batch_size, count = ("resnet50", "imagenet", 256, 20) if on_gpu else small

@@ -22,7 +22,7 @@ OFFICIAL = "official structure: two PIL loaders, fp32, NCHW"
 
 
 def run(bench: Bench) -> Report:
-    """CMO with the ImageNet-LT recipe. On a CPU network and decoding share the cores, so only OFFICIAL compares."""
+    """CMO with the ImageNet-LT recipe. On a CPU network and decoding share cores, so only OFFICIAL is comparable."""
     on_gpu = bench.device.type == "cuda"
     model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", min(32, bench.scale.batch_size))
     counted = (500 if bench.scale.batches >= 50 else 2 * bench.scale.batches) if on_gpu else bench.scale.batches
@@ -78,7 +78,7 @@ def _add_compiled(bench: Bench, report: Report, model: str, batch_size: int, cou
 
 
 def _official(bench: Bench, ours: Run, batch_size: int, warm_up: int, counted: int) -> float:
-    """Both loaders are read on every step, as there, whether it pastes or not."""
+    """Reads both loaders on every step, as the official code does, whether or not it pastes."""
     model = deepcopy(ours.trainer.bare_model)
     counts = ours.datasets["train"].samples_per_class
     loop = BareLoop(model, counts, ours.method.context.input_builder, torch.float32, channels_last=False)

@@ -1,4 +1,4 @@
-"""What a benchmark leaves: tables for people, and a JSON file that says on what, with what and how it was measured."""
+"""A benchmark's results: tables for people, and a JSON file with data, settings, machine and versions."""
 
 import math
 import os
@@ -47,7 +47,7 @@ class Report:
         return [row.name for table in self.tables for row in table.rows if row.failed]
 
     def print(self) -> None:
-        """Tables, notes and targets on standard output."""
+        """Print tables, notes and targets."""
         print(f"\n== {self.subject}: {', '.join(f'{k} {v}' for k, v in (self.data | self.settings).items())}")
         for table in self.tables:
             print("\n".join(table.lines()))
@@ -80,7 +80,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores of this process, GPU, and the load at the end: other work on the machine spoils ratios too."""
+    """Processor, cores of this process, GPU, and the load at the end: other work distorts even ratios."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

@@ -1,13 +1,12 @@
-"""Everything that only a GPU can tell, in pieces: each ends by itself, writes its file as it goes, and fails alone.
+"""Everything that needs a GPU, in pieces: each has a time limit, writes results as it runs, and fails independently.
 
     benchmarks/gpu/run.sh --out OUT [--pack OUT.tar.gz] [--images FOLDER_OF_JPEGS] [--cifar10 cifar10-jpeg.zip]
 
-On one H100 or H200 with 16 cores all of it is meant to take under 25 minutes; `--toy` runs every piece at a size that
-measures nothing, on a CPU too, so that no minute on a GPU is lost to a typo.
+On one H100 or H200 with 16 cores everything should take under 25 minutes. `--toy` runs every piece at a trivial size,
+even on a CPU, so no GPU time is lost to a typo.
 """
 
 import argparse
-import json
 import os
 import signal
 import subprocess
@@ -22,6 +21,8 @@ from typing import IO, Any
 
 import torch
 
+from train.run_folder import write_json
+
 METHODS = ("ce", "ce-cmo", "bs", "bs-cmo")
 SEEDS = (0, 1, 2)
 _PACKED = {".json", ".jsonl", ".log", ".yaml", ".csv"}
@@ -30,13 +31,13 @@ _PACKED_BYTES = 4_000_000  # of a file; checkpoints and shards stay
 
 @dataclass(frozen=True)
 class Settings:
-    """What all pieces share.
+    """The settings that all pieces share.
 
     Args:
-        out: the folder of all files.
+        out: the folder for all files.
         images: JPEGs to measure on; None generates them.
-        cifar10: a zip or folder with train/CLASS/ and test/CLASS/ pictures; None leaves that piece out.
-        toy: measure nothing, but run.
+        cifar10: a zip or folder with images in train/CLASS/ and test/CLASS/; None omits that piece.
+        toy: only check that everything runs.
     """
 
     out: Path
@@ -50,7 +51,7 @@ Commands = Callable[[Settings], Iterator[list[str]]]
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of the day: its commands run one after the other, all of them within `seconds`."""
+    """A part of the day: its commands run one after another, all within `seconds`."""
 
     name: str
     seconds: int
@@ -77,7 +78,7 @@ def _probe(settings: Settings) -> Iterator[list[str]]:
 
 
 def _gpu_tests(settings: Settings) -> Iterator[list[str]]:
-    # Without a GPU they are only collected: a toy run finds what does not import.
+    # Without a GPU tests are only collected: a toy run detects import errors.
     only = ["--collect-only", "-q"] if settings.toy and not torch.cuda.is_available() else ["-q"]
     # Without the project's own options, which take plugins that such a machine need not have.
     yield _python("pytest", "-o", "addopts=", "-m", "gpu", *only, "-p", "no:cacheprovider", *_gpu_test_files())
@@ -126,12 +127,12 @@ PIECES = (
 
 
 def run_piece(piece: Piece, settings: Settings) -> dict[str, Any]:
-    """Run the commands of a piece within its time; how that ended.
+    """Run a piece's commands within its time limit; returns the outcome.
 
-    What they print is in OUT/NAME.log, whatever happens to them.
+    Their output is in OUT/NAME.log in any case.
     """
     started = time.monotonic()
-    limit = piece.seconds * (10 if settings.toy else 1)  # a toy run may share two cores with others
+    limit = piece.seconds * (10 if settings.toy else 1)  # a toy run may share two cores with other work
     outcome = "done"
     with (settings.out / f"{piece.name}.log").open("w", encoding="utf-8") as log:
         for command in piece.commands(settings):
@@ -173,7 +174,7 @@ def pack(folder: Path, archive: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the pieces in order; exit status 1 where one did not end well."""
+    """Run the pieces in order; exit status 1 if one failed."""
     options = _parser().parse_args(arguments)
     settings = Settings(options.out, options.images, options.cifar10, options.toy)
     settings.out.mkdir(parents=True, exist_ok=True)
@@ -181,7 +182,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for piece in (p for p in PIECES if not options.only or p.name in options.only):
         outcomes.append(run_piece(piece, settings))
         print("{piece}: {outcome}, {seconds} s".format(**outcomes[-1]), flush=True)
-        (settings.out / "pieces.json").write_text(json.dumps(outcomes, indent=1) + "\n", encoding="utf-8")
+        write_json(settings.out / "pieces.json", outcomes)
         if options.pack is not None:
             pack(settings.out, options.pack)
     return 0 if all(outcome["outcome"] == "done" for outcome in outcomes) else 1
@@ -191,16 +192,18 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="benchmarks/gpu/run.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where all files go")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for all files")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
-    parser.add_argument("--cifar10", type=Path, metavar="ZIP", help="pictures under train/CLASS and test/CLASS")
+    parser.add_argument("--cifar10", type=Path, metavar="ZIP", help="images under train/CLASS and test/CLASS")
     parser.add_argument(
-        "--only", nargs="+", choices=[p.name for p in PIECES], metavar="PIECE", help="these pieces alone"
+        "--only", nargs="+", choices=[p.name for p in PIECES], metavar="PIECE", help="run only these pieces"
+    )
+    parser.add_argument(
+        "--toy", action="store_true", help="run everything at a trivial size, only to check that it works"
     )
     parser.add_argument(
         "--pack", type=Path, metavar="FILE", help="after each piece, a .tar.gz of all small files so far"
     )
-    parser.add_argument("--toy", action="store_true", help="run everything at a size that measures nothing")
     return parser
 
 

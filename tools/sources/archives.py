@@ -18,13 +18,15 @@ from typing import BinaryIO, Protocol
 
 from shards.source import JSON, Fetcher, SampleRef
 from tools.sources.member_tree import DEEPEST_FOLDER, Member
+from tools.sources.stored import StoredFile
 
-__all__ = ["Container", "Folder", "Member", "NameKey", "file_stamp", "plain_name", "same_name", "sniff"]
+__all__ = ["ArchivePath", "Container", "Folder", "Member", "NameKey", "file_stamp", "plain_name", "same_name", "sniff"]
 
 logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 
+ArchivePath = Path | StoredFile
 # Maps an image's name in a list to its name in the container.
 NameKey = Callable[[str], str]
 
@@ -49,7 +51,8 @@ _UNREAD = (
 class Container(Protocol):
     """Images by name. Picklable; `open` is called in every worker process."""
 
-    path: Path
+    @property
+    def path(self) -> ArchivePath: ...
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         """All names, with "/" as separator; None for a folder. Raises ValueError for a damaged archive."""
@@ -68,12 +71,52 @@ class Container(Protocol):
         ...
 
 
-def file_stamp(path: Path) -> dict[str, dict[str, JSON]]:
+def file_stamp(path: ArchivePath) -> dict[str, dict[str, JSON]]:
     """The entry in `Source.inputs` for a file; none for a folder, whose images are checked individually."""
     if path.is_dir():
         return {}
+    if isinstance(path, StoredFile):
+        return {path.name: {"bytes": path.info.bytes, "version": path.info.version}}
     status = path.stat()
     return {path.name: {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}}
+
+
+def bytes_of(path: ArchivePath) -> int:
+    """The size of an archive."""
+    return path.info.bytes if isinstance(path, StoredFile) else path.stat().st_size
+
+
+class RandomAccess(Protocol):
+    """An opened archive with random access, used by one thread."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to this many bytes; fewer at the end of the archive."""
+        ...
+
+    def will_read(self, offset: int, size: int) -> None:
+        """Announce that these bytes will be read soon. Never fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def random_access(path: ArchivePath) -> RandomAccess:
+    """Open an archive for a fetcher."""
+    return path.opened() if isinstance(path, StoredFile) else _LocalBytes(os.open(path, os.O_RDONLY))
+
+
+class _LocalBytes:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def will_read(self, offset: int, size: int) -> None:
+        read_ahead(self._descriptor, offset, size)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
 
 def same_name(name: str) -> str:
@@ -103,12 +146,12 @@ def locate_by_walking(container: Container, name_by_key: dict[str, str]) -> dict
     }
 
 
-def incomplete(path: Path, kind: str, error: Exception) -> ValueError:
+def incomplete(path: ArchivePath, kind: str, error: Exception) -> ValueError:
     """The error for a damaged archive."""
     return ValueError(f"{path}: not a complete {kind} ({error}); it is truncated or damaged: download it again")
 
 
-def not_in_the_archive(ref: SampleRef, path: Path) -> ValueError:
+def not_in_the_archive(ref: SampleRef, path: ArchivePath) -> ValueError:
     """The error for a link that leads nowhere."""
     return ValueError(
         f"{ref.name}: a link to {ref.location!r}, which is not in {path}; pack the files themselves (tar --dereference)"
@@ -208,17 +251,18 @@ class _FolderFetcher:
         return open(f"{self._root}/{ref.location}", "rb", buffering=0)  # noqa: PTH123
 
 
-def sniff(path: Path) -> str:
+def sniff(path: ArchivePath) -> str:
     """The type of `path`, by its content: "folder", "tar", "zip", "gzip", "bzip2", "xz" or "zstd".
 
     Raises FileNotFoundError or ValueError.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; give the path of the images or of their archive")
     if path.is_dir():
         return "folder"
     with path.open("rb") as file:
         head = file.read(_TAR_BLOCK)
+        unpacks_itself = zipfile.is_zipfile(file)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     for start, kind in _COMPRESSED:
@@ -226,12 +270,12 @@ def sniff(path: Path) -> str:
             return kind
     if len(head) == _TAR_BLOCK and has_tar_checksum(head):
         return "tar"
-    if zipfile.is_zipfile(path):  # a self-extracting one
+    if unpacks_itself:
         return "zip"
     raise ValueError(_no_container(path, head))
 
 
-def _no_container(path: Path, head: bytes) -> str:
+def _no_container(path: ArchivePath, head: bytes) -> str:
     for start, kind in _UNREAD:
         if head.startswith(start):
             return f"{path}: a {kind} archive, which is not supported; unpack it and give the folder"

@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -211,6 +211,9 @@ _ARRAY_PARTS: dict[tuple[str, str], Any] = {
 # The Python implementation: the one in C takes 2 GB for a ten-byte pickle that uses a high memo index.
 class _PlainUnpickler(pickle._Unpickler):
     """Loads containers, strings, numbers and numpy arrays, and calls nothing else that a pickle names."""
+
+    # A bytearray takes the memory that the pickle names before its bytes are there; CIFAR has none.
+    dispatch: ClassVar = {k: load for k, load in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_PARTS:

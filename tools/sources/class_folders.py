@@ -15,7 +15,7 @@ import numpy as np
 from shards.class_counts import Int64Array
 from shards.format import printable_name
 from shards.image_formats import IMAGE_SUFFIXES
-from tools.sources.archives import Container, leads_out
+from tools.sources.archives import ArchivePath, Container, leads_out
 
 logger = logging.getLogger(__name__)
 
@@ -95,24 +95,31 @@ def list_class_folders(container: Container, split_dir: str | None, allow_one_cl
     return tree
 
 
-def folder_in(images: Path, split_dir: str) -> str | None:
+def folder_in(images: ArchivePath, split_dir: str) -> str | None:
     """`split_dir` relative to `images`, normalised: "./train/" is "train", "." is ""; None if not given.
 
     Raises ValueError if it is outside `images`.
     """
     if not split_dir:
         return None
-    if split_dir.startswith("/") and images.is_dir() and Path(split_dir).is_relative_to(images.absolute()):
-        split_dir = str(Path(split_dir).relative_to(images.absolute()))
-    elif split_dir.startswith("/") and Path(split_dir).exists() and images.is_dir():
-        try:
-            split_dir = str(Path(split_dir).resolve().relative_to(images.resolve()))
-        except ValueError:
-            raise ValueError(f"--split-dir {split_dir} is not inside {images}; give that folder as --images") from None
+    if isinstance(images, Path) and images.is_dir() and split_dir.startswith("/"):
+        split_dir = _below(images, split_dir)
     plain = posixpath.normpath(split_dir.replace("\\", "/").lstrip("/") or ".")
     if plain.startswith(".."):
         raise ValueError(f"--split-dir {split_dir} leaves --images {images}; give a folder inside it, such as train")
     return "" if plain == "." else plain
+
+
+def _below(images: Path, split_dir: str) -> str:
+    """The part below `images` of an absolute path, or the path itself if it does not exist."""
+    if Path(split_dir).is_relative_to(images.absolute()):
+        return str(Path(split_dir).relative_to(images.absolute()))
+    if not Path(split_dir).exists():
+        return split_dir
+    try:
+        return str(Path(split_dir).resolve().relative_to(images.resolve()))
+    except ValueError:
+        raise ValueError(f"--split-dir {split_dir} is not inside {images}; give that folder as --images") from None
 
 
 def _read(container: Container) -> _Found:

@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from shards.class_counts import Int64Array, samples_per_class
-from shards.commandline import UsageError, finite_number, home_path
+from shards.commandline import UsageError, finite_number
 from shards.source import Source
-from tools.sources.archives import file_stamp
+from tools.sources.archives import ArchivePath, file_stamp
 from tools.sources.class_folders import folder_in, list_class_folders
 from tools.sources.file_source import FileSource, check_no_class_is_empty
 from tools.sources.spool import archive_stem, container_of
+from tools.sources.stored import images_location
 from tools.sources.subsets import cmo_subset, long_tailed_counts
 
 
@@ -25,7 +26,12 @@ class ImageFolder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--images", type=home_path, required=True, help="the folder or archive with one folder per class")
+        add(
+            "--images",
+            type=images_location,
+            required=True,
+            help="folder or archive with one folder per class; also an archive's URL",
+        )
         add(
             "--split-dir",
             default="",
@@ -88,16 +94,20 @@ class ImageFolder:
                 left_out=tree.left_out,
             )
 
-        name = archive_stem(namespace.images.resolve().name)
+        name = archive_stem(_absolute(namespace.images).name)
         sources = {"": source(kept, name, split)}
         if namespace.holdout:
             sources["-holdout"] = source(held_out, f"{name}-holdout", "val")
         return sources
 
 
-def _refuse_output_among_images(images: Path, split_dir: str, out: Path) -> None:
+def _absolute(images: ArchivePath) -> ArchivePath:
+    return images.resolve() if isinstance(images, Path) else images
+
+
+def _refuse_output_among_images(images: ArchivePath, split_dir: str, out: Path) -> None:
     """Refuse --out inside the images: the next run would treat the shards as a class."""
-    if images.is_dir() and out.resolve().is_relative_to((images / split_dir).resolve()):
+    if isinstance(images, Path) and images.is_dir() and out.resolve().is_relative_to((images / split_dir).resolve()):
         raise ValueError(f"--out {out} is among the images of {images / split_dir}; choose a folder outside it")
 
 

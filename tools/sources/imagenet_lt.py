@@ -7,10 +7,10 @@ import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.commandline import home_path
-from tools.sources.archives import Container, Folder, sniff
+from tools.sources.archives import ArchivePath, Container, Folder, sniff
 from tools.sources.list_files import Listing, class_names_of_folders
 from tools.sources.listed_images import Expected, ListedImages
+from tools.sources.stored import images_location
 from tools.sources.tars import Tar
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
@@ -26,7 +26,7 @@ class ImageNetLT(ListedImages):
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         help = f"unpacked ILSVRC folder with train/ and val/, or {TRAIN_TAR} and {VAL_TAR} as downloaded"
-        parser.add_argument("--images", type=home_path, nargs="+", required=True, metavar="PATH", help=help)
+        parser.add_argument("--images", type=images_location, nargs="+", required=True, metavar="PATH", help=help)
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         by_side: dict[str, Container] = {}
@@ -63,10 +63,11 @@ def _side(listing: Listing) -> str:
     return sides.pop()
 
 
-def _sides(path: Path) -> dict[str, Container]:
+def _sides(path: ArchivePath) -> dict[str, Container]:
     """The containers of training and validation images that `path` provides."""
     kind = sniff(path)
     if kind == "folder":
+        assert isinstance(path, Path)
         return _sides_of_folder(path)
     if kind != "tar":
         raise ValueError(f"{path}: a {kind} file; ImageNet-LT is read from the unpacked folder or the original tars")

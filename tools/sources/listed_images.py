@@ -14,6 +14,7 @@ from tools.sources.archives import Container, file_stamp
 from tools.sources.file_source import FileSource, check_no_class_is_empty
 from tools.sources.list_files import Listing, class_names_of_folders, read_listing
 from tools.sources.spool import container_of
+from tools.sources.stored import images_location
 
 SPLITS = ("train", "val", "test")
 
@@ -71,8 +72,8 @@ class ListedImages:
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         """Adds --images; its value is passed to `containers`."""
-        help = "folder or archive (tar, also .gz, .bz2, .xz or .zst; zip) that the listed paths are relative to"
-        parser.add_argument("--images", type=home_path, required=True, help=help)
+        help = "folder or archive (tar, also .gz, .bz2, .xz or .zst; zip), or its URL; listed paths are relative to it"
+        parser.add_argument("--images", type=images_location, required=True, help=help)
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
         num_classes = self.expected.num_classes if self.expected else namespace.num_classes

@@ -16,10 +16,19 @@ from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
-from shards.files import atomic_file, exclusive_lock, remove_temporary_files
+from shards.files import OutsideError, atomic_file, exclusive_lock, remove_temporary_files
 from shards.format import DATASET_FILE
 from shards.source import Fetcher
-from tools.sources.archives import Container, Folder, Member, locate_by_walking, sniff
+from tools.sources.archives import (
+    ArchivePath,
+    Container,
+    Folder,
+    Member,
+    bytes_of,
+    file_stamp,
+    locate_by_walking,
+    sniff,
+)
 from tools.sources.tars import Tar
 from tools.sources.zips import Zip
 
@@ -46,17 +55,17 @@ class SpooledTar:
     contains the archive's size and time, so a replaced archive is spooled again.
     """
 
-    def __init__(self, path: Path, scratch: Path, kind: str = "gzip", only_names: bool = False) -> None:
-        status = path.stat()
+    def __init__(self, path: ArchivePath, scratch: Path, kind: str = "gzip", only_names: bool = False) -> None:
         self.path = path
         self._only_names = only_names
         self._kind = kind
-        self._spool = scratch / f"{archive_stem(path.name)}-{status.st_size}-{status.st_mtime_ns}.tar"
+        self._spool = scratch / f"{archive_stem(path.name)}-{_mark(path)}.tar"
+        self._is_copy = False
         self._tar = Tar(self._spool)
         self._lock: AbstractContextManager[None] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_lock": None}  # the lock stays with the build's process
+        return {**self.__dict__, "_lock": None, "_is_copy": True}  # the lock stays with the build's process
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         if not self._only_names or self._spool.exists():
@@ -76,7 +85,13 @@ class SpooledTar:
         return locate_by_walking(self, {name: name for name in names})
 
     def open(self) -> Fetcher:
-        self._fill()
+        if not self._is_copy:
+            self._fill()
+        elif not self._spool.exists():
+            raise OutsideError(
+                f"{self._spool}: not on this machine, which runs a part of the build: the machine that started it "
+                f"has unpacked {self.path.name} there; give a plain tar, a zip or a folder, or an --out that all mount"
+            )
         return self._tar.open()
 
     def close(self) -> None:
@@ -104,7 +119,7 @@ class SpooledTar:
         logger.info("unpacking %s once into %s", self.path, self._spool)
         try:
             with self.path.open("rb") as file, atomic_file(self._spool) as spool:
-                _unpack(self._opened(file), file, spool, self.path.stat().st_size)
+                _unpack(self._opened(file), file, spool, bytes_of(self.path))
         except (*_DAMAGE, *_zstd_errors()) as error:
             raise self._damaged(error) from error
         except OSError as error:
@@ -122,7 +137,7 @@ class SpooledTar:
         return ValueError(f"{self.path}: truncated or damaged ({error}); download it again")
 
     def _check_space(self, scratch: Path) -> None:
-        needed, free = int(self.path.stat().st_size * _EXPECTED_GROWTH), shutil.disk_usage(scratch).free
+        needed, free = int(bytes_of(self.path) * _EXPECTED_GROWTH), shutil.disk_usage(scratch).free
         if free < needed:
             raise OSError(
                 f"{scratch}: {free / 1e9:.1f} GB free, but unpacking {self.path.name} for random access takes about "
@@ -144,6 +159,12 @@ class SpooledTar:
                 return _zstandard(self.path).ZstdDecompressor().stream_reader(file, read_across_frames=True)
 
 
+def _mark(path: ArchivePath) -> str:
+    """Distinguishes archives of the same name, as part of a file name."""
+    (stamp,) = file_stamp(path).values()
+    return "-".join("".join(filter(str.isalnum, str(value))) for value in stamp.values())
+
+
 def archive_stem(name: str) -> str:
     """The file name of an archive without its suffixes."""
     for _ in range(2):
@@ -160,7 +181,7 @@ def sniff_tar(path: Path) -> bool:
         return False
 
 
-def _zstandard(path: Path) -> Any:
+def _zstandard(path: ArchivePath) -> Any:
     try:
         import zstandard
     except ImportError as error:
@@ -191,10 +212,11 @@ def _unpack(unpacked: Any, file: BinaryIO, spool: IO[bytes], compressed_bytes: i
                 logger.info("unpacked %d %%", 10 * tenths)
 
 
-def container_of(path: Path, out: Path) -> Container:
+def container_of(path: ArchivePath, out: Path) -> Container:
     """The container at `path`, recognised by content, for a build to `out`."""
     match sniff(path):
         case "folder":
+            assert isinstance(path, Path)
             return Folder(path)
         case "zip":
             return Zip(path)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import tarfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from shards.source import Fetcher, SampleRef
 from tools.sources.archives import (
+    ArchivePath,
     NameKey,
+    bytes_of,
     has_tar_checksum,
     incomplete,
     locate_by_walking,
     not_in_the_archive,
     plain_name,
-    read_ahead,
+    random_access,
     same_name,
 )
 from tools.sources.member_tree import Link, Member, MemberTree, TreeError
@@ -35,12 +35,12 @@ class Tar:
         `n01440764_762.JPEG` gives the name `n01440764/n01440764_762.JPEG`.
     """
 
-    def __init__(self, path: Path, key: NameKey = same_name, nested: bool = False) -> None:
+    def __init__(self, path: ArchivePath, key: NameKey = same_name, nested: bool = False) -> None:
         self.path, self._key, self._nested = path, key, nested
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         with self.path.open("rb") as file:
-            end = self.path.stat().st_size
+            end = bytes_of(self.path)
             if not self._nested:
                 yield from self.members_of(file, end)
                 return
@@ -92,7 +92,7 @@ def _name(member: tarfile.TarInfo) -> str:
     return plain_name(member.pax_headers.get("GNU.sparse.name", member.name))
 
 
-def _walk(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
+def _walk(file: BinaryIO, path: ArchivePath, start: int, end: int) -> Iterator[tarfile.TarInfo]:
     """Files, folders and links of the tar in bytes [start, end) of `file`; offsets are from the file's start."""
     file.seek(start)
     try:
@@ -160,9 +160,9 @@ def _member(member: tarfile.TarInfo) -> Member:
 class _TarFetcher:
     """Locations are (offset, size), followed for sparse members by offset and size of each part in the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._archive = random_access(path)
 
     def fetch(self, ref: SampleRef) -> bytes:
         if not isinstance(ref.location, tuple):
@@ -179,14 +179,14 @@ class _TarFetcher:
         return bytes(data)
 
     def _read(self, ref: SampleRef, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
+        data = self._archive.read_at(offset, size)
         if len(data) != size:
             raise ValueError(f"{ref.name}: {len(data)} of {size} bytes left in {self._path}; was the file truncated?")
         return data
 
     def will_fetch(self, ref: SampleRef) -> None:
         if isinstance(ref.location, tuple) and ref.location[1]:  # a size of 0 would read ahead the whole rest
-            read_ahead(self._descriptor, *ref.location[:2])
+            self._archive.will_read(*ref.location[:2])
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._archive.close()

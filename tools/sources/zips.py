@@ -8,14 +8,23 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
+from shards.object_store import StoreError
 from shards.source import Fetcher, SampleRef
-from tools.sources.archives import incomplete, locate_by_walking, not_in_the_archive, plain_name, read_ahead
+from tools.sources.archives import (
+    ArchivePath,
+    incomplete,
+    locate_by_walking,
+    not_in_the_archive,
+    plain_name,
+    read_ahead,
+)
 from tools.sources.member_tree import Link, Member, MemberTree, TreeError
+from tools.sources.stored import StoredBytes, StoredFile
 
 _MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, rarely this long
 _LONGEST_LINK = 4096
+_TRIES = 3
 _ENCRYPTED, _NAME_IS_UTF8 = 0x1, 0x800  # flag bits
 _UNIX, _MACOS = 3, 19  # "made by", APPNOTE 4.4.2
 _UNICODE_PATH = 0x7075  # extra field, APPNOTE 4.6.9
@@ -31,7 +40,7 @@ _READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, OverflowError, ValueError)
 class Zip:
     """A zip archive; the location of a member is its position in the archive's directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self.path = path
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
@@ -126,7 +135,7 @@ def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Link:
         raise TreeError(f"the link {info.filename!r} cannot be read: {error}") from error
 
 
-def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
+def _refuse_a_second_archive(path: ArchivePath, infos: list[zipfile.ZipInfo]) -> None:
     """If several zips are concatenated, only the last one's directory is read."""
     first = min((info.header_offset for info in infos), default=0)
     if first > 0:
@@ -138,7 +147,7 @@ def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
                 )
 
 
-def _check_readable(path: Path, name: str, info: zipfile.ZipInfo) -> None:
+def _check_readable(path: ArchivePath, name: str, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise ValueError(f"{path}: {name} is encrypted; unpack it with its password and give the folder")
     if info.compress_type not in _METHODS:
@@ -149,33 +158,50 @@ def _check_readable(path: Path, name: str, info: zipfile.ZipInfo) -> None:
         )
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+def _opened(path: ArchivePath) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
+        return zipfile.ZipFile(path.open() if isinstance(path, StoredFile) else path)
     except (zipfile.BadZipFile, NotImplementedError) as error:  # NotImplementedError: a later version of the format
         raise incomplete(path, "zip", error) from error
 
 
 class _ZipFetcher:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self._path = path
         self._archive = _opened(path)
         self._directory = self._archive.infolist()
-        assert self._archive.fp is not None
-        self._descriptor = self._archive.fp.fileno()
 
     def fetch(self, ref: SampleRef) -> bytes:
         if not isinstance(ref.location, int):
             raise not_in_the_archive(ref, self._path)
         try:
-            return self._archive.read(self._directory[ref.location])
+            return self._read(self._directory[ref.location])
+        except StoreError:  # no fault of this image
+            raise
         except _READ_ERRORS as error:
-            raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
+            raise ValueError(f"{ref.name}: cannot be read from {self._path}: {error}") from error
+
+    def _read(self, info: zipfile.ZipInfo) -> bytes:
+        """A member; from a store it is fetched again if its checksum is wrong."""
+        for _ in range(_TRIES - 1 if isinstance(self._archive.fp, StoredBytes) else 0):
+            try:
+                return self._archive.read(info)
+            except _DAMAGE:
+                assert isinstance(self._archive.fp, StoredBytes)
+                self._archive.fp.forget()
+        return self._archive.read(info)
 
     def will_fetch(self, ref: SampleRef) -> None:
         if isinstance(ref.location, int):
             info = self._directory[ref.location]
-            read_ahead(self._descriptor, info.header_offset, info.compress_size + _MEMBER_HEADER)
+            size = info.compress_size + _MEMBER_HEADER
+            if isinstance(self._archive.fp, StoredBytes):
+                self._archive.fp.will_read(info.header_offset, size)
+            elif self._archive.fp is not None:
+                read_ahead(self._archive.fp.fileno(), info.header_offset, size)
 
     def close(self) -> None:
+        file = self._archive.fp
         self._archive.close()
+        if file is not None:
+            file.close()

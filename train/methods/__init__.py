@@ -1,5 +1,5 @@
-"""Training methods. Most are a mixing, an objective and a stage put together; some are whole, in a file of their own.
+"""Training methods. Most are composed of a mixing, an objective and a stage; some are whole, each in its own file.
 
-`registry.find_method` knows them all by name. May import `train.models`, `train.losses`, `train.inputs` and the
-schedules; this file imports nothing, so that `presets` can be read where torch is not wanted yet.
+`registry.find_method` finds them by name. May import `train.models`, `train.losses`, `train.inputs` and the schedules;
+this file imports nothing, so `presets` can be read without importing torch.
 """

@@ -1,12 +1,12 @@
-"""What a method is told: of its run, of what is planned for a step, and of the step itself.
+"""The inputs of a method: its run, the plan of a step, and the step itself.
 
-A method never draws a random number and, unless an equation asks for sums over the batch (MetaSAug), never talks to
-other ranks: the plan holds every decision. What a loss has to know of it, `values` computes on the host; `loss` sees
-tensors only, so that a whole step can be captured once and replayed with the next step's values (step_graphs.py). It
-returns this micro-batch's share of the loss of the *global* batch: shares add up over ranks and micro-batches.
+A method never draws a random number and, unless an equation needs sums over the batch (MetaSAug), never communicates
+with other ranks: the plan has every decision. `values` computes on the host what a loss needs from the plan; `loss`
+only sees tensors, so a whole step can be captured once and replayed with the next step's values (step_graphs.py). It
+returns this micro-batch's share of the *global* batch's loss: shares add up over ranks and micro-batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import GlobalBatch
+from pipeline.rng import RowDraws
 from pipeline.views.view import OneOf, View
 from train.inputs.input_builder import InputBuilder
 from train.schedules import Schedule
@@ -24,16 +25,16 @@ from train.schedules import Schedule
 
 @dataclass(frozen=True)
 class MethodContext:
-    """What a run tells its method.
+    """The information that a run gives its method.
 
     Args:
         samples_per_class: training counts (classes,).
-        view: how training images are augmented.
-        evaluation_view: how images are shown in an evaluation.
-        schedule: the learning rates; `schedule.rescaled` fits phase starts to the length of the run.
+        view: the augmentation of training images.
+        evaluation_view: the view for evaluation.
+        schedule: the learning rates; `schedule.rescaled` adapts phase starts to the length of the run.
         input_builder: from uint8 images to the network's input.
-        device: where tensors live.
-        second_view: how a second picture of a training image differs, for methods that show two; None: drawn alike.
+        device: the device of tensors.
+        second_view: the second view of a training image, for methods that use two; None: the same as the first.
     """
 
     samples_per_class: np.ndarray
@@ -47,10 +48,10 @@ class MethodContext:
 
 @dataclass(frozen=True)
 class ClassVectors:
-    """What a classifier starts from: the vectors of a file, or else the mean features of training images.
+    """The initial vectors of a classifier: from a file, or else the mean features of training images.
 
     Args:
-        per_class: at most so many images of a class.
+        per_class: maximum number of images per class.
         file: .npz of class vectors.
     """
 
@@ -58,22 +59,27 @@ class ClassVectors:
     file: Path | None = None
 
 
+ReadClasses = Callable[[np.ndarray], Iterator[tuple[Tensor, Tensor]]]
+"""From class ids to batches of their training images, as an evaluation shows them: the network's input, labels (rows,).
+
+Each process gets its own part of them."""
+
 StepInputs = dict[str, np.ndarray]
-"""By name: what a loss has to know of a step besides its images and labels."""
+"""By name: what a loss needs to know about a step besides its images and labels."""
 
 
 def key(stream: str, name: str) -> str:
-    """The name of an input that belongs to one stream, the same where it is made and where it is read."""
+    """The name of an input that belongs to one stream, used where it is made and where it is read."""
     return f"{stream}_{name}"
 
 
 @dataclass(frozen=True)
 class MicroPlan:
-    """What is planned for one rank's micro-batch of an optimizer step; all of it on the host.
+    """The plan for one rank's micro-batch of an optimizer step, on the host.
 
     Args:
         step: sizes and labels of the whole step, all ranks and micro-batches.
-        positions: int64 (rows,), the rows of the global batch that this micro-batch holds.
+        positions: int64 (rows,), this micro-batch's rows of the global batch.
         mix: how these rows are mixed; None for a method without a mix rule.
         own_labels: by stream, int64 (rows,), of this micro-batch.
     """
@@ -85,13 +91,13 @@ class MicroPlan:
 
     @classmethod
     def of(cls, step: GlobalBatch, micro: MicroBatch) -> "MicroPlan":
-        """What is planned for a loaded micro-batch."""
+        """The plan of a loaded micro-batch."""
         own_labels = {name: batch.served.labels for name, batch in micro.batches.items()}
         return cls(step, micro.positions, micro.mix, own_labels)
 
     def global_labels(self, stream: str) -> np.ndarray:
-        """int64 (global batch,), of all ranks and micro-batches: for denominators. Drawing them is the dear part of a
-        plan where there are many ranks: ask only where labels weigh, and take `global_size` otherwise.
+        """int64 (global batch,), over all ranks and micro-batches, for denominators. Drawing them is the expensive part
+        of a plan with many ranks: call this only if labels have weights, and use `global_size` otherwise.
         """
         return self.step.labels(stream)
 
@@ -100,18 +106,23 @@ class MicroPlan:
         return self.step.sizes[stream]
 
     def labels(self, stream: str) -> np.ndarray:
-        """int64 (rows,), of this micro-batch."""
+        """int64 (rows,), for this micro-batch."""
         return self.own_labels[stream]
+
+    def uniform(self, purpose: str, numbers: int) -> np.ndarray:
+        """Numbers in [0, 1), float64 (rows, numbers): the plan's draws for a decision that is the method's own."""
+        draws = RowDraws(self.step.seed, self.step.epoch, self.step.step, self.positions)
+        return draws.uniform(f"method/{purpose}", (len(self.positions), numbers))
 
 
 @dataclass(frozen=True)
 class MicroStep:
-    """One rank's micro-batch on the device: all that a loss computes with.
+    """One rank's micro-batch on the device: all inputs of a loss.
 
     Args:
-        batches: the images, by stream; a stream that this step does not need is absent.
-        values: what `Objective.values` returned for it; floating point is float32.
-        global_batch_size: samples of the step, all ranks and micro-batches.
+        batches: the images by stream; streams that this step does not need are absent.
+        values: the result of `Objective.values` for it; floats are float32.
+        global_batch_size: samples in the step, over all ranks and micro-batches.
     """
 
     batches: Mapping[str, Batch]

@@ -1,12 +1,12 @@
-"""Bilateral-branch network, BBN (Zhou et al., CVPR 2020): classes as they are and classes reversed, side by side.
+"""Bilateral-branch network, BBN (Zhou et al., CVPR 2020): one branch for the data as is, one for reversed class sizes.
 
-One branch sees every image once per epoch, the other as many draws with classes proportional to 1 / n. Their features
-are weighed by λ and 1 − λ and share one classifier; in epoch e (from 0) of E it is λ = 1 − (e / E')², so weight moves
-from the first branch to the second:
+One branch sees every image once per epoch, the other as many draws with class probabilities proportional to 1 / n.
+Their features are weighted by λ and 1 − λ and share one classifier. In epoch e (from 0) of E, λ = 1 − (e / E')², so
+weight moves from the first branch to the second:
 
     z = 2 · [λ f_c, (1 − λ) f_r] Wᵀ + b,    L = λ CE(z, y) + (1 − λ) CE(z, y_reversed)
 
-A test image passes both branches, at λ = ½. The factor 2 and the bias are those of the released code.
+A test image goes through both branches, with λ = ½. The factor 2 and the bias are those of the released code.
 """
 
 import math
@@ -30,12 +30,12 @@ REVERSED = "reversed"
 
 @dataclass(frozen=True)
 class BBNOptions:
-    """How weight moves.
+    """The shift of weight between the branches.
 
     Args:
-        share_epochs: E'; by default the epochs of the run. The official code has 100 for 90 epochs and 200 for 180.
-        reversed_alpha: a sample of class k is drawn into the reversed stream with weight n_k^(-alpha), so the class
-            with probability proportional to n_k^(1 - alpha): 2, as published, reverses the proportions.
+        share_epochs: E'; by default the epochs of the run. The official code uses 100 for 90 epochs and 200 for 180.
+        reversed_alpha: samples of class k are drawn into the reversed stream with weight n_k^(-alpha), so classes with
+            probability proportional to n_k^(1 - alpha): 2, as published, reverses the proportions.
     """
 
     share_epochs: int | None = None
@@ -55,7 +55,7 @@ class BBN(Objective):
     own_stage = Stage
     drop_last = True
     without: ClassVar[Mapping[str, str]] = {
-        "mixup_prob": "the two labels of a row already belong to two images, one per branch; a pasted one adds a third"
+        "mixup_prob": "the two labels of a row already belong to two images, one per branch; pasting would add a third"
     }
 
     def streams(self) -> tuple[Stream, ...]:

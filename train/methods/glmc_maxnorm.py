@@ -1,9 +1,9 @@
-"""GLMC's second stage: the re-balanced classifier alone, with weight decay and a bound on its row norms (MaxNorm).
+"""GLMC's second stage: only the re-balanced classifier, with weight decay and a bound on its row norms (MaxNorm).
 
-Start it with `--model.init_from` from a checkpoint of GLMC. The official code releases the projection only; the recipe
-around it is that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer; an early revision of
-GLMC's code had its loss, with class weights n^(-1.2) in place of effective numbers. Not released and chosen here: the
-frozen encoder stays in evaluation mode, so that the classifier trains on the features that it is tested on.
+Start it with `--model.init_from` from a GLMC checkpoint. The official code includes only the projection; the rest is
+that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer; an early revision of GLMC's code
+had its loss, with class weights n^(-1.2) instead of effective numbers. One choice is ours: the frozen encoder stays in
+evaluation mode, so the classifier trains on the features that it is tested on.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class MaxNormOptions:
     """The bound.
 
     Args:
-        threshold: where the bound lies between the smallest (0) and the largest (1) row norm of the first stage.
+        threshold: position of the bound between the smallest (0) and the largest (1) row norm of the first stage.
     """
 
     threshold: float = 0.1
@@ -46,7 +46,7 @@ class _OneHead(GLMCNetwork):
 
 
 class GLMCMaxNorm(Objective):
-    """One stream, one view, `fc_cb`; its rows are projected once an epoch."""
+    """One stream, one view, `fc_cb`; its rows are projected once per epoch."""
 
     Options = MaxNormOptions
     own_stage = SecondStage
@@ -63,7 +63,7 @@ class GLMCMaxNorm(Objective):
         return {"class_weights": self.class_weights[plan.labels("original")]}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
+        """Mean of w_y · BCE(softmax(z)_c, onehot(y)_c) over the global batch and the classes."""
         batch = step.batches["original"]
         logits = model(self.context.input_builder.plain(batch.images[0]))
         weights = step.values["class_weights"] * batch.weights
@@ -71,7 +71,7 @@ class GLMCMaxNorm(Objective):
         return StepOutput(loss, logits)
 
     def before_optimizer(self, model: nn.Module) -> None:
-        if self.bound is None:  # the first step of the stage: the weights are still those of the first stage
+        if self.bound is None:  # the first step: the weights are still those of the first stage
             self.bound = row_norm_bound(_classifier(model).weight.detach(), self.options.threshold)
 
     def project(self, model: nn.Module) -> None:
@@ -94,18 +94,20 @@ def _classifier(model: nn.Module) -> nn.Linear:
 
 def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over classes of the binary cross entropy of softmax probabilities, float32 (batch,)."""
-    with torch.autocast(logits.device.type, enabled=False):  # which refuses this loss, as half precision spoils it
+    with torch.autocast(
+        logits.device.type, enabled=False
+    ):  # autocast refuses this loss, because half precision is too inaccurate
         probabilities = logits.float().softmax(dim=1)
         targets = is_target(labels, logits.shape[1]).float()
         return F.binary_cross_entropy(probabilities, targets, reduction="none").mean(dim=1)
 
 
 def row_norm_bound(weight: Tensor, threshold: float) -> Tensor:
-    """min + threshold · (max − min) over the norms of the rows of `weight` (classes, features); a scalar."""
+    """min + threshold · (max − min) of the row norms of `weight` (classes, features); a scalar."""
     norms = weight.norm(dim=1)
     return norms.min() + threshold * (norms.max() - norms.min())
 
 
 def bounded_rows(weight: Tensor, bound: Tensor) -> Tensor:
-    """Rows with a norm above the bound scaled down to it, others as they are; of the shape of `weight`."""
+    """`weight` with rows above the norm bound scaled down to it, others unchanged."""
     return weight * (bound / weight.norm(dim=1, keepdim=True)).clamp(max=1)

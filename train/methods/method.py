@@ -1,4 +1,4 @@
-"""A method: a mixing, an objective and a stage put together for one run."""
+"""A method: a mixing, an objective and a stage, combined for one run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
@@ -15,10 +15,10 @@ PartTypes = tuple[type[Mixing], type[Objective], type[Stage]]
 
 
 class Method:
-    """Three parts, and what takes more than one of them; all else a run asks of the part itself.
+    """Three parts, and what involves more than one of them; for everything else a run uses the parts directly.
 
     Raises:
-        ValueError: the parts do not go together; the message gives the reason.
+        ValueError: the parts cannot be combined; the message gives the reason.
     """
 
     def __init__(self, options: Any, context: MethodContext, parts: PartTypes):
@@ -52,19 +52,19 @@ class Method:
         return self.objective.loss(model, step)
 
     def derived_options(self) -> dict[str, Any]:
-        """What follows from the options, the length of the run and the network, to be printed and saved with it."""
+        """Values derived from the options, the length of the run and the network, printed and saved with the run."""
         parts = (self.mixing, self.objective, self.stage)
         return {name: value for part in parts for name, value in part.derived_options().items()}
 
 
 def _own(options: Any, part: type[Part]) -> Any:
-    """The options of one part, out of those of all three; what a whole method does not offer keeps its default."""
+    """The options of one part, out of those of all three; options missing in a whole method keep their defaults."""
     names = (f.name for f in fields(part.Options))
     return part.Options(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
 def composed_options(names: Mapping[str, str], parts: Sequence[type[Part]], defaults: Mapping[str, Any]) -> type:
-    """One frozen dataclass with the options of three parts, for recipe and command line.
+    """One frozen dataclass with the options of three parts, for recipes and the command line.
 
     Args:
         names: the parts by kind, which become options too: {"mixing": "paste", …}.
@@ -89,4 +89,4 @@ def _documentation(names: Mapping[str, str], bases: Sequence[type]) -> str:
     for base in bases:
         described |= {p.arg_name: p.description or "" for p in docstring_parser.parse(base.__doc__ or "").params}
     lines = [f"    {name}: {' '.join(text.split())}" for name, text in described.items()]
-    return "\n".join([f"{' × '.join(names.values())}: what each of them lets one choose.", "", "Args:", *lines])
+    return "\n".join([f"{' × '.join(names.values())}: the options of each.", "", "Args:", *lines])

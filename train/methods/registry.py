@@ -1,6 +1,6 @@
-"""Finds methods and their parts by name: one file each, named like its file; nothing has to be registered.
+"""Finds methods and their parts by name: one file each, named like its file; no registration is needed.
 
-Those of one's own are named MODULE:CLASS, for a module that Python finds, or a file in the current folder.
+User-defined ones are named MODULE:CLASS, for an importable module or a file in the current folder.
 """
 
 import importlib
@@ -32,14 +32,14 @@ Found = TypeVar("Found", bound=Part)
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method by name, before a run tells it anything.
+    """A method by name, independent of a run.
 
     Attributes:
         name: as users write it.
         summary: one line.
-        Options: frozen dataclass that recipe and command line fill.
-        make: from options and context to the method; raises ValueError where parts do not go together.
-        without: options that one may expect, and why they do not exist.
+        Options: frozen dataclass filled from recipe and command line.
+        make: creates the method from options and context; raises ValueError if parts cannot be combined.
+        without: options that users might expect, and why they do not exist.
     """
 
     name: str
@@ -50,12 +50,12 @@ class MethodSpec:
 
 
 def method_names() -> list[str]:
-    """Every name that `find_method` takes."""
+    """Every name that `find_method` accepts."""
     return sorted({*METHOD_PRESETS, *whole_names()})
 
 
 def whole_names() -> list[str]:
-    """The methods that are not put together from parts."""
+    """The methods that are not composed of parts."""
     return part_names(train.methods, Objective)
 
 
@@ -66,14 +66,14 @@ def part_names(package: ModuleType, base: type[Any]) -> list[str]:
 
 
 def find_method(name: str, chosen: Mapping[str, Any] | None = None) -> MethodSpec:
-    """The method of a name.
+    """The method with a name.
 
     Args:
-        name: one of `method_names`, or MODULE:CLASS of a part, which stands for that part in an otherwise plain method.
-        chosen: may have other parts than the preset's, under "mixing", "objective" and "stage"; the rest is ignored.
+        name: one of `method_names`, or MODULE:CLASS of a part, which means that part in an otherwise plain method.
+        chosen: may override the preset's parts under "mixing", "objective" and "stage"; the rest is ignored.
 
     Raises:
-        ValueError: an unknown name or part, or a part chosen for a method that is whole.
+        ValueError: an unknown name or part, or a part chosen for a whole method.
     """
     parts = {kind: str(value) for kind, value in (chosen or {}).items() if kind in KINDS and value is not None}
     if name in METHOD_PRESETS:
@@ -89,7 +89,7 @@ def find_method(name: str, chosen: Mapping[str, Any] | None = None) -> MethodSpe
         raise ValueError(f"method.name {name!r} is unknown; expected one of {', '.join(method_names())}")
     if parts:
         raise ValueError(
-            f"method.{next(iter(parts))}: {name} is a method of its own, not put together from parts; choose one of "
+            f"method.{next(iter(parts))}: {name} is a whole method, not composed of parts; choose one of "
             f"{', '.join(METHOD_PRESETS)}"
         )
     summary = (sys.modules[found.__module__].__doc__ or found.__doc__ or "").partition("\n")[0].rstrip(".")
@@ -106,7 +106,7 @@ def _composed(preset_name: str, chosen: Mapping[str, str], name: str) -> MethodS
         find_part(stages, names["stage"], Stage),
     )
     have = {f.name for part in types for f in fields(part.Options)}
-    # A preset's own defaults belong to its parts; another part in their place has its own.
+    # A preset's own defaults apply to its parts; a replacement part has its own.
     defaults = {option: value for option, value in preset.defaults.items() if option in have}
     without = {option: why for part in types for option, why in part.without.items() if option not in have}
     make = partial(Method, parts=types)
@@ -116,7 +116,7 @@ def _composed(preset_name: str, chosen: Mapping[str, str], name: str) -> MethodS
 
 
 def _elsewhere(have: set[str]) -> dict[str, str]:
-    """Options that these parts do not have but others do, and how to get them."""
+    """Options that other parts have but these do not, and how to get them."""
     owners: dict[str, list[str]] = {}
     for kind, (package, base) in KINDS.items():
         for name in part_names(package, base):
@@ -126,11 +126,11 @@ def _elsewhere(have: set[str]) -> dict[str, str]:
 
 
 def find_part(package: ModuleType, name: str, base: type[Found]) -> type[Found]:
-    """The one part of this kind in a module of the package, or a MODULE:CLASS.
+    """The single part of this kind in a module of the package, or a MODULE:CLASS.
 
     Raises:
-        ValueError: there is no such module; the message lists those that there are.
-        RuntimeError: it defines several.
+        ValueError: there is no such module; the message lists the existing ones.
+        RuntimeError: the module defines several.
     """
     if ":" in name:
         return _find_own(name, (base,))
@@ -146,26 +146,26 @@ def find_part(package: ModuleType, name: str, base: type[Found]) -> type[Found]:
 def _defined(package: ModuleType, name: str, base: type[Found]) -> list[type[Found]]:
     module = importlib.import_module(f"{package.__name__}.{name}")
     own = [c for c in vars(module).values() if isinstance(c, type) and c.__module__ == module.__name__]
-    # What has no options of its own (`TwoStreams`, a base of several) is no choice.
+    # Classes without their own options (`TwoStreams`, a common base) cannot be chosen.
     return [c for c in own if issubclass(c, base) and c is not base and "Options" in vars(c) and not isabstract(c)]
 
 
 def _find_own(name: str, bases: tuple[type[Found], ...]) -> type[Found]:
-    """The class of a name MODULE:CLASS.
+    """The class for a name MODULE:CLASS.
 
     Raises:
-        ValueError: there is no such module or class, or the class is of another kind.
+        ValueError: there is no such module or class, or the class is of a different kind.
     """
     module_name, _, class_name = name.partition(":")
     found = getattr(_own_module(module_name), class_name, None)
     if not isinstance(found, type) or not issubclass(found, bases) or not hasattr(found, "Options"):
         expected = " or ".join(base.__name__ for base in bases)
-        raise ValueError(f"{name}: expected {expected} with `Options` of this name in {module_name}")
+        raise ValueError(f"{name}: expected {expected} of this name, with `Options`, in {module_name}")
     return found
 
 
 def _own_module(name: str) -> ModuleType:
-    """An installed module, else a file of the current folder, which is not searched for anything else."""
+    """An installed module, else a file in the current folder, which is not searched for anything else."""
     if name in sys.modules:
         return sys.modules[name]
     file = Path(*name.split(".")).with_suffix(".py")

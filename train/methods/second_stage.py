@@ -1,4 +1,4 @@
-"""What second stages share: features that were trained before and stay, a classifier that is trained on them."""
+"""Common parts of second stages: frozen features from a first stage, and a classifier trained on them."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions, replace_module
 from train.models.heads import ScaledLinear
 
-SCALES = ".scales"  # the end of the name of a classifier's factors
+SCALES = ".scales"  # suffix of the name of a classifier's factors
 
 
 @dataclass(frozen=True)
@@ -23,10 +23,10 @@ class SecondStageOptions:
 
 
 class SecondStage(Stage):
-    """Only the classifiers are trained; they go on from the weights of the first stage.
+    """Only the classifiers are trained, starting from the weights of the first stage.
 
     Attributes:
-        scaled: they gain a learned factor for each class.
+        scaled: adds a learned factor per class.
     """
 
     Options = SecondStageOptions
@@ -34,7 +34,9 @@ class SecondStage(Stage):
 
     def check(self, options: ModelOptions) -> None:
         if options.init_from is None:
-            raise ValueError("this method is a second stage: give the checkpoint of a first with --model.init_from")
+            raise ValueError(
+                "this method is a second stage: give the checkpoint of a first stage with --model.init_from"
+            )
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if mixing.mixes:

@@ -13,7 +13,7 @@ class Heads(NamedTuple):
     """The network's outputs for one mixed batch.
 
     plain, rebalanced: logits (batch, classes) of `fc` and `fc_cb`. projection: z (batch, dimensions). prediction: p,
-    of the same shape, to agree with the other mix's z.
+    of the same shape, which should match the other mix's z.
     """
 
     plain: Tensor
@@ -25,7 +25,7 @@ class Heads(NamedTuple):
 class GLMCNetwork(WithHeads):
     """An encoder with two classifiers, a projection and a prediction layer, named as in the official code."""
 
-    classifier_name = "fc_cb"  # the one that is evaluated
+    classifier_name = "fc_cb"  # the evaluated one
 
     def __init__(self, encoder: nn.Module, classifier: nn.Linear, dimensions: int, frozen: bool = False):
         super().__init__(encoder, frozen)
@@ -45,7 +45,7 @@ class GLMCNetwork(WithHeads):
         return Heads(self.fc(features), self.fc_cb(features), projection, self.contrast_head(projection))
 
     def evaluated_logits(self, images: Tensor) -> Tensor:
-        """Logits of the re-balanced classifier alone."""
+        """Logits of the re-balanced classifier only."""
         return self.fc_cb(self.features(images))
 
 

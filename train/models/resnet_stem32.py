@@ -7,7 +7,7 @@ conv{2..5}_x.{i}.residual_function.{0,1,3,4[,6,7]}.
 
 from torch import Tensor, nn
 
-# Blocks of each stage, and whether they are bottlenecks, by the name of the model.
+# Blocks of each stage, and whether they are bottlenecks, by model name.
 LAYOUTS = {
     "resnet18-stem32": ((2, 2, 2, 2), False),
     "resnet34-stem32": ((3, 4, 6, 3), False),
@@ -64,12 +64,16 @@ class ResNetStem32(nn.Module):
             self.add_module(f"conv{stage + 2}_x", nn.Sequential(*layers))
         self.fc = nn.Linear(in_planes, classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) → (batch, channels of the last stage)."""
+    def maps(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, channels, height / 8, width / 8), whose mean the classifier sees."""
         x = self.conv1(x)
         for stage in range(2, 6):
             x = self.get_submodule(f"conv{stage}_x")(x)
-        return x.mean(dim=(2, 3))
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, channels of the last stage)."""
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))

@@ -1,6 +1,7 @@
-"""A plain network that also says its features: of MetaSAug, the influence-balanced loss and Causal Norm."""
+"""A plain network that also returns its features, for MetaSAug, the influence-balanced loss and Causal Norm."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -9,23 +10,23 @@ from train.models.with_heads import WithHeads, detach_classifier
 
 
 class SemanticNetwork(WithHeads):
-    """A plain network, its state-dict names included, that also says its features."""
+    """A plain network, with the same state-dict names, that also returns its features."""
 
     def __init__(self, encoder: nn.Module, name: str, classifier: nn.Module, frozen: bool = False):
         super().__init__(encoder, frozen)
         self.classifier_name = name.rpartition(".")[2]
-        self.add_module(self.classifier_name, classifier)
+        # Not with add_module: some backbones call it head or classifier too, and it would ask these properties for it.
+        self._modules[self.classifier_name] = classifier
 
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer whose weights and inputs are augmented."""
-        assert isinstance(self.head, nn.Linear)
-        return self.head
+        return cast(nn.Linear, self.head)
 
     @property
     def head(self) -> nn.Module:
-        """The classifier, of whatever kind."""
-        return self.get_submodule(self.classifier_name)
+        """The classifier, of any kind."""
+        return cast(nn.Module, self._modules[self.classifier_name])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""
@@ -43,7 +44,7 @@ def build_network(
     """The network of `build_model` with its features.
 
     Args:
-        make_head: from the number of features to a classifier in place of the linear one.
+        make_head: maps the number of features to a classifier that replaces the linear one.
     """
     encoder = build_model(options, classes, "linear", seed)
     name, classifier = detach_classifier(encoder)

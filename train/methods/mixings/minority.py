@@ -1,7 +1,7 @@
-"""Other ways to make a minority sample than pasting it (Park et al., CVPR 2022, table 12).
+"""Alternatives to pasting for making minority samples (Park et al., CVPR 2022, table 12).
 
-The streams, the paste coin and its window are CMO's; only what a mixing step trains on differs. The official code has
-none of these variants and the strengths are not published: blur and jitter are those of the "-long" presets here.
+The streams, the paste coin and its window are CMO's; only the input of mixing steps differs. The official code has none
+of these variants and the strengths are not published: blur and jitter are those of the "-long" presets here.
 """
 
 from dataclasses import dataclass, replace
@@ -25,18 +25,18 @@ _OPERATIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True)
 class MinorityOptions(PasteOptions):
-    """How a minority sample is made.
+    """How minority samples are made.
 
     Args:
-        operation: blur or jitter (mixing steps train on weighted samples changed so, without a background) or mixup
-            (of a background and a weighted sample).
+        operation: blur or jitter (mixing steps train on weighted samples with this operation, without a background) or
+            mixup (of a background and a weighted sample).
     """
 
     operation: Literal["blur", "jitter", "mixup"] = "mixup"
 
 
 class Minority(TwoStreams):
-    """CMO's streams without its paste."""
+    """CMO's streams without pasting."""
 
     Options = MinorityOptions
 

@@ -1,7 +1,7 @@
-"""Mixup (Zhang et al., ICLR 2018): whole images blended, lam · first + (1 − lam) · second, labels alike.
+"""Mixup (Zhang et al., ICLR 2018): whole images blended, lam · first + (1 − lam) · second, and likewise labels.
 
-As for CutMix here, the second image comes from an independently shuffled pass over the training set and not from the
-same batch; lam is one number per step, as in the official code.
+As for CutMix here, the second image comes from an independently shuffled pass over the training set instead of the same
+batch; lam is one number per step, as in the official code.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class MixupOptions(TwoStreamOptions):
     """The strength of the mixture.
 
     Args:
-        beta: lam is drawn from Beta(beta, beta); the paper has 1 on CIFAR and 0.2 on ImageNet.
+        beta: lam is drawn from Beta(beta, beta); the paper uses 1 on CIFAR and 0.2 on ImageNet.
     """
 
     beta: float = 1.0

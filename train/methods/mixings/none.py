@@ -1,4 +1,4 @@
-"""Plain training: every image once per epoch, as it is."""
+"""Plain training: every image once per epoch, without mixing."""
 
 from train.methods.parts import Mixing, NoOptions
 

@@ -1,12 +1,12 @@
 """Context-rich Minority Oversampling (Park et al., CVPR 2022): paste class-weighted images into the original stream.
 
 A step that pastes overwrites one box of the original ("background") images with the same box of the foreground images
-and takes lam · L(z, background label) + (1 − lam) · L(z, foreground label), each term with its own normaliser. The
-paper's listings paste in every step; the official code, which produced the numbers, in half of them.
+and uses the loss lam · L(z, background label) + (1 − lam) · L(z, foreground label), each term with its own normaliser.
+The paper's listings paste in every step; the official code, which produced the numbers, in half of them.
 
-With a shuffled foreground it is CutMix (Yun et al., ICCV 2019). The foreground is then a second, independently shuffled
-pass over the training set, where that paper permutes the batch: every sample is still background once and foreground
-at most once per epoch, and the pairs do not depend on the number of processes or micro-batches.
+With a shuffled foreground this is CutMix (Yun et al., ICCV 2019). The foreground is then a second, independently
+shuffled pass over the training set, where that paper permutes the batch: every sample is still background once and
+foreground at most once per epoch, and the pairs do not depend on the number of processes or micro-batches.
 """
 
 from dataclasses import dataclass
@@ -25,16 +25,16 @@ class PasteOptions(TwoStreamOptions):
     """How the foreground is drawn and pasted.
 
     Args:
-        weighted_alpha: a foreground sample of class k is drawn with weight n_k^(-alpha), so the class with probability
+        weighted_alpha: foreground samples of class k are drawn with weight n_k^(-alpha), so classes with probability
             proportional to n_k^(1 - alpha): 1 is class-uniform (the paper's q(1, k)), 0.5 and 2 its q(1/2, k), q(2, k).
         mixup_prob: probability that a step pastes.
         beta: the box's share of the background, lam, is drawn from Beta(beta, beta).
-        plain_first: epochs at the start that are plain: 4 in the code, which mixes when `3 < epoch` (from 0).
-        plain_last: epochs at the end that are plain.
+        plain_first: plain epochs at the start: 4 in the code, which mixes when `3 < epoch` (from 0).
+        plain_last: plain epochs at the end.
         foreground: weighted (by weighted_alpha), effective (by effective numbers, the paper's E(k)) or shuffled.
-        background: shuffled, weighted (by weighted_alpha) or progressive (from samples alike to classes alike over the
-            run). The paper's CMO_minor is weighted under weighted, its CMO_back weighted under a shuffled foreground;
-            neither is in the official code. Plain steps see it too.
+        background: shuffled, weighted (by weighted_alpha) or progressive (from instance-balanced to class-balanced over
+            the run). The paper's CMO_minor has both weighted, its CMO_back a weighted background and a shuffled
+            foreground; neither is in the official code. Plain steps use it too.
     """
 
     weighted_alpha: float = 1.0
@@ -67,7 +67,7 @@ class PasteOptions(TwoStreamOptions):
 
 
 class Paste(TwoStreams):
-    """A box of each background image is overwritten."""
+    """Overwrites a box of each background image."""
 
     Options = PasteOptions
 

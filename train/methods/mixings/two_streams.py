@@ -1,4 +1,4 @@
-"""What all mixings of two images share: an original stream, and a foreground that only mixing steps read."""
+"""Common parts of mixings of two images: an original stream, and a foreground that only mixing steps read."""
 
 from typing import Any
 
@@ -14,23 +14,23 @@ from train.methods.parts import Mixing, Shares, pictures
 
 
 class TwoStreamOptions:
-    """What the options of a mixing decide of its streams; by default both are shuffled."""
+    """How a mixing's options determine its streams; by default both are shuffled."""
 
     def mix_rule(self) -> MixRule:
         """When and how a step mixes."""
         raise NotImplementedError
 
     def background_sampling(self, epochs: int) -> Sampling:
-        """Which samples are mixed into, in a run of this many epochs; all steps see them."""
+        """Sampling of the background, in a run of this many epochs; all steps use it."""
         return Shuffled()
 
     def foreground_sampling(self) -> Sampling:
-        """Which samples are mixed in."""
+        """Sampling of the foreground."""
         return Shuffled()
 
 
 class TwoStreams(Mixing):
-    """An original stream, and a foreground that is read only for the steps that mix; by default they are blended."""
+    """An original stream, and a foreground that is read only for steps that mix; by default they are blended."""
 
     def streams(self, views: tuple[View | OneOf, ...]) -> tuple[Stream, ...]:
         original = Stream("original", self.options.background_sampling(self.context.schedule.epochs), views)
@@ -43,7 +43,7 @@ class TwoStreams(Mixing):
         return self.options.mix_rule()
 
     def foreground_view(self, view: View | OneOf) -> View | OneOf:
-        """How a picture of the foreground is made, where the original's is `view`."""
+        """The view of foreground images, given the original's `view`."""
         return view
 
     def shares(self, plan: MicroPlan) -> Shares:
@@ -53,7 +53,7 @@ class TwoStreams(Mixing):
         return {"original": share, "foreground": 1 - share}
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
-        """Weight of the background's label, float64 (rows,); the foreground's has the rest."""
+        """Weight of the background's label, float64 (rows,); the foreground's label has the rest."""
         return mix.lam
 
     def inputs(self, plan: MicroPlan) -> StepInputs:

@@ -13,10 +13,10 @@ class ClassifierOptions:
     """Loss and class weights.
 
     Args:
-        loss: ce, bs (balanced softmax), la (logit-adjusted, by tau), focal (exponent 2) or ldam (brings a cosine
+        loss: ce, bs (balanced softmax), la (logit-adjusted, by tau), focal (exponent 2) or ldam (with a cosine
             classifier).
-        rule: none, reweight (effective-number class weights), inverse (class weights of 1 / n) or drw (those of
-            reweight, from `drw_from_epoch` on).
+        rule: none, reweight (effective-number class weights), inverse (class weights of 1 / n) or drw (deferred
+            reweight, starting at `drw_from_epoch`).
         drw_from_epoch: first zero-based epoch with class weights under drw, for a run of schedule.for_epochs epochs.
         tau: exponent of the class prior under la; 1 is the balanced softmax.
     """

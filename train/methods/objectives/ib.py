@@ -1,10 +1,10 @@
 """Influence-balanced loss, IB (Park et al., ICCV 2021): cross entropy first, then samples weighted by their influence.
 
-The formulas are those of the released code, where they and the paper differ: the class weights have mean 1, α stands
-outside, and the factor α / (g h + 0.001) is differentiated like the rest. The loss is a mean over samples; unlike that
-of other class weights here, its denominator does not weigh them.
+Where code and paper differ, the formulas follow the released code: the class weights have mean 1, α is outside, and the
+factor α / (g h + 0.001) is differentiated like the rest. The loss is a mean over samples; unlike with other class
+weights here, its denominator is unweighted.
 
-Where two images are mixed the loss is lam · IB(·, background) + (1 − lam) · IB(·, foreground), each with its own g and
+If two images are mixed, the loss is lam · IB(·, background) + (1 − lam) · IB(·, foreground), each with its own g and
 class weight, and the same features.
 """
 
@@ -27,13 +27,13 @@ from train.models.semantic import build_network
 
 @dataclass(frozen=True)
 class IBOptions:
-    """Level and start of the loss.
+    """Scale and start of the loss.
 
     Args:
-        ib_alpha: factor of the loss. On another data set choose it so that the loss at the switch has the level of the
-            cross entropy before it (the advice of the authors).
+        ib_alpha: factor of the loss. On a new data set, choose it so that at the switch the loss has the same level as
+            the cross entropy before (the authors' advice).
         ib_weights: inverse (1 / n, as published for IB) or effective (effective numbers; the authors' IB + CB).
-        ib_focal: exponent of the focal variant; 0 leaves it out, the authors' IBFocal has 1.
+        ib_focal: exponent of the focal variant; 0 disables it, the authors' IBFocal uses 1.
         ib_from_epoch: first zero-based epoch of the loss, for a run of schedule.for_epochs epochs; before it is plain
             cross entropy.
     """
@@ -51,7 +51,7 @@ class IBOptions:
 
 
 class IB(Objective):
-    """One classifier; its inputs enter the loss."""
+    """One classifier; its inputs are part of the loss."""
 
     Options = IBOptions
 
@@ -69,7 +69,7 @@ class IB(Objective):
         return build_network(options, self.classes, seed)
 
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
-        """The kind of a step shows in whether this is there."""
+        """Whether this is present determines the kind of step."""
         return {"influence": np.array(1.0)} if plan.step.epoch >= self.from_epoch else {}
 
     def term(self, step: MicroStep, stream: str, output: tuple[Tensor, Tensor]) -> Tensor:

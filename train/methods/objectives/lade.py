@@ -1,8 +1,8 @@
-"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): balanced softmax, and logits that know no prior.
+"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): balanced softmax and a regulariser.
 
-L = mean_i CE(z_i + log π, y_i) + α L_r; the regulariser is that of `train.losses.lade`. One set of logits feeds both.
-The formulas are those of the released code: the paper weighs each sample of the batch by its class, the code the whole
-batch by one constant per class, and its prior acts through λ s² alone.
+L = mean_i CE(z_i + log π, y_i) + α L_r; the regulariser is that of `train.losses.lade`. Both use the same logits.
+The formulas are those of the released code: the paper weights each sample of the batch by its class, the code the whole
+batch by one constant per class, and its prior has an effect only through λ s².
 """
 
 import math
@@ -23,8 +23,8 @@ class LADEOptions:
     """Strength of the regulariser.
 
     Args:
-        regulariser: its weight, α of the paper.
-        penalty: weight of the squares in it, λ of the paper.
+        regulariser: its weight, α in the paper.
+        penalty: weight of its squares, λ in the paper.
     """
 
     regulariser: float = 0.1
@@ -41,7 +41,7 @@ class LADE(Objective):
     """One linear classifier."""
 
     Options = LADEOptions
-    drop_last = True  # the official code does, and a short batch would change what s and t are means of
+    drop_last = True  # as in the official code; a short batch would change the means s and t
     accumulates = False
 
     def __init__(self, options: LADEOptions, context: MethodContext, mixing: Mixing):
@@ -53,7 +53,7 @@ class LADE(Objective):
 
     def refuses(self) -> str | None:
         if self.mixing.mixes:
-            return "LADE takes the mean logit of each class over a batch, which images of two labels do not have"
+            return "LADE uses the mean logit of each class over a batch, which is undefined for images with two labels"
         return None
 
     def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:

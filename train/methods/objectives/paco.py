@@ -2,8 +2,8 @@
 
 Balanced softmax and supervised contrast share one softmax (`train.losses.paco`). Two views of an image give a query and
 a key; a query is contrasted with the other queries, all keys and the queue. PaCo's keys come from a momentum copy of
-the network, which follows *before* they are computed, and only queries are anchors; GPaCo's come from the network
-itself, with gradient, and are anchors too. The formulas are those of the released code.
+the network, which is updated *before* they are computed, and only queries are anchors; GPaCo's come from the network
+itself, with gradient, and are also anchors. The formulas are those of the released code.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ from train.models.paco import PaCoNetwork, build_paco
 
 @dataclass(frozen=True)
 class PaCoOptions:
-    """The contrast.
+    """The contrastive part.
 
     Args:
         keys: momentum (from a momentum copy of the network, PaCo) or own (from the network itself, GPaCo).
-        contrast_alpha: weight of a positive column beside that of the own class.
-        contrast_temperature: of the contrast columns; class columns have none.
-        contrast_size: entries of queries and keys.
-        key_queue: keys of earlier images.
-        key_momentum: share of itself that the momentum copy keeps in a step.
-        group: rows that see each other; by default those of a micro-batch. The published runs at 224 pixels had 32 on
+        contrast_alpha: weight of a positive column relative to the sample's own class.
+        contrast_temperature: temperature of the contrast columns; class columns have none.
+        contrast_size: dimension of queries and keys.
+        key_queue: number of keys of earlier images.
+        key_momentum: EMA decay of the momentum copy per step.
+        group: rows contrasted with each other; by default a micro-batch. The published runs at 224 pixels had 32 on
             each of four GPUs.
     """
 
@@ -79,7 +79,7 @@ class PaCo(Objective):
 
     def refuses(self) -> str | None:
         if self.mixing.mixes:
-            return "a mixed image is no view of its key's image; PaCo contrasts whole images"
+            return "a mixed image is not a view of its key's image; PaCo contrasts whole images"
         return None
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -89,7 +89,7 @@ class PaCo(Objective):
                 f"method.key_queue is {o.key_queue}, smaller than a batch of {batch_size} keys; make it larger"
             )
         if o.group is not None and batch_size % o.group:
-            raise ValueError(f"batch_size is {batch_size}, which groups of {o.group} rows (method.group) do not fill")
+            raise ValueError(f"batch_size is {batch_size}, not a multiple of method.group ({o.group} rows)")
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         o, momentum = self.options, self.options.keys == "momentum"
@@ -110,7 +110,7 @@ class PaCo(Objective):
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> tuple[Tensor, ...]:
         """Logits, queries, keys, and the queue as this step found it."""
         network = extract_model_from_parallel(model)
-        if self._keys is None:  # the first micro-batch of the step: queries do not see the copy
+        if self._keys is None:  # the first micro-batch of the step: queries do not use the copy
             network.follow(self.options.key_momentum)
         output = model(images, self.context.input_builder.plain(step.batches["original"].images[1]))
         self._remember(step, output[2].detach())
@@ -122,7 +122,7 @@ class PaCo(Objective):
         size = self.options.group or rows
         if rows % size:
             raise ValueError(
-                f"a micro-batch has {rows} rows, which groups of {size} (method.group) do not fill; change "
+                f"a micro-batch has {rows} rows, not a multiple of method.group ({size}); change "
                 "accumulation, batch_size or method.group"
             )
         shares = step.values[key(stream, "coefficients")] * batch.weights
@@ -165,7 +165,7 @@ class PaCo(Objective):
         return model(images)[None]
 
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
-        """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
+        """Put a micro-batch's keys at its rows of the global batch; padding rows add nothing."""
         if self._keys is None:
             self._keys = keys.new_zeros(step.global_batch_size, keys.shape[1])
             self._labels = step.values["labels_of_step"]
@@ -176,6 +176,6 @@ class PaCo(Objective):
         """Queue the keys of all ranks, in the order of the global batch."""
         assert isinstance(model, PaCoNetwork) and self._keys is not None and self._labels is not None
         if dist.is_initialized():
-            dist.all_reduce(self._keys)  # each row is one rank's own: their sum is the global batch, on all ranks alike
+            dist.all_reduce(self._keys)  # each row belongs to one rank: the sum is the global batch, on all ranks
         model.enqueue(self._keys, self._labels)
         self._keys = self._labels = None

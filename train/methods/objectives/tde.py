@@ -1,9 +1,9 @@
-"""Causal Norm, or total direct effect, TDE (Tang et al., NeurIPS 2020): what momentum adds to all features is left out.
+"""Causal Norm, or total direct effect, TDE (Tang et al., NeurIPS 2020): removes the direction that momentum adds.
 
-Training is cross entropy on normalised heads. Meanwhile the mean feature of each step is added to a running one,
-embed ← µ · embed + mean f; every evaluation leaves out part of what lies along it (`train.models.causal`). The running
-feature is a buffer of the network, so that each checkpoint has its own; the official program pairs the best epoch's
-weights with the last epoch's.
+Training is cross entropy on normalised heads. Meanwhile the mean feature of each step is added to a running one, embed
+← µ · embed + mean f; every evaluation removes a part of the features along it (`train.models.causal`). The running
+feature is a buffer of the network, so each checkpoint has its own; the official code pairs the best epoch's weights
+with the last epoch's.
 """
 
 import math
@@ -25,15 +25,15 @@ from train.models.semantic import SemanticNetwork, build_network
 
 @dataclass(frozen=True)
 class TDEOptions:
-    """Heads, and how they are evaluated.
+    """Heads and their evaluation.
 
     Args:
-        heads: parts that features and class vectors are cut into.
+        heads: number of parts into which features and class vectors are split.
         scale: factor on the logits.
-        tde_alpha: how much an evaluation leaves out: 3 at 224 pixels, 1.5 on CIFAR-100, 1 on CIFAR-10; 0 is plain
+        tde_alpha: how much an evaluation removes: 3 at 224 pixels, 1.5 on CIFAR-100, 1 on CIFAR-10; 0 is plain
             de-confounded training. Choose it so that alpha times the mean cosine is about 1 (the authors' advice).
-        decay_by_rate: µ is 1 − 0.1 · min(50 · lr, 1), 0.9 until the rate falls below 0.02 and nearer to 1 after; false
-            keeps it at 0.9, as published on CIFAR.
+        decay_by_rate: µ is 1 − 0.1 · min(50 · lr, 1), 0.9 until the rate falls below 0.02 and closer to 1 afterwards;
+            false keeps it at 0.9, as published on CIFAR.
     """
 
     heads: int = 2
@@ -82,7 +82,7 @@ class TDE(Objective):
 
     @torch.no_grad()
     def before_optimizer(self, model: nn.Module) -> None:
-        """The running feature takes in the mean of the global batch, once per step and on all ranks alike."""
+        """Update the running feature with the mean of the global batch, once per step and identically on all ranks."""
         assert self._means is not None and self._decay is not None
         if dist.is_initialized():
             dist.all_reduce(self._means)

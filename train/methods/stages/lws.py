@@ -1,6 +1,6 @@
 """Learnable weight scaling, LWS (Kang et al., ICLR 2020): one trained factor per class.
 
-A second stage like cRT, but the classifier is kept and frozen too; only the factors f_k of the logits f_k · z_k learn.
+A second stage like cRT, but the classifier is kept and frozen too; only the factors f_k in the logits f_k · z_k learn.
 """
 
 from train.methods.second_stage import SCALES, SecondStage, SecondStageOptions

@@ -1,4 +1,4 @@
-"""The whole network, in one go."""
+"""Trains the whole network in one stage."""
 
 import math
 from dataclasses import dataclass
@@ -8,10 +8,10 @@ from train.methods.parts import Stage
 
 @dataclass(frozen=True)
 class WholeOptions:
-    """How fast parts of the network learn.
+    """Learning rates of parts of the network.
 
     Args:
-        features_rate: factor on the learning rate of everything but the classifiers, such as 0.02 for a pretrained
+        features_rate: factor on the learning rate of everything except the classifiers, such as 0.02 for a pretrained
             network.
     """
 
@@ -23,7 +23,7 @@ class WholeOptions:
 
 
 class Whole(Stage):
-    """Everything is trained; what `model.init_from` has is inherited."""
+    """Everything is trained; everything in `model.init_from` is inherited."""
 
     Options = WholeOptions
 
