@@ -192,6 +192,7 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest: Bench, monkeypa
         return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
 
     monkeypatch.setattr(bench_step, "make_run", eager_run)
+    monkeypatch.setattr(bench_step, "_CAPTURING", 1)
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
     report = Report("step", {}, {})
     ours = rig.make_run(smallest, "resnet32", "cifar", smallest.scale.batch_size)
