@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,12 @@ from shards.reader import CorruptSampleError, ShardSet
 from shards.remote_set import RemoteShardSet
 from tests.helpers.s3 import upload
 from tests.helpers.shard_sets import flip_a_byte, photos, write_shard_set
+from tests.stores import test_object_store
 from tests.stores.conftest import Store
-from tests.stores.test_object_store import QUICK
 
 COUNTS = (30, 12, 5)
+# No test here stalls a request: on a busy machine 64 at a time may each take longer than a moment.
+QUICK = replace(test_object_store.QUICK, timeout_seconds=5.0)
 VIEW = View(Whole(32))
 _ON_DISK = 26 * 4096  # bytes of a sample of `large_set`, and the blocks that it begins and ends in
 
