@@ -4,7 +4,6 @@
 """
 
 from argparse import SUPPRESS
-from pathlib import Path
 
 from shards.commandline import OldPresetName, Parser, finite_number, home_path, whole_number
 from shards.object_store import set_location
@@ -92,6 +91,7 @@ def export_parser() -> Parser:
     add("--inside", choices=INSIDE, default="nothing", help=inside_help)
     add("--class-names", type=home_path, metavar="DIR", help="shard set with the names and sizes of the classes")
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
+    _add_weights(parser)
     add("--title", help="of the model card (default: the folder's name)")
     add("--license", help="of the model card, as the Hub names it: apache-2.0, cc-by-nc-4.0 …")
     add("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
@@ -116,6 +116,10 @@ def _add_shared(parser: Parser) -> None:
         metavar="uniform|train|FILE",
         help="class shares where the network is used: uniform, as in training, or a JSON list (default: %(default)s)",
     )
+    _add_weights(parser)
+
+
+def _add_weights(parser: Parser) -> None:
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="pretrained weights of a tuned checkpoint, where they have moved"
+        "--weights", type=home_path, metavar="FILE", help="pretrained weights of a tuned checkpoint, if they have moved"
     )

@@ -85,18 +85,19 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
             model = ResNetStem32(options.name, classes)
         else:
             extra: dict[str, Any] = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
-            if options.image_size is not None and _has_positions(options.name):
-                extra["img_size"] = options.image_size
-            model = timm.create_model(options.name, num_classes=classes, **extra)
+            model = timm.create_model(options.name, num_classes=classes, **extra, **made_for_size(options))
         if head == "cosine":
             replace_classifier(model, CosineClassifier)
     return model
 
 
-def _has_positions(name: str) -> bool:
-    """Whether a network of timm's is made for one image size, and has to be told of another."""
-    entry = timm.models.model_entrypoint(name)
-    return entry.__module__.rpartition(".")[2] in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
+def made_for_size(options: ModelOptions) -> dict[str, Any]:
+    """What one of timm's networks that is made for one image size has to be told, where another one is chosen."""
+    if options.image_size is None:
+        return {}
+    family = timm.models.model_entrypoint(options.name).__module__.rpartition(".")[2]
+    has_positions = family in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
+    return {"img_size": options.image_size} if has_positions else {}
 
 
 def with_synchronised_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
