@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from longtail.version import VERSION
-from shards.commandline import USAGE, run_command, say_error
+from shards.commandline import USAGE, importing, run_command, say_error
 
 # name: module, function, what it does
 COMMANDS = {
@@ -61,7 +61,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         getattr(option_parsers, f"{name}_parser")().parse_args(rest)  # --help or a wrong option ends here, at once
     module, function, _ = COMMANDS[name]
-    return run_command(name, lambda: getattr(importlib.import_module(module), function)(rest))
+
+    def run() -> int:
+        with importing():
+            command = getattr(importlib.import_module(module), function)
+        return command(rest)
+
+    return run_command(name, run)
 
 
 def _train(arguments: Sequence[str]) -> int:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 
 import numpy as np
@@ -16,11 +17,18 @@ import torch
 
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.executor import Executor, FinishedBatch
-from pipeline.executors.factory import ExecutorName, choose_executor, decode_threads_per_rank, make_executor
+from pipeline.executors.factory import (
+    ExecutorName,
+    choose_executor,
+    decode_threads_per_rank,
+    make_executor,
+    ranks_here,
+)
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan
 from pipeline.rng import RowDraws
 from pipeline.transfer import to_device
+from pipeline.upcoming import Upcoming
 from pipeline.views.view import OneOf, View, plan_view
 from shards.reader import ShardSet
 
@@ -120,6 +128,9 @@ class Loader:
         self._device = device
         self._parts = [(micro * world_size + rank, parts) for micro in range(accumulation)]
         self._span = start, stop or Position(plan.epochs, 0)
+        self._upcoming = Upcoming(plan, start, _machine(rank, world_size), accumulation)
+        for name, dataset in plan.datasets.items():
+            dataset.expect(partial(self._upcoming.next_uses, name))
         self.bad_samples = {
             name: BadSamples(plan.datasets[name], bad_sample_budget)
             for name in {stream.dataset for stream in plan.streams.values()}
@@ -152,6 +163,8 @@ class Loader:
         """Stop all executors; afterwards no thread and no pipeline of this loader is left."""
         for feed in self._feeds.values():
             feed.close()
+        for dataset in self._plan.datasets.values():
+            dataset.expect(None)
 
     def _feed(self, stream_name: str, threads: int, largest_batch: int) -> "_Feed":
         stream = self._plan.streams[stream_name]
@@ -176,6 +189,7 @@ class Loader:
     def _serve(self) -> Iterator[LoadedStep]:
         for at in self._plan.positions(*self._span):
             started = time.perf_counter()
+            self._upcoming.now = at
             whole = self._plan.global_batch(at.epoch, at.step)
             micro_batches = [self._micro_batch(whole) for _ in self._parts]
             yield LoadedStep(whole, micro_batches, time.perf_counter() - started)
@@ -184,6 +198,14 @@ class Loader:
         batches = {name: self._feeds[name].next_batch() for name in whole.sizes}
         positions = next(iter(batches.values())).served.rows
         return MicroBatch(batches, self._plan.mix(whole.epoch, whole.step, len(positions)), positions)
+
+
+def _machine(rank: int, world_size: int) -> tuple[int, int]:
+    """Which part of a batch the ranks of this machine read: (index, parts). Launchers number them one after the other;
+    where machines have different numbers of ranks, only what this rank reads is known.
+    """
+    here = ranks_here(world_size)
+    return (rank // here, world_size // here) if here and world_size % here == 0 else (rank, world_size)
 
 
 class _Feed:

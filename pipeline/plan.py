@@ -199,8 +199,7 @@ class Plan:
 
         part: (index, parts) as in `part_indices`; the rest of the batch is not drawn. By default the whole batch.
         """
-        size = len(self._slots(epoch, step, stream_name))
-        rows, weights = part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
+        rows, weights = self._part(stream_name, epoch, step, part)
         draws = RowDraws(self.seed, epoch, step, rows)
         ids = self._ids(stream_name, draws)
         records = self._index(stream_name)[ids]
@@ -217,6 +216,19 @@ class Plan:
             for number, view in enumerate(self.streams[stream_name].views)
         )
         return StreamPlan(rows, weights, ids, records["label"].astype(np.int64), views)
+
+    def sample_ids(
+        self, stream_name: str, epoch: int, step: int, part: tuple[int, int] = (0, 1)
+    ) -> npt.NDArray[np.int64]:
+        """int64: those of `stream_step`, without the rest of it."""
+        rows, _ = self._part(stream_name, epoch, step, part)
+        return self._ids(stream_name, RowDraws(self.seed, epoch, step, rows))
+
+    def twin(self) -> "Plan":
+        """The same plan, for a thread that asks for other epochs: each keeps the order of the last one it was asked."""
+        streams = tuple(self.streams.values())
+        size, epochs = self.global_batch_size, self.epochs
+        return Plan(self.datasets, streams, self.mix_rule, self.seed, size, epochs, self.drop_last)
 
     def mix(self, epoch: int, step: int, rows: int | None = None) -> MixPlan | None:
         """How so many rows of the step, by default all, are mixed; None when the plan has no mix rule."""
@@ -265,6 +277,13 @@ class Plan:
         """The steps from `start` up to `stop`, in order."""
         for number in range(*(at.epoch * self.steps_per_epoch + at.step for at in (start, stop))):
             yield Position(*divmod(number, self.steps_per_epoch))
+
+    def _part(
+        self, stream_name: str, epoch: int, step: int, part: tuple[int, int]
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+        """Rows and weights of a part of a step's batch, as `part_indices` gives them; of (0, 1) the batch itself."""
+        size = len(self._slots(epoch, step, stream_name))
+        return part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
 
     def _ids(self, stream_name: str, draws: RowDraws) -> npt.NDArray[np.int64]:
         start = self._slots(draws.epoch, draws.step).start

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import difflib
+import gc
 import math
 import os
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -100,6 +102,22 @@ def finite_number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text}, expected a finite number")
     return value
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For a command's imports of torch and what stands on it: half a million objects, all of which stay.
+
+    Looking for garbage among them, again and again while they grow, is a quarter of the time, and in the middle of the
+    work a third of a second. So they are left out until the process ends.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        atexit.register(gc.unfreeze)  # else extension modules complain of leaks
 
 
 def say_error(name: str, message: str) -> None:

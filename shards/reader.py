@@ -12,7 +12,7 @@ import itertools
 import mmap
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -223,6 +223,13 @@ class ShardSet:
 
     def will_read_all(self) -> None:
         """All samples are read soon, in the order of the ids; the kernel notices that by itself."""
+
+    def expect(self, next_uses: Callable[[], np.ndarray] | None) -> None:
+        """By what to decide which samples a local copy with a limit keeps; None ends that. A folder needs no copy.
+
+        next_uses: gives uint32 (N,): the sooner a sample is read the smaller, the largest number where unknown. It is
+            called by other threads.
+        """
 
     def source_of(self, sample: int) -> str:
         """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
@@ -50,6 +50,7 @@ class RemoteShardSet(ShardSet):
         self._notes_reads = sum(shard.bytes for shard in self.info.shards) > self.copy.limit_bytes // 2
         self._reads = 0
         self._read_at = np.zeros(len(self), np.uint32)  # the number of a sample's last read; 0 before the first
+        self._next_uses: Callable[[], np.ndarray] | None = None
         self._pending: dict[int, Future[None]] = {}
         self._pending_lock = threading.RLock()  # a read may be done before its callback is set
         self._failure: StoreError | None = None
@@ -96,6 +97,9 @@ class RemoteShardSet(ShardSet):
         """Begin to fetch the whole set, where the cache has room for it."""
         if sum(shard.bytes for shard in self.info.shards) <= self.copy.limit_bytes:
             self.will_read(np.arange(len(self)))
+
+    def expect(self, next_uses: Callable[[], np.ndarray] | None) -> None:
+        self._next_uses = next_uses
 
     def source_of(self, sample: int) -> str:
         """Where the image came from. Fetches sources.txt once."""
@@ -195,7 +199,7 @@ class RemoteShardSet(ShardSet):
     def _keep(self, first: int, stop: int, data: bytes) -> None:
         self.copy.write(first, stop, data)
         if self.copy.over_limit():
-            self.copy.make_room(self._next_use)
+            self.copy.make_room(self._needed)
 
     def _done(self, samples: range, _: Future[None]) -> None:
         with self._pending_lock:
@@ -205,14 +209,19 @@ class RemoteShardSet(ShardSet):
     def _shard_of(self, sample: int) -> str:
         return shard_file(int(self.index["shard"][sample]))
 
-    def _next_use(self) -> np.ndarray:
-        """int64 (N,), larger where a sample is needed later.
+    def _needed(self) -> np.ndarray:
+        """int64 (N,), larger where a sample is needed later: as expected, and where that is not known, by a rule.
 
-        An epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what was
-        read longest ago, or not at all, comes back first. What was read just now is still on its way to the decoder.
+        The rule: an epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what
+        was read longest ago, or not at all, comes back first. What was read just now is on its way to the decoder.
         """
         read_at = self._read_at.astype(np.int64)
-        return np.where(self._reads - read_at < self.samples_ahead, 0, read_at)
+        by_rule = np.where(self._reads - read_at < self.samples_ahead, 0, read_at)
+        if (next_uses := self._next_uses) is None:
+            return by_rule
+        expected = next_uses()
+        unknown = np.iinfo(expected.dtype).max
+        return np.where(expected < unknown, expected, unknown + by_rule)
 
     # ------------------------------------------------------------------- opening
 

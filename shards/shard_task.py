@@ -27,6 +27,7 @@ OnBad = Literal["fail", "skip", "repair"]
 
 # Samples whose reading begins ahead of time: enough to hide the latency of a disk behind checking and hashing.
 _AHEAD = 16
+_NAMED_BAD_IMAGES = 20  # of a shard, in the message of a build that fails for them
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def run_shard_task(
 ) -> None:
     """Write the shard and its record. `advance(samples, bytes)` is called after each sample.
 
-    Raises ValueError naming the sample for a bad image with on_bad "fail", and OSError of reading or writing.
+    Raises ValueError naming the shard's bad images with on_bad "fail", and OSError of reading or writing.
     """
     skipped: list[int] = []
     bad: list[dict[str, JSON]] = []
@@ -131,10 +132,12 @@ def run_shard_task(
                 data = _fetched(fetcher, ref)
                 image = check_image(data, settings.policy)
             except BadImageError as error:
-                image = _after_failure(data, ref, settings, error)
+                image = _repaired(data, settings.policy) if settings.on_bad == "repair" else None
                 action = "repaired" if image else "skipped"
                 entry = {"position": position, "source": printable_name(ref.name), "label": ref.label}
                 bad.append({**entry, "action": action, "reason": str(error)})
+                if settings.on_bad == "fail" and len(bad) == _NAMED_BAD_IMAGES:
+                    break
             if image is None:
                 skipped.append(position)
                 counts["skipped"] += 1
@@ -143,6 +146,8 @@ def run_shard_task(
                 counts.update((image.stored_format, *image.notes))
                 counts["misnamed"] += is_misnamed(ref.name, image.stored_format)
             advance(1, len(data))
+        if bad and settings.on_bad == "fail":  # after the others of this shard: one try names them all
+            raise ValueError(_refusal(bad))
         info, records = writer.finish()
     ShardResult(info, records, skipped, bad, dict(+counts)).write(settings.folder)
     if settings.upload_to is not None:
@@ -171,16 +176,19 @@ def _fetched(fetcher: Fetcher, ref: SampleRef) -> bytes:
         raise BadImageError(f"cannot be read: {error.strerror}") from error
 
 
-def _after_failure(data: bytes, ref: SampleRef, settings: TaskSettings, error: BadImageError) -> CheckedImage | None:
-    """The repaired image, or None where it is to be left out."""
-    if settings.on_bad == "fail":
-        raise ValueError(
-            f"{printable_name(ref.name)}: {error}; "
-            "replace that file, or go on with --on-bad skip (leave it out) or --on-bad repair (keep what is there)"
-        ) from error
-    if settings.on_bad == "skip":
-        return None
+def _repaired(data: bytes, policy: ImagePolicy) -> CheckedImage | None:
+    """The repaired image, or None where nothing can be kept."""
     try:
-        return repair_image(data, settings.policy)
+        return repair_image(data, policy)
     except BadImageError:
         return None
+
+
+def _refusal(bad: list[dict[str, JSON]]) -> str:
+    named = "; ".join(f"{entry['source']}: {entry['reason']}" for entry in bad)
+    few = "that file" if len(bad) == 1 else "these files"
+    more = " (there may be more)" if len(bad) == _NAMED_BAD_IMAGES else ""
+    return (
+        f"{named}{more}; replace {few}, or go on with --on-bad skip (leave out what is bad) or "
+        "--on-bad repair (keep what can be read)"
+    )

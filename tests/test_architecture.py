@@ -21,11 +21,11 @@ FLOORS = {
         {"rng", "transfer"},
         {"views", "mix_rule", "sampling"},
         {"augmentation", "plan"},
-        {"executors"},
+        {"executors", "upcoming"},
         {"loader"},
     ],
     "train": [
-        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources"},
+        {"losses", "inputs", "schedules", "option_forms", "provenance", "resources", "option_sources", "startup"},
         {"early"},
         {"help_text"},
         {"models"},

@@ -29,6 +29,7 @@ SUBJECTS = {
     "step": "the training step: Accelerate's loop against a bare one, precisions, layouts, compilation",
     "train": "training from shards, against resident data and the official program's structure",
     "evaluate": "evaluation, against a DataLoader with PIL",
+    "startup": "from the command to the first step, by part",
 }
 
 

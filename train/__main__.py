@@ -13,9 +13,10 @@ import logging
 import sys
 from collections.abc import Sequence
 
-from shards.commandline import USAGE, run_command, say_error
+from shards.commandline import USAGE, importing, run_command, say_error
 from train import early, help_text
 from train.option_forms import RENAMED, STILL_TAKEN
+from train.startup import StartClock
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m train") -> int:
@@ -34,16 +35,26 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m train
 
 
 def _train(arguments: Sequence[str]) -> int:
+    clock = StartClock(from_process_start=True)
+    clock.end_of("python")
     # Imported here: they take seconds, which a mistake in the options need not cost.
-    import torch
+    with importing():
+        import torch
 
-    from train.options import parse
-    from train.run import train
+        from train.options import parse
+        from train.run import train
 
+    clock.end_of("imports")
     first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
-    return run_command("train", lambda: train(parse(arguments)), (torch.OutOfMemoryError,))
+
+    def run() -> int:
+        options = parse(arguments)
+        clock.end_of("options")
+        return train(options, clock)
+
+    return run_command("train", run, (torch.OutOfMemoryError,))
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
+from train.startup import StartClock
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,16 @@ logger = logging.getLogger(__name__)
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
 
 
-def train(options: Options) -> int:
+def train(options: Options, clock: StartClock | None = None) -> int:
     """Train, evaluate and report as the options say; returns the exit status.
+
+    clock: of a command that measured its start up to here.
 
     Raises:
         ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
         RuntimeError: another process trains in the folder of this run.
     """
+    clock = clock or StartClock()
     check_device(options.run.device)
     check_launcher(options.run)
     check_trackers(options.run.trackers)
@@ -73,10 +77,13 @@ def train(options: Options) -> int:
     accelerator = make_accelerator(options.run)
     try:
         datasets = open_datasets(options.data)
+        clock.end_of("data")
         if options.run.dry_run:
             return _rehearse(options, datasets, accelerator, pretrained)
         with folder.lock() if accelerator.is_main_process else nullcontext():
-            return Run(options, folder, datasets, accelerator, pretrained).execute()
+            run = Run(options, folder, datasets, accelerator, pretrained)
+            clock.end_of("network")
+            return run.execute(clock)
     finally:
         # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
         # 2.11), and the launcher reports a finished run as failed.
@@ -286,15 +293,16 @@ class Run:
 
     # ---------------------------------------------------------------- execution
 
-    def execute(self) -> int:
+    def execute(self, clock: StartClock) -> int:
         """Train and report; returns the exit status."""
         with self.stop_request, self.make_loader() as loader:
             derived = self._derived(loader)
             self._announce(derived)
+            clock.end_of("loader")
             with self._failures_in_status():
-                status = self._train(loader)
+                status = self._train(loader, clock)
                 if status == FINISHED:
-                    self._report(derived, loader)
+                    self._report(derived, loader, clock)
         return status
 
     def make_loader(self) -> Loader:
@@ -354,9 +362,13 @@ class Run:
                 logger.warning("%s", warning)
         self.accelerator.wait_for_everyone()
 
-    def _train(self, loader: Loader) -> int:
+    def _train(self, loader: Loader, clock: StartClock) -> int:
+        def first_step_done() -> None:
+            clock.end_of("first step")
+            logger.info("%s", clock.line())
+
         try:
-            self.progress.start(self.trainer.total_steps, self.trainer.done_steps)
+            self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
             self.trainer.run(loader)
             if self.trainer.ended_early:
                 logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
@@ -391,7 +403,7 @@ class Run:
             position = self.trainer.position
             self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
 
-    def _report(self, derived: dict[str, Any], loader: Loader) -> None:
+    def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
         """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
         history = self.trainer.history
         last, details = self.evaluator.final_scores()
@@ -412,6 +424,7 @@ class Run:
                 best=best,
                 details=details,
                 replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
+                startup=clock.record(),
             )
             run_report.write_result(summary)
             self._write_status("finished")

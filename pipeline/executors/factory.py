@@ -72,5 +72,9 @@ def make_executor(
 
 def decode_threads_per_rank(world_size: int) -> int:
     """The cores that this process may use, shared evenly with the other ranks of its machine."""
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, len(os.sched_getaffinity(0)) // ranks_here)
+    return max(1, len(os.sched_getaffinity(0)) // ranks_here(world_size))
+
+
+def ranks_here(world_size: int) -> int:
+    """How many of the ranks run on this machine: the launcher says so; without its word, all."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

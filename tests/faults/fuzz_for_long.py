@@ -1,7 +1,7 @@
-"""`python -m tests.faults.fuzz_for_long TARGET --inputs 1000000`: one parser under atheris, guided by the paths it takes.
+"""One parser under atheris, guided by the paths it takes: `python -m tests.faults.fuzz_for_long TARGET`.
 
-Needs `pip install -e .[fuzz]`. Ends with atheris' own message and status at the first fault. Most targets write each input
-to a file: with TMPDIR in memory (`/dev/shm`) they read ten times as many.
+Needs `pip install -e .[fuzz]`. Ends with atheris' own message and status at the first fault. Most targets write each
+input to a file: with TMPDIR in memory (`/dev/shm`) they read ten times as many.
 """
 
 import argparse

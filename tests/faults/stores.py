@@ -3,6 +3,7 @@
     python -m tests.faults.stores kills  --train DIR --test DIR --kills 20 -- OPTIONS OF python -m train
     python -m tests.faults.stores timing --train DIR --test DIR -- OPTIONS OF python -m train
     python -m tests.faults.stores reads  --train DIR --faults 10000
+    python -m tests.faults.stores limit  --train DIR
 
 Each starts moto's S3 server on the loopback address, with a proxy in front that makes the faults.
 """
@@ -23,6 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+from pipeline.plan import Plan, Position, Stream
+from pipeline.sampling import ClassWeighted, Shuffled
+from pipeline.upcoming import Upcoming
+from pipeline.views.view import View, Whole
 from shards.local_copy import CacheOptions
 from shards.object_store import Bucket, Patience, StoreError
 from shards.reader import CorruptSampleError, ShardSet
@@ -33,6 +38,7 @@ from tests.helpers.s3 import BUCKET, environment, exported, s3_server, upload
 from tests.helpers.trainings import different, outcome
 
 LATENCY_SECONDS, BYTES_PER_SECOND = 0.05, 200e6
+_LIMIT_BATCH, _LIMIT_EPOCHS = 8, 5
 _URL = f"s3://{BUCKET}/set"
 _HASTY = Patience(first_pause_seconds=0.01, longest_pause_seconds=0.2, timeout_seconds=0.6)
 
@@ -204,13 +210,53 @@ def _read_all(at: Bench, local: ShardSet, rng: random.Random, number: int) -> tu
     return "rounds that were complete", found
 
 
+def limit(options: argparse.Namespace) -> int:
+    """Read epochs in the order of a plan with a local copy of half the set; print what each epoch fetched, in sets."""
+    local = ShardSet.open(options.train)
+    whole = sum(shard.bytes for shard in local.info.shards)
+    view = View(Whole(32))
+    shuffled, weighted = Stream("original", Shuffled(), (view,)), Stream("foreground", ClassWeighted(), (view,))
+    with bench({"train": options.train}) as at:
+        for streams in ((shuffled,), (shuffled, weighted)):
+            plan = Plan({"train": local}, streams, None, options.seed, _LIMIT_BATCH, _LIMIT_EPOCHS)
+            for rule in ("plan", "last read first", "read longest ago first (LRU)"):
+                cache = CacheOptions(at.folder / f"{rule}{len(streams)}", whole // 2)
+                remote = RemoteShardSet(f"{_URL}/train", cache)
+                remote.samples_ahead = 2 * _LIMIT_BATCH * len(streams)
+                shares = [fetched / whole for fetched in _epochs(remote, plan, rule)]
+                names = " and ".join(stream.name for stream in streams)
+                print(f"{names}, {rule}: {', '.join(f'{share:.2f}' for share in shares)}", flush=True)
+    return 0
+
+
+def _epochs(remote: RemoteShardSet, plan: Plan, rule: str) -> Iterator[int]:
+    """Bytes fetched in each epoch of a plan's reads, begun two steps ahead, while the copy is evicted by a rule."""
+    upcoming, used_at = Upcoming(plan, Position(0, 0), (0, 1)), np.zeros(len(remote), np.uint32)
+    if rule == "plan":
+        remote.expect(lambda: upcoming.next_uses("train"))
+    elif rule != "last read first":
+        remote.expect(lambda: np.uint32(plan.steps_per_epoch * plan.epochs) - used_at)
+    steps = list(plan.positions(Position(0, 0), Position(plan.epochs, 0)))
+    ids = [np.concatenate([plan.sample_ids(name, at.epoch, at.step) for name in plan.streams]) for at in steps]
+    before = remote.bucket.traffic.bytes_read
+    for number, upcoming.now in enumerate(steps):
+        for coming in ids[number : number + 3]:
+            used_at[coming] = number  # to be asked for counts as a use: LRU would drop it before it is read
+            remote.will_read(coming)
+        for sample in ids[number].tolist():
+            remote.check_sample(sample)
+        if upcoming.now.step == plan.steps_per_epoch - 1:
+            yield remote.bucket.traffic.bytes_read - before
+            before = remote.bucket.traffic.bytes_read
+
+
 def main() -> int:
-    """Run one of the three."""
+    """Run one of them."""
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults.stores", description=__doc__, formatter_class=formatter
     )
-    parser.add_argument("what", choices=("kills", "timing", "reads"))
+    parser.add_argument("what", choices=("kills", "timing", "reads", "limit"))
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path)
     parser.add_argument("--kills", type=int, default=20)
@@ -221,7 +267,7 @@ def main() -> int:
     own, _, training = " ".join(sys.argv[1:]).partition(" -- ")
     options = parser.parse_args(own.split())
     options.training = training.split()
-    return {"kills": kills, "timing": timing, "reads": reads}[options.what](options)
+    return {"kills": kills, "timing": timing, "reads": reads, "limit": limit}[options.what](options)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,7 @@ def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_other_too(data: Pat
     killed = time.monotonic()
     codes = training.wait(RANKS_END_WITHIN_SECONDS)
     assert (codes[dead], codes[1 - dead]) == (-signal.SIGKILL, FAILED), training.output()
-    assert time.monotonic() - killed < 15
+    assert time.monotonic() - killed < 45  # 4 s, and the start of the other on a busy machine
     assert "did not meet all of the 2 processes" in training.output().splitlines()[-1]
     assert "within 4 s" in training.output().splitlines()[-1]
 

@@ -131,10 +131,15 @@ def with_bad_images(root: Path) -> FolderSource:
     return folder_source(root, files)
 
 
-def test_a_bad_image_stops_the_build_by_name(tmp_path: Path) -> None:
+def test_bad_images_stop_the_build_by_name(tmp_path: Path) -> None:
     source = with_bad_images(tmp_path / "original")
-    with pytest.raises(ValueError, match=r"\d/\d.jpg: .*; replace that file, or go on with --on-bad"):
-        build_shard_set(source, tmp_path / "set", SMALL)
+    with pytest.raises(ValueError, match=r"\d/\d.jpg: .*; replace these files, or go on with --on-bad") as caught:
+        build_shard_set(source, tmp_path / "set", replace(SMALL, samples_per_shard=30))
+    assert all(name in str(caught.value) for name in ("0/0.jpg", "1/4.jpg", "2/8.jpg"))
+    (tmp_path / "original" / "1" / "4.jpg").write_bytes(picture(1, 40, 30))
+    with pytest.raises(ValueError, match=r"0/0\.jpg") as caught:
+        build_shard_set(source, tmp_path / "set", replace(SMALL, samples_per_shard=30))
+    assert "1/4.jpg" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("on_bad", "left"), [("skip", 27), ("repair", 28)])

@@ -8,11 +8,18 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import astuple
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipeline.plan import Plan, Position, Stream
+from pipeline.sampling import ClassWeighted, Shuffled
+from pipeline.upcoming import Upcoming
+from pipeline.views.view import View, Whole
 from shards import local_copy
 from shards.local_copy import CacheOptions, cache_bytes
 from shards.object_store import Bucket, StoreError
@@ -24,6 +31,8 @@ from tests.stores.conftest import Store
 from tests.stores.test_object_store import QUICK
 
 COUNTS = (30, 12, 5)
+VIEW = View(Whole(32))
+_ON_DISK = 26 * 4096  # bytes of a sample of `large_set`, and the blocks that it begins and ends in
 
 
 @pytest.fixture(scope="session")
@@ -233,6 +242,60 @@ def test_the_copy_stays_below_its_limit_and_keeps_what_an_epoch_still_needs(
     # No rule can do better than to fetch what does not fit; dropping the oldest would fetch nearly everything again.
     assert fetched[0] == 40 * 100_000
     assert all(0.5 <= part / fetched[0] <= 0.75 for part in fetched[1:])
+
+
+def test_with_a_plan_no_rule_could_fetch_less(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RemoteShardSet, "samples_ahead", 2)
+    monkeypatch.setattr(local_copy, "_LOOKED_AT", 1e-9)  # after each write
+    monkeypatch.setattr(local_copy, "_EVICTED_TO", 1.0)
+    built = large_set(tmp_path / "set")
+    upload(built.folder, store.url)
+    streams = (Stream("original", Shuffled(), (VIEW,)), Stream("foreground", ClassWeighted(), (VIEW,)))
+    plan = Plan({"train": built}, streams, None, seed=3, global_batch_size=2, epochs=4)
+    steps = [Position(epoch, step) for epoch in range(plan.epochs) for step in range(plan.steps_per_epoch)]
+    reads = [sample for at in steps for name in plan.streams for sample in plan.sample_ids(name, *astuple(at)).tolist()]
+    kept = 16
+    remote = RemoteShardSet(store.url, CacheOptions(tmp_path / "cache", limit_bytes=kept * _ON_DISK), QUICK)
+    before = remote.bucket.traffic.bytes_read
+    upcoming = Upcoming(plan, steps[0], (0, 1))
+    remote.expect(partial(upcoming.next_uses, "train"))
+    position = iter(reads)
+    for upcoming.now in steps:
+        for sample in islice(position, 4):
+            assert remote.encoded(sample).tobytes() == built.encoded(sample).tobytes()
+    fetched = (remote.bucket.traffic.bytes_read - before) / 100_000
+    # Beside what it keeps the copy has the sample that comes in. A step is one moment to it: the four samples of the
+    # present one may be held although they were read.
+    assert fewest_fetches(reads, kept + 1) <= fetched <= fewest_fetches(reads, kept - 4)
+    by_age = last_used_first_out(reads, kept)
+    assert fetched < 0.8 * by_age
+
+
+def fewest_fetches(reads: list[int], places: int) -> int:
+    """Belady: whenever a place is needed, that of the sample which is read again last of all is given up."""
+    held: set[int] = set()
+    fetches = 0
+    for now, sample in enumerate(reads):
+        if sample not in held:
+            fetches += 1
+            held.add(sample)
+            if len(held) > places:
+                coming = reads[now + 1 :]
+                held.remove(max(held, key=lambda each: coming.index(each) if each in coming else len(coming)))
+    return fetches
+
+
+def last_used_first_out(reads: list[int], places: int) -> int:
+    """LRU."""
+    held: dict[int, None] = {}
+    fetches = 0
+    for sample in reads:
+        fetches += sample not in held
+        held.pop(sample, None)
+        held[sample] = None
+        if len(held) > places:
+            held.pop(next(iter(held)))
+    return fetches
 
 
 def test_sets_that_nobody_has_open_go_first(store: Store, built: ShardSet, tmp_path: Path) -> None:

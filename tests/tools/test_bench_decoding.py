@@ -56,7 +56,7 @@ def test_the_probe_of_region_decoding_survives_a_crash(smallest):
 
 @pytest.mark.parametrize("regions", [False, True])
 def test_dalis_reader_crops_with_and_without_its_region_decoder(smallest, regions):
-    batches = baselines.dali_webdataset(smallest.shards, 6, 1, False, torch.device("cpu"), regions)
+    batches = baselines.dali_webdataset(smallest.shards, 6, 1, baselines.Recipe.CROPPED, torch.device("cpu"), regions)
     for _ in range(2):
         images, labels = next(batches)
         assert images.shape == (6, 224, 224, 3)

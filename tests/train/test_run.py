@@ -58,6 +58,7 @@ def test_a_run_leaves_numbers_tables_and_pictures(straight: Path) -> None:
     assert result["executors"] == {"original": "resident", "foreground": "resident"}
     assert result["data"]["train"]["samples"] == sum(COUNTS)
     assert len(result["data"]["train"]["checksum"]) == 64
+    assert list(result["startup_seconds"]) == ["data", "network", "loader", "first step"]
     assert result["cost"]["images_per_second"] > 0
     assert 0.1 < result["cost"]["peak_memory_gb"] < 100
     assert result["seconds"] >= json.loads((straight / "metrics.jsonl").read_text().splitlines()[-1])["seconds"] - 0.1

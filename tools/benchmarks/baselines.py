@@ -1,10 +1,11 @@
 """The loaders that a user would otherwise write, each as its own documentation recommends.
 
-All of them crop and resize at random to 224 pixels and flip; with `jitter` also the colour jitter of the ImageNet-LT
-recipe. Every loader is an endless iterator of (images, labels), on the CPU unless a device is an argument.
+Every loader is an endless iterator of (images, labels), on the CPU unless a device is an argument. Also for evaluation,
+where only the pictures differ: their order makes no image cheaper.
 """
 
 from collections.abc import Iterator
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,31 @@ _ENDLESS = 10**8  # samples; a benchmark never reads as many
 _FFCV_EPOCHS = 20  # FFCV permutes all its indices at once, so its endlessness has to fit into memory
 
 
-def pil_transform(jitter: bool) -> Any:
-    """The official training transform: PIL to normalised float32 (3, 224, 224)."""
-    steps = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
-    if jitter:
+class Recipe(Enum):
+    """What becomes of an image; all end at 224 x 224 pixels."""
+
+    JITTERED = "random crop, flip, colour jitter"
+    CROPPED = "random crop, flip"
+    EVALUATED = "shorter side to 256, centre"
+
+
+def pil_transform(recipe: Recipe) -> Any:
+    """The official transform: PIL to normalised float32 (3, 224, 224)."""
+    steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
+    if recipe is Recipe.EVALUATED:
+        steps = [transforms.Resize(256), transforms.CenterCrop(224)]
+    if recipe is Recipe.JITTERED:
         steps.append(transforms.ColorJitter(*_JITTER))
     normalize = transforms.Normalize(IMAGENET_STATISTICS.mean, IMAGENET_STATISTICS.std)
     return transforms.Compose([*steps, transforms.ToTensor(), normalize])
 
 
-def pil(folder: Path, batch_size: int, workers: int, jitter: bool, weighted: bool = False) -> Batches:
+def pil(folder: Path, batch_size: int, workers: int, recipe: Recipe, weighted: bool = False) -> Batches:
     """torch's DataLoader, PIL, torchvision's first transforms: what the official CMO code does.
 
     weighted: draw samples with the weight 1 / n_class, as its second loader does.
     """
-    dataset = ImageFolder(str(folder), pil_transform(jitter))
+    dataset = ImageFolder(str(folder), pil_transform(recipe))
     if weighted:
         labels = torch.tensor(dataset.targets)
         weights = 1.0 / torch.bincount(labels)[labels]
@@ -50,10 +61,12 @@ def pil(folder: Path, batch_size: int, workers: int, jitter: bool, weighted: boo
     return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
 
 
-def tensors(folder: Path, batch_size: int, workers: int, jitter: bool) -> Batches:
+def tensors(folder: Path, batch_size: int, workers: int, recipe: Recipe) -> Batches:
     """torch's DataLoader, torchvision's JPEG decoder and transforms v2 on uint8 tensors; left uint8, as ours are."""
     steps: list[Any] = [v2.RandomResizedCrop(224, antialias=True), v2.RandomHorizontalFlip()]
-    if jitter:
+    if recipe is Recipe.EVALUATED:
+        steps = [v2.Resize(256, antialias=True), v2.CenterCrop(224)]
+    if recipe is Recipe.JITTERED:
         steps.append(v2.ColorJitter(*_JITTER))
     dataset = ImageFolder(str(folder), v2.Compose(steps), loader=_decoded_tensor)
     sampler = RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
@@ -64,7 +77,7 @@ def _decoded_tensor(path: str) -> Tensor:
     return io.decode_jpeg(io.read_file(path), mode=io.ImageReadMode.RGB)
 
 
-def webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool) -> Batches:
+def webdataset(shards: ShardSet, batch_size: int, workers: int, recipe: Recipe) -> Batches:
     """webdataset's WebDataset and WebLoader with the official transform; shuffles in a buffer of 1000."""
     import webdataset as wds
 
@@ -75,14 +88,14 @@ def webdataset(shards: ShardSet, batch_size: int, workers: int, jitter: bool) ->
         .shuffle(1000)
         .decode("pil")
         .to_tuple("jpg", "cls")
-        .map_tuple(pil_transform(jitter), int)
+        .map_tuple(pil_transform(recipe), int)
         .batched(batch_size)
     )
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 
 def dali_webdataset(
-    shards: ShardSet, batch_size: int, workers: int, jitter: bool, device: torch.device, regions: bool = True
+    shards: ShardSet, batch_size: int, workers: int, recipe: Recipe, device: torch.device, regions: bool = True
 ) -> Batches:
     """DALI's own reader, its random crop decoder and its colour operator; shuffles in a buffer of 1000.
 
@@ -105,13 +118,16 @@ def dali_webdataset(
         )
         encoded, label = members
         decoder = {"device": "cpu" if on_cpu else "mixed", "output_type": types.RGB}
+        if recipe is Recipe.EVALUATED:
+            image = fn.resize(fn.decoders.image(encoded, **decoder), resize_shorter=256, antialias=True)
+            return fn.crop(image, crop=[224, 224]), fn.pad(label, fill_value=32)
         if regions:
             image = fn.decoders.image_random_crop(encoded, random_area=[0.08, 1.0], **decoder)
             image = fn.resize(image, size=[224, 224], antialias=True)
         else:
             image = fn.decoders.image(encoded, **decoder)
             image = fn.random_resized_crop(image, size=[224, 224], random_area=[0.08, 1.0], antialias=True)
-        if jitter:
+        if recipe is Recipe.JITTERED:
             low, high = 1 - _JITTER[0], 1 + _JITTER[0]
             names = ("brightness", "contrast", "saturation")
             image = fn.color_twist(image, **{name: fn.random.uniform(range=[low, high]) for name in names})
@@ -125,7 +141,7 @@ def dali_webdataset(
         yield to_torch_tensor(images.as_tensor(), copy=False), to_torch_tensor(labels.as_tensor(), copy=False)
 
 
-def spdl(folder: Path, batch_size: int, workers: int, jitter: bool) -> Batches:
+def spdl(folder: Path, batch_size: int, workers: int, recipe: Recipe) -> Batches:
     """SPDL: FFmpeg decodes, crops, resizes and flips in threads of one process; colour jitter by transforms v2.
 
     The threads decode whole images, as its decoder offers no regions.
@@ -140,12 +156,13 @@ def spdl(folder: Path, batch_size: int, workers: int, jitter: bool) -> Batches:
     def samples() -> Iterator[tuple[str, int, str]]:
         while True:
             for index in rng.permutation(len(dataset.samples)).tolist():
-                yield (*dataset.samples[index], _random_crop_filter(rng))
+                evaluated = recipe is Recipe.EVALUATED
+                yield (*dataset.samples[index], _EVALUATION_FILTER if evaluated else _random_crop_filter(rng))
 
     def load(sample: tuple[str, int, str]) -> tuple[Tensor, int]:
         path, label, description = sample
         image = spdl.io.to_torch(spdl.io.load_image(path, filter_desc=description)).permute(2, 0, 1)
-        return (jittered(image) if jitter else image), label
+        return (jittered(image) if recipe is Recipe.JITTERED else image), label
 
     def collate(batch: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor]:
         return torch.stack([image for image, _ in batch]), torch.tensor([label for _, label in batch])
@@ -154,6 +171,9 @@ def spdl(folder: Path, batch_size: int, workers: int, jitter: bool) -> Batches:
     pipeline = builder.pipe(collate).add_sink(2).build(num_threads=workers)
     with pipeline.auto_stop():
         yield from pipeline.get_iterator()
+
+
+_EVALUATION_FILTER = "scale=256:256:force_original_aspect_ratio=increase:flags=bilinear,crop=224:224,format=rgb24"
 
 
 def _random_crop_filter(rng: np.random.Generator) -> str:
@@ -165,28 +185,33 @@ def _random_crop_filter(rng: np.random.Generator) -> str:
     return f"{crop},scale=224:224:flags=bilinear{',hflip' if rng.random() < 0.5 else ''},format=rgb24"
 
 
-def write_ffcv(folder: Path, file: Path, workers: int) -> None:
-    """The class folders as FFCV's own file. Its writer takes pixels, not files: every JPEG is encoded again."""
+def write_ffcv(folder: Path, file: Path, workers: int, mode: str) -> None:
+    """The class folders as FFCV's own file. Its writer takes pixels, not files: every image is written anew.
+
+    mode: "jpg", or "raw" for pixels, which take five times the space and no decoding.
+    """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
     # Quality 95, as the generated images: about as many bytes to decode as the other loaders have.
-    fields = {"image": RGBImageField(write_mode="jpg", jpeg_quality=95), "label": IntField()}
+    fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=95), "label": IntField()}
     DatasetWriter(str(file), fields, num_workers=workers).from_indexed_dataset(ImageFolder(str(folder)))
 
 
-def ffcv_loader(file: Path, batch_size: int, workers: int, jitter: bool) -> Any:
-    """FFCV's loader with its random crop decoder, for `ffcv`; compiles for 20 to 40 seconds before its first batch.
+def ffcv_loader(file: Path, batch_size: int, workers: int, recipe: Recipe) -> Any:
+    """FFCV's loader with its decoder for a crop, for `ffcv`; compiles for 20 to 40 seconds before its first batch.
 
     Its jitter has brightness, contrast and saturation in this order, where the others draw the order.
     """
-    from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
+    from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
     from ffcv.reader import Reader
     from ffcv.transforms import RandomBrightness, RandomContrast, RandomHorizontalFlip, RandomSaturation, ToTensor
 
     steps: list[Any] = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip()]
-    if jitter:
+    if recipe is Recipe.EVALUATED:
+        steps = [CenterCropRGBImageDecoder((224, 224), ratio=224 / 256)]
+    if recipe is Recipe.JITTERED:
         operations = (RandomBrightness, RandomContrast, RandomSaturation)
         steps += [operation(strength, 1.0) for operation, strength in zip(operations, _JITTER, strict=True)]
     return Loader(

@@ -3,8 +3,9 @@
 On a GPU also of its parts: DALI's settings, and the augmentation of a batch with and without compilation.
 """
 
-import importlib.util
-from collections.abc import Iterator
+import importlib
+import itertools
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -15,24 +16,39 @@ import numpy as np
 import torch
 
 from pipeline.augmentation.augment import augment
-from pipeline.loader import Loader
+from pipeline.loader import Loader, evaluation_batches
 from pipeline.plan import Plan, Stream
 from pipeline.sampling import Shuffled
 from pipeline.views.operations import Operation
-from pipeline.views.presets import CROP_224, JITTERED_224, SIM_32
+from pipeline.views.presets import CENTER_224, CROP_224, JITTERED_224, SIM_32
 from pipeline.views.view import RandomResizedCrop, View
 from tools.benchmarks import baselines, decoding
+from tools.benchmarks.baselines import Recipe
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench
-from tools.benchmarks.measuring import Table, Target, Variant, compare, rate_of, rate_of_batches
+from tools.benchmarks.measuring import (
+    Table,
+    Target,
+    Variant,
+    compare,
+    compare_with_cpu,
+    rate_of,
+    rates_of_batches,
+)
 
 OURS = "this project (DALI and augment)"
 OFFICIAL = "DataLoader, PIL, transforms v1 (official)"
 TENSORS = "DataLoader, decode_jpeg, transforms v2"
 WEBDATASET = "webdataset WebLoader, PIL"
 DALI_READER = "DALI readers.webdataset"
-FFCV = "FFCV"
 SPDL = "SPDL, FFmpeg"
+_FFCV_FILES = {"FFCV, its file of JPEGs": "jpg", "FFCV, its file of pixels": "raw"}
+_RECIPES = {
+    "one stream, recipe imagenet (colour jitter)": Recipe.JITTERED,
+    "one stream, recipe inat": Recipe.CROPPED,
+    "evaluation": Recipe.EVALUATED,
+}
+_VIEWS = {Recipe.JITTERED: JITTERED_224, Recipe.CROPPED: CROP_224}
 EAGER, COMPILED = "eager", "compiled"
 _EPOCHS = 10**4
 _SIDES = (112, 224, 448)
@@ -40,17 +56,15 @@ _PLANNED_BATCHES = 4  # augmented in turn: parts of a batch that share an operat
 
 
 def run(bench: Bench) -> Report:
-    """Both recipes: with colour jitter (ImageNet-LT) and without (iNaturalist); on a GPU also parts."""
+    """Training with colour jitter (ImageNet-LT) and without (iNaturalist), and evaluation; on a GPU also parts."""
     report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
-    has_ffcv = importlib.util.find_spec("ffcv") is not None
-    report.notes["ffcv"] = "measured on the same images, encoded again" if has_ffcv else "not measured: not installed"
-    has_spdl = importlib.util.find_spec("spdl") is not None and importlib.util.find_spec("spdl.io") is not None
-    report.notes["spdl"] = "measured" if has_spdl else "not measured: install longtail[bench]"
+    report.notes |= {name: "absent" if reason else "measured" for name, reason in _absent().items()}
+    report.notes |= {f"{name}_absent_because": reason for name, reason in _absent().items() if reason}
     on_gpu = bench.device.type == "cuda"
     failure = decoding.region_decoding_failure(bench) if on_gpu else None
     regions = failure is None
-    for name, view, jitter in (("imagenet (colour jitter)", JITTERED_224, True), ("inat", CROP_224, False)):
-        report.tables.append(_compare(bench, name, view, jitter, has_ffcv, has_spdl, regions))
+    compared = [_compare(bench, title, recipe, regions) for title, recipe in _RECIPES.items()]
+    report.tables += itertools.chain(*compared)
     report.tables.append(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
@@ -60,8 +74,31 @@ def run(bench: Bench) -> Report:
     report.targets = [
         Target("loader / official PIL loader, ImageNet-LT recipe", jittered.ratio(OURS, OFFICIAL), 1.6),
         Target("loader / torchvision v2 on tensors, ImageNet-LT recipe", jittered.ratio(OURS, TENSORS), 1.0),
+        *(Target(f"loader / the fastest other on unchanged files, {t.title}", _lead(t), 1.0) for t, _ in compared),
     ]
     return report
+
+
+def _absent() -> dict[str, str]:
+    """Of the baselines that need more than this project: why it is not measured, or nothing."""
+    reasons = {}
+    for name, modules, how in (
+        ("ffcv", ("ffcv",), "pip install ffcv, with Debian's libopencv-dev and libturbojpeg0-dev"),
+        ("spdl", ("spdl", "spdl.io"), "pip install longtail[bench], with Debian's ffmpeg"),
+    ):
+        try:
+            for module in modules:
+                importlib.import_module(module)
+            reasons[name] = ""
+        except (ImportError, OSError, RuntimeError) as error:  # a library of the system may be what is missing
+            reasons[name] = f"{type(error).__name__}: {error}; {how}"
+    return reasons
+
+
+def _lead(table: Table) -> float:
+    """Our ratio to the fastest of the others that read the files as they are: FFCV's are written anew."""
+    others = [row.name for row in table.rows if row.name not in (OURS, *_FFCV_FILES)]
+    return min(table.ratio(OURS, name) for name in others)
 
 
 def _by_side(bench: Bench) -> Table:
@@ -105,47 +142,66 @@ def augmenting_rate(bench: Bench, operations: tuple[Operation, ...], eager: bool
         return rate_of(lambda: augment(images, next(upcoming)), repeats, size, bench.device, warm_up=len(planned))
 
 
-def _compare(bench: Bench, name: str, view: View, jitter: bool, has_ffcv: bool, has_spdl: bool, regions: bool) -> Table:
+def _compare(bench: Bench, title: str, recipe: Recipe, regions: bool) -> tuple[Table, Table]:
     files, shards, cores, batch_size = bench.folder, bench.shards, bench.cores, bench.scale.batch_size
+    absent = _absent()
 
-    rate = partial(_rate, bench)
-    variants: dict[str, Variant] = {
-        OFFICIAL: lambda: rate(_sizes(baselines.pil(files, batch_size, cores, jitter))),
-        TENSORS: lambda: rate(_sizes(baselines.tensors(files, batch_size, cores, jitter))),
-        WEBDATASET: lambda: rate(_sizes(baselines.webdataset(shards, batch_size, cores, jitter))),
-        DALI_READER: lambda: rate(
-            _sizes(baselines.dali_webdataset(shards, batch_size, cores, jitter, bench.device, regions))
+    def rates(batches: Callable[[], baselines.Batches]) -> Callable[[], tuple[float, float]]:
+        return lambda: _rates(bench, _sizes(batches()))
+
+    variants = {
+        OFFICIAL: rates(lambda: baselines.pil(files, batch_size, cores, recipe)),
+        TENSORS: rates(lambda: baselines.tensors(files, batch_size, cores, recipe)),
+        WEBDATASET: rates(lambda: baselines.webdataset(shards, batch_size, cores, recipe)),
+        DALI_READER: rates(lambda: baselines.dali_webdataset(shards, batch_size, cores, recipe, bench.device, regions)),
+        OURS: lambda: _rates(
+            bench, _our_evaluated(bench) if recipe is Recipe.EVALUATED else _our_sizes(bench, _VIEWS[recipe])
         ),
-        OURS: lambda: _our_rate(bench, view),
     }
-    if has_ffcv:
-        compiled = baselines.ffcv_loader(_ffcv_file(bench), batch_size, cores, jitter)
-        variants[FFCV] = lambda: rate(_sizes(baselines.ffcv(compiled)))
-    if has_spdl:
-        variants[SPDL] = lambda: rate(_sizes(baselines.spdl(files, batch_size, cores, jitter)))
-    return compare(f"one stream, recipe {name}", "images/s", variants, bench.scale.rounds)
+    if not absent["ffcv"]:
+        for name, mode in _FFCV_FILES.items():
+            compiled = baselines.ffcv_loader(_ffcv_file(bench, mode), batch_size, cores, recipe)
+            variants[name] = rates(partial(baselines.ffcv, compiled))
+    if not absent["spdl"]:
+        variants[SPDL] = rates(lambda: baselines.spdl(files, batch_size, cores, recipe))
+    return compare_with_cpu(title, variants, bench.scale.rounds)
 
 
-def _ffcv_file(bench: Bench) -> Path:
+def _ffcv_file(bench: Bench, mode: str) -> Path:
     """The images as FFCV reads them, written when first asked for."""
-    file = bench.scratch / "images.beton"
+    file = bench.scratch / f"images-{mode}.beton"
     if not file.exists():
-        baselines.write_ffcv(bench.folder, file, bench.cores)
+        baselines.write_ffcv(bench.folder, file, bench.cores, mode)
     return file
 
 
-def _rate(bench: Bench, batches: Iterator[int]) -> float:
+def _rates(bench: Bench, batches: Iterator[int]) -> tuple[float, float]:
     # More batches than a loader has in its queues: a DataLoader holds two a worker.
-    return rate_of_batches(batches, 2 * bench.cores + 2, bench.scale.batches, bench.device)
+    return rates_of_batches(batches, 2 * bench.cores + 2, bench.scale.batches, bench.device)
 
 
 def _our_rate(bench: Bench, view: View) -> float:
-    return _rate(bench, _our_sizes(bench, view))
+    return _rates(bench, _our_sizes(bench, view))[0]
 
 
 def _sizes(batches: baselines.Batches) -> Iterator[int]:
     for images, _ in batches:
         yield len(images)
+
+
+def _our_evaluated(bench: Bench) -> Iterator[int]:
+    ids = np.tile(np.arange(len(bench.shards)), 100)  # more than is measured: an evaluation has each sample once
+    batches = evaluation_batches(
+        bench.shards,
+        CENTER_224,
+        bench.scale.batch_size,
+        bench.device,
+        executor="dali",
+        decode_threads=bench.cores,
+        sample_ids=ids,
+    )
+    for batch in batches:
+        yield len(batch.labels)
 
 
 def _our_sizes(bench: Bench, view: View) -> Iterator[int]:

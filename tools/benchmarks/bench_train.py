@@ -64,8 +64,8 @@ def _official(bench: Bench, ours: Run, batch_size: int, warm_up: int, counted: i
     model = deepcopy(ours.trainer.bare_model)
     counts = ours.datasets["train"].samples_per_class
     loop = BareLoop(model, counts, ours.method.context.input_builder, torch.float32, channels_last=False)
-    original = baselines.pil(bench.folder, batch_size, bench.cores, jitter=True)
-    weighted = baselines.pil(bench.folder, batch_size, bench.cores, jitter=True, weighted=True)
+    original = baselines.pil(bench.folder, batch_size, bench.cores, baselines.Recipe.JITTERED)
+    weighted = baselines.pil(bench.folder, batch_size, bench.cores, baselines.Recipe.JITTERED, weighted=True)
     rule = MixRule(plain_first=0, plain_last=0)
 
     def step(number: int) -> int:

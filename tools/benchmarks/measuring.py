@@ -1,13 +1,17 @@
 """Comparing variants on a machine whose speed drifts: interleaved rounds, ratios within a round, median and spread."""
 
+import contextlib
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+Measured = TypeVar("Measured")
 Variant = Callable[[], float]
 """Runs once, warm-up included, and returns its rate: units of work a second of the part that counts."""
 
@@ -96,16 +100,33 @@ class Target:
 
 def compare(title: str, unit: str, variants: Mapping[str, Variant], rounds: int) -> Table:
     """Run every variant once a round, in turn, each round beginning with another one. The first named is the base."""
+    return _table(title, unit, _measured(variants, rounds))
+
+
+def compare_with_cpu(
+    title: str, variants: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
+) -> tuple[Table, Table]:
+    """The same for variants that return images per second and per second of CPU time: a table of each."""
+    both = _measured(variants, rounds)
+    by_clock, by_cpu = ({name: [pair[i] for pair in pairs] for name, pairs in both.items()} for i in (0, 1))
+    return _table(title, "images/s", by_clock), _table(f"{title}, by CPU time", "images/cpu-s", by_cpu)
+
+
+def _measured(variants: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
     names = list(variants)
-    rates: dict[str, list[float]] = {name: [] for name in names}
+    found: dict[str, list[Measured]] = {name: [] for name in names}
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            rates[name].append(variants[name]())
-    base = names[0]
+            found[name].append(variants[name]())
+    return found
+
+
+def _table(title: str, unit: str, rates: Mapping[str, list[float]]) -> Table:
+    base = next(iter(rates))
     rows = (
-        Row(name, tuple(rates[name]), tuple(a / b for a, b in zip(rates[name], rates[base], strict=True)))
-        for name in names
+        Row(name, tuple(found), tuple(a / b for a, b in zip(found, rates[base], strict=True)))
+        for name, found in rates.items()
     )
     return Table(title, unit, base, tuple(rows))
 
@@ -125,12 +146,48 @@ def rate_of_batches(batches: Iterable[int], warm_up: int, counted: int, device: 
 
     The stream is left where it is after `warm_up` + `counted` batches.
     """
+    return rates_of_batches(batches, warm_up, counted, device)[0]
+
+
+def rates_of_batches(batches: Iterable[int], warm_up: int, counted: int, device: torch.device) -> tuple[float, float]:
+    """The same, and units per second of the CPU time of this process and its children, which hold queues as full at
+    the end as at the start.
+    """
     iterator = iter(batches)
     for _ in range(warm_up):
         next(iterator)
-    started = now(device)
+    used, started = cpu_seconds(), now(device)
     units = sum(next(iterator) for _ in range(counted))
-    return units / (now(device) - started)
+    ended = now(device)
+    return units / (ended - started), units / max(cpu_seconds() - used, 0.01)  # what the system counts in
+
+
+def cpu_seconds() -> float:
+    """CPU time, user and system, that this process and all processes it started have used so far.
+
+    Those that still run are asked through /proc, in hundredths; those that have ended count with their parents.
+    """
+    ticks = os.sysconf("SC_CLK_TCK")
+    own = os.times()
+    total = time.process_time() + own.children_user + own.children_system
+    unseen = _children(os.getpid())
+    while unseen:
+        pid = unseen.pop()
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        except OSError:  # it has ended meanwhile
+            continue
+        total += sum(map(int, fields[11:15])) / ticks
+        unseen += _children(pid)
+    return total
+
+
+def _children(pid: int) -> list[int]:
+    """Process ids of the children that the threads of a process have started."""
+    with contextlib.suppress(OSError):
+        files = Path(f"/proc/{pid}/task").glob("*/children")
+        return [int(child) for file in files for child in file.read_text(encoding="utf-8").split()]
+    return []
 
 
 def now(device: torch.device) -> float:

@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -159,23 +159,47 @@ def _read_members(archive: Path, wanted: list[str]) -> dict[str, bytes]:
     return {name: found[name] for name in wanted}
 
 
-class _ArrayKind:
-    """Stands for numpy.ndarray in a pickle, which may name it but not call it: a call allocates any size asked for."""
+class _PickledDtype:
+    """What a pickle says of an array's type: arguments of numpy.dtype, which is not called."""
+
+    def __init__(self, code: object, *_: object) -> None:
+        self.code = code
+
+    def __setstate__(self, _: object) -> None:
+        """Byte order and fields: one byte has neither."""
 
 
-def _empty_array(kind: object, shape: object, _: object) -> NDArray[Any]:
-    """The array that a pickle fills afterwards. numpy writes the shape (0,); another one would be allocated unseen."""
-    if kind is not _ArrayKind or shape != (0,):
-        raise pickle.UnpicklingError(f"an array begins with the shape {shape}, numpy writes (0,)")
-    return np.empty(0, np.int8)
+class _PickledArray:
+    """An array as a pickle gives it: plain values, of which numpy sees nothing before they are checked.
+
+    numpy's own way back allocates whatever size is named, and ends the process on some impossible states.
+    """
+
+    _state: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self._state = state
+
+    def rows(self) -> NDArray[np.uint8] | None:
+        """uint8 (N, M), or None if this is anything else."""
+        match self._state:
+            case (_, (int(height), int(width)), _PickledDtype(code=("u1" | b"u1")), bool(columns_first), bytes(data)):
+                whole = height >= 0 and width >= 0 and len(data) == height * width
+                order: Literal["F", "C"] = "F" if columns_first else "C"
+                return np.frombuffer(data, np.uint8).reshape(height, width, order=order) if whole else None
+        return None
+
+
+def _empty_array(*_: object) -> _PickledArray:
+    return _PickledArray()
 
 
 # What a pickled array is put together from; numpy 2 renamed the module of the first.
 _ARRAY_PARTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
-    ("numpy", "ndarray"): _ArrayKind,
-    ("numpy", "dtype"): np.dtype,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
 }
 
 
@@ -200,9 +224,10 @@ def _load(data: bytes, where: str) -> Any:
 
 
 def _checked_batch(content: Any, layout: Layout, where: str) -> tuple[NDArray[np.uint8], Int64Array]:
-    rows = content.get(b"data") if isinstance(content, dict) else None
+    pickled = content.get(b"data") if isinstance(content, dict) else None
+    rows = pickled.rows() if isinstance(pickled, _PickledArray) else None
     labels = content.get(layout.labels_key) if isinstance(content, dict) else None
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.uint8 or rows.ndim != 2 or rows.shape[1] != 3072:
+    if rows is None or rows.shape[1] != 3072:
         raise ValueError(f"{where}: no uint8 array (N, 3072) under 'data'")
     if not isinstance(labels, list) or len(labels) != len(rows) or not all(type(label) is int for label in labels):
         raise ValueError(f"{where}: no list of {len(rows)} class numbers under {layout.labels_key.decode()!r}")

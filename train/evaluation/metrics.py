@@ -6,7 +6,6 @@ classes, and `MEANINGS` says of each which.
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 
 from train.losses.functions import cross_entropy
 
@@ -115,6 +114,8 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
         logits: float32 (samples, classes) of a validation set, never of the set that is reported.
         labels: int64 (samples,).
     """
+    from scipy.optimize import minimize_scalar  # a third of a second that no training needs
+
     scores, targets = torch.from_numpy(logits), torch.from_numpy(labels)
 
     def loss(log_temperature: float) -> float:

@@ -37,6 +37,7 @@ class RunSummary:
         last, best: test scores of the final weights and of those that were best on the selection set.
         details: of the final weights; None where their logits were too many to keep.
         replaced_samples: data set → sample id → why another sample was trained on in its place.
+        startup: part of the start → wall and CPU seconds, of this process.
     """
 
     options: Options
@@ -49,6 +50,7 @@ class RunSummary:
     best: Scores
     details: Details | None
     replaced_samples: dict[str, dict[int, str]]
+    startup: dict[str, dict[str, float]]
 
 
 def print_options(resolved: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
@@ -125,6 +127,7 @@ def result(m: RunSummary) -> dict[str, Any]:
         "executors": m.derived["executors"],
         "micro_batch": m.derived["micro_batch"],
         "seconds": round(m.history.seconds, 1),
+        "startup_seconds": m.startup,
         "cost": cost(m.folder.metrics.records()),
         "data": {role: describe_data(dataset) for role, dataset in m.datasets.items()},
         "replaced_samples": m.replaced_samples,

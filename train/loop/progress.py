@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 from tqdm import tqdm
@@ -30,13 +31,15 @@ class Progress:
         self._total = self._done = self._steps = 0
         self._next_line = FIRST_LINE_SECONDS
         self._first_step_at: float | None = None
+        self._first_step_done: Callable[[], None] | None = None
         self._images = 0
         self._wait_seconds = 0.0
         self._started = time.perf_counter()
         self.loss: float | None = None
 
-    def start(self, total_steps: int, done_steps: int) -> None:
-        """Show the line, where there is a terminal to show it on."""
+    def start(self, total_steps: int, done_steps: int, first_step_done: Callable[[], None] | None = None) -> None:
+        """Show the line, where there is a terminal to show it on; the last argument is called after one step."""
+        self._first_step_done = first_step_done
         if self._enabled and sys.stderr.isatty():
             line = "{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=total_steps, initial=done_steps, dynamic_ncols=True, bar_format=line)
@@ -45,6 +48,9 @@ class Progress:
 
     def step(self, epoch: int, lr: float, images: int, wait_seconds: float) -> None:
         """Count an optimizer step of `images` samples over all ranks."""
+        if self._first_step_done is not None:
+            self._first_step_done()
+            self._first_step_done = None
         self._images += images
         self._wait_seconds += wait_seconds
         if self._bar is not None:

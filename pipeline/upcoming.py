@@ -1,0 +1,58 @@
+"""When each sample of a data set is needed next: by this a local copy with a size limit decides what it keeps."""
+
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from pipeline.plan import Plan, Position
+
+NOT_SOON = np.iinfo(np.uint32).max
+# Samples of a stream that are looked at, as each costs some 50 ns whenever room has to be made: two epochs of most
+# sets. What is needed later than that is not told apart.
+_LOOKED_AHEAD = 2**22
+
+
+class Upcoming:
+    """The rest of the present epoch and the whole next one, of a loader's machine.
+
+    now: the step that training is at; set by the loader.
+    """
+
+    def __init__(self, plan: Plan, now: Position, part: tuple[int, int], accumulation: int = 1) -> None:
+        """part: (index, parts) of this machine among all: its ranks share the copy, and each micro-batch."""
+        self.now = now
+        self._given = plan
+        self._machine, self._machines = part
+        self._accumulation = accumulation
+
+    def next_uses(self, dataset: str) -> npt.NDArray[np.uint32]:
+        """uint32 (N,): of each sample, how many micro-batches from now it is read; NOT_SOON where none is known.
+
+        dataset: a key of the plan's data sets.
+        """
+        plan = self._plan
+        found = np.full(len(plan.datasets[dataset]), NOT_SOON, np.uint32)
+        for name, stream in plan.streams.items():
+            for number, ids in self._requests(name) if stream.dataset == dataset else ():
+                found[ids] = np.minimum(found[ids], np.uint32(number))
+        return found
+
+    def _requests(self, stream: str) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
+        """The number of a micro-batch, counted from now, and the sample ids of this machine in it."""
+        plan, now = self._plan, self.now
+        looked_at = 0
+        for step, at in enumerate(plan.positions(now, Position(min(now.epoch + 2, plan.epochs), 0))):
+            for micro in range(self._accumulation) if plan.uses(stream, at.epoch, at.step) else ():
+                part = (micro * self._machines + self._machine, self._accumulation * self._machines)
+                ids = plan.sample_ids(stream, at.epoch, at.step, part)
+                yield step * self._accumulation + micro, ids
+                looked_at += len(ids)
+            if looked_at >= _LOOKED_AHEAD:
+                return
+
+    @cached_property
+    def _plan(self) -> Plan:
+        """A plan of our own: the given one keeps the order of the epoch that is being read."""
+        return self._given.twin()
