@@ -34,7 +34,8 @@ def evaluate_parser() -> Parser:
     add("--train-counts", type=set_location, metavar="DIR|URL|JSON", help=counts)
     add("--validation", type=set_location, metavar="DIR|URL", help="shard set to fit the temperature of ECE scaled on")
     _add_shared(parser)
-    add("--crops", type=int, default=1, choices=(1, 5), help="average over five crops (default: one)")
+    crops_help = "one crop of each image, the mean of five, or both: --crops 1 5 (default: one)"
+    add("--crops", type=int, nargs="+", default=[1], choices=(1, 5), help=crops_help)
     add("--preset", help="evaluation view and normalisation by name (default: the run's; the usual one for a release)")
     add("--recipe", dest="preset", action=OldPresetName, help=SUPPRESS)
     at_least_none = whole_number(0)

@@ -41,7 +41,12 @@ def table() -> str:
         cells = ["yes" if why is None else reasons.setdefault(why, str(len(reasons) + 1)) for why in found]
         rows.append([mixing, objective, *cells])
     head = markdown(["mixing", "objective", *parts["stage"]], rows)
-    return head + "\nReasons for the refusals, by number:\n\n" + "\n".join(f'{number}. "{why}"' for why, number in reasons.items()) + "\n"
+    return (
+        head
+        + "\nReasons for the refusals, by number:\n\n"
+        + "\n".join(f'{number}. "{why}"' for why, number in reasons.items())
+        + "\n"
+    )
 
 
 def main() -> None:

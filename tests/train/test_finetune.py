@@ -1,5 +1,6 @@
 """Whole runs of fine-tuning on a tiny random transformer: exact resume, small checkpoints, refusals."""
 
+import json
 import os
 import re
 import resource
@@ -14,12 +15,16 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import longtail
 from pipeline.executors import features as features_executor
 from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
+from tests.helpers.pictures import photo
 from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights, start
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.trainings import state_sha256
+from tools import evaluate
+from tools.predict import shown
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
 from train.features import read_class_vectors, sample_per_class
@@ -159,6 +164,34 @@ def test_class_vectors_of_a_file_must_be_of_these_classes(data: Path, weights: P
     np.savez(path, names=np.array(names[::-1]), vectors=vectors)
     with pytest.raises(ValueError, match="the first that differs"):
         read_class_vectors(path, names)
+
+
+def test_one_crop_and_five_are_both_reported(data: Path, weights: Path, tmp_path: Path) -> None:
+    """Side by side in one evaluation; in Python the same, by hand the mean of the logits and Bayes' rule."""
+    run_dir, out = tmp_path / "run", tmp_path / "evaluation"
+    assert train(tune_options(data, run_dir, weights, **{"method.tuned": "head", "epochs": 1})) == FINISHED
+    command = ["--checkpoint", str(run_dir), "--data", str(data / "test"), "--out", str(out), "--device", "cpu"]
+    assert evaluate.main([*command, "--crops", "1", "5", "--test-prior", "train"]) == 0
+    table = (out / "table.md").read_text()
+    assert table.index("One crop of each image") < table.index("The mean of the logits of five crops")
+    found = {}
+    for path in out.glob("*/scores.json"):
+        content = json.loads(path.read_text())
+        found[content["crops"]] = content["test"]
+        assert "for the test prior train" in content["network"]
+    for crops in (1, 5):
+        here = longtail.evaluate(run_dir, data / "test", crops=crops, test_prior="train", device="cpu")
+        assert here.numbers["loss"] == pytest.approx(found[crops]["loss"], rel=1e-4)
+    assert found[1]["loss"] != found[5]["loss"]
+
+    trained, shares = load_trained(run_dir, torch.device("cpu")), [0.7, 0.1, 0.1, 0.1]
+    picture = photo(3, 50, 40)
+    views = [torch.from_numpy(shown(picture, view).copy())[None] for view in trained.preset.crops]
+    with torch.inference_mode():
+        plain = torch.stack([trained.logits(view) for view in views]).mean(dim=0).softmax(dim=1)[0].numpy()
+    expected = plain * shares / (plain * shares).sum()
+    classifier = longtail.Classifier.load(run_dir, device="cpu", crops=5, test_prior=shares, weights=weights)
+    np.testing.assert_allclose(classifier.probabilities(picture)[0], expected, rtol=1e-4)
 
 
 def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: Path, tmp_path: Path) -> None:
