@@ -28,6 +28,7 @@ from tools.predict import shown
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
 from train.features import read_class_vectors, sample_per_class
+from train.loop.trainer import NonFiniteLossError
 from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
 from train.options import Options, parse
@@ -164,6 +165,27 @@ def test_class_vectors_of_a_file_must_be_of_these_classes(data: Path, weights: P
     np.savez(path, names=np.array(names[::-1]), vectors=vectors)
     with pytest.raises(ValueError, match="the first that differs"):
         read_class_vectors(path, names)
+
+
+def test_a_step_that_overflows_is_left_out_until_the_scale_gives_up(data: Path, weights: Path, tmp_path: Path) -> None:
+    changes = {"mixed_precision": "fp16", "epochs": 8}
+    run = make_run(tune_options(data, tmp_path / "one", weights, **changes, max_steps=1))
+    scaler, head = run.trainer.parts.scaler, run.trainer.bare_model.get_parameter("head.weight")
+    assert scaler is not None
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
+    before = head.detach().clone()
+    take_steps(run)
+    assert torch.equal(head, before) and scaler.get_scale() == 2.0**39
+
+    run = make_run(tune_options(data, tmp_path / "all", weights, **changes, evaluate_every=8))
+    with torch.no_grad():
+        run.trainer.bare_model.get_parameter("head.weight").fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits of 12 of 12 images are not finite"):
+        run.evaluator.selection_scores()
+    run.folder.prepare({}, {})
+    with run.make_loader() as loader, pytest.raises(NonFiniteLossError):
+        run.trainer.run(loader)
+    assert 17 <= run.trainer.done_steps < 32  # from 2^16 below 1, a factor of 2 at a time
 
 
 def test_one_crop_and_five_are_both_reported(data: Path, weights: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Presets that follow the backbone: image size, filter, mean and standard deviation are those of its pretraining."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline.views.own_presets import make_preset
 from pipeline.views.presets import FLIP, Normalization, Preset
@@ -14,7 +16,9 @@ from pipeline.views.view import (
     ResizeCornerCrop,
     View,
 )
-from train.models.build import ModelOptions
+
+if TYPE_CHECKING:  # with timm, which takes seconds: the names of the presets do not need it
+    from train.models.build import ModelOptions
 
 # Suffix of "backbone" → what training images are shown like; each preset's evaluation is the same.
 BACKBONE_PRESETS = {
