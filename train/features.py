@@ -160,7 +160,8 @@ def cache_features(
 ) -> dict[str, int]:
     """Compute or read the features of each data set, and serve them in the place of its pictures.
 
-    A table is a file beside the shards, or, where that folder takes none, is kept in memory alone.
+    A table is a file beside the shards, or beside the local copy of a set in a store; where that folder takes none, it
+    is kept in memory alone.
 
     Args:
         views: how each data set is shown; nothing in them may be drawn.
@@ -196,7 +197,7 @@ def _draws_nothing(view: View | OneOf) -> bool:
 
 def _table(dataset: ShardSet, view: View, key: str, reader: FeatureReader) -> tuple[Tensor, bool]:
     digest = hashlib.sha256(f"{key} {view!r} {dataset.checksum}".encode()).hexdigest()[:16]
-    path = Path(f"{dataset.path}-features") / f"{digest}.npy"
+    path = Path(f"{dataset.folder}-features") / f"{digest}.npy"
     if path.is_file():
         try:
             table = np.load(path, allow_pickle=False)

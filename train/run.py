@@ -151,7 +151,8 @@ class Run:
         if pretrained is not None:
             load_pretrained(bare_model, pretrained, self.method.inherits)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires)
+            beside = None if pretrained is None else pretrained.sha256
+            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires, beside)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         bare_model = self._started(bare_model)

@@ -188,6 +188,37 @@ def test_a_step_that_overflows_is_left_out_until_the_scale_gives_up(data: Path, 
     assert 17 <= run.trainer.done_steps < 32  # from 2^16 below 1, a factor of 2 at a time
 
 
+def test_a_second_stage_on_a_tuned_network_needs_its_pretrained_weights(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint has none of them: without their file the new run would train on random features."""
+    first = tmp_path / "first"
+    assert train(tune_options(data, first, weights, **{"method.tuned": "bias", "epochs": 1})) == FINISHED
+    second = {"method.name": "crt", "method.tuned": None, "model.init_from": first, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"none are given; give their file with --model\.weights"):
+        train(tune_options(data, tmp_path / "second", weights, **second, **{"model.weights": None}))
+    assert train(tune_options(data, tmp_path / "second", weights, **second)) == FINISHED
+    tuned = last_weights(first)
+    for name, value in last_weights(tmp_path / "second").items():
+        assert name.startswith("head.") or name not in tuned or torch.equal(value, tuned[name]), name
+
+
+@pytest.mark.parametrize("kind", ["head", "bias", "norm", "last_k", "full", "adaptformer", "adapter", "lora"])
+@pytest.mark.parametrize("method", ["cmo", "cutmix", "mixup"])
+def test_every_kind_is_tuned_under_every_mixing(
+    method: str, kind: str, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    mixing = {"method.name": method, "method.stage": "tune", "method.loss": "la", "max_steps": 2}
+    mixing |= {} if method == "mixup" else {"method.plain_first": 0, "method.plain_last": 0}
+    last_k = {"method.last_k": 1} if kind == "last_k" else {}
+    run = make_run(tune_options(data, tmp_path / "run", weights, **{**mixing, **last_k, "method.tuned": kind}))
+    before = {name: value.clone() for name, value in run.trainer.bare_model.named_parameters()}
+    assert take_steps(run) == 2
+    trained = {name for name, value in run.trainer.bare_model.named_parameters() if value.requires_grad}
+    moved = {name for name, value in run.trainer.bare_model.named_parameters() if not torch.equal(value, before[name])}
+    assert "head.weight" in moved and moved <= trained and (kind == "head") == (moved == {"head.weight"})
+
+
 def test_one_crop_and_five_are_both_reported(data: Path, weights: Path, tmp_path: Path) -> None:
     """Side by side in one evaluation; in Python the same, by hand the mean of the logits and Bayes' rule."""
     run_dir, out = tmp_path / "run", tmp_path / "evaluation"
