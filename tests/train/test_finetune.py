@@ -31,7 +31,7 @@ from train.features import read_class_vectors, sample_per_class
 from train.loop.trainer import NonFiniteLossError
 from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
-from train.options import Options, parse
+from train.options import DataOptions, Options, parse
 from train.run import FINISHED, train
 
 NETWORK = "test_vit"  # timm's smallest transformer
@@ -72,6 +72,7 @@ VARIANTS = {
         "ema_decay": 0.9,
     },
     "cached features": {
+        "data.mean": "[0.4, 0.4, 0.3]",
         "method.tuned": "head",
         "method.cached_features": "true",
         "data.preset": "backbone-plain",
@@ -102,6 +103,8 @@ def test_a_run_continues_exactly_and_keeps_what_was_tuned(
     trained = load_trained(straight / "checkpoints" / "best.pt", torch.device("cpu"))
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     assert trained.logits(images).isfinite().all()
+    own_mean = (0.4, 0.4, 0.3) if "data.mean" in changes else (0.5, 0.5, 0.5)
+    assert trained.preset.normalization.mean == own_mean and len(trained.preset.crops) == 5
 
 
 @pytest.fixture(autouse=True)
@@ -279,6 +282,7 @@ def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_p
         ({"model.weights": None}, "start from one with --model.pretrained true"),
         ({"model.weights": "absent.safetensors"}, "is no file"),
         ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
+        ({"data.std": "[0.2, 0.2, 0.0]"}, "expected three numbers from 0 to 1, std above 0"),
         ({"data.preset": "cifar"}, "a preset that follows the backbone"),
         ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
         ({"model.name": "vit_tiny_patch16_224"}, "does not fit the backbone"),
@@ -290,6 +294,11 @@ def test_what_cannot_work_is_refused_with_a_reason(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(tune_options(data, tmp_path / "run", weights, **changes))
+
+
+def test_another_size_is_an_option_of_the_network() -> None:
+    with pytest.raises(ValueError, match=r"is an option of it, model\.image_size"):
+        DataOptions("train", "test", preset="backbone", image_size=64)
 
 
 def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path: Path) -> None:

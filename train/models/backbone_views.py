@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.views.own_presets import make_preset
+from pipeline.views.own_presets import changed_normalization, make_preset
 from pipeline.views.presets import FLIP, Normalization, Preset
 from pipeline.views.view import (
     AnnealedSquareCrop,
@@ -43,6 +43,8 @@ def find_preset(
         ValueError: the name is unknown, or the backbone says nothing of its pictures.
         FileNotFoundError: a YAML file that is not there.
     """
+    if not isinstance(name, str) and name.get("base") in BACKBONE_PRESETS:  # what `Preset.record` said
+        name, mean, std = name["base"], name.get("mean"), name.get("std")
     if not isinstance(name, str) or name not in BACKBONE_PRESETS:
         return make_preset(name, image_size, mean, std)
     if not model.is_timm:
@@ -61,11 +63,13 @@ def find_preset(
     }[name]
     corners = (View(ResizeCornerCrop(size + CROPS_MARGIN, size, where), resampling=resampling) for where in CORNERS)
     centre = View(ResizeCenterCrop(size + CROPS_MARGIN, size), resampling=resampling)
+    given = {key: list(values) for key, values in (("mean", mean), ("std", std)) if values is not None}
     return Preset(
         name,
         train,
         View(ResizeCenterCrop(size + size // 7, size), resampling=resampling),
-        Normalization(tuple(config.mean), tuple(config.std)),
+        changed_normalization(Normalization(tuple(config.mean), tuple(config.std)), mean, std),
         plain=plain,
         crops=(*corners, centre),
+        changes={"base": name, **given} if given else None,
     )
