@@ -44,7 +44,8 @@ def find_preset(
         FileNotFoundError: a YAML file that is not there.
     """
     if not isinstance(name, str) and name.get("base") in BACKBONE_PRESETS:  # what `Preset.record` said
-        name, mean, std = name["base"], name.get("mean"), name.get("std")
+        mean, std = name.get("mean"), name.get("std")
+        name = str(name["base"])
     if not isinstance(name, str) or name not in BACKBONE_PRESETS:
         return make_preset(name, image_size, mean, std)
     if not model.is_timm:
