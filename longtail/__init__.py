@@ -3,7 +3,7 @@
     import longtail
 
     longtail.build("photos", "data/mine/train", split_dir="train")
-    train = longtail.ShardSet("data/mine/train")              # repr says what it is
+    train = longtail.ShardSet("data/mine/train")              # its repr summarises it
     options = longtail.Options.of(
         data={"train": "data/mine/train", "test": "data/mine/test"}, method={"loss": "bs"}, epochs=30
     )
@@ -12,8 +12,8 @@
     classifier.predict("photos/new")                          # names and probabilities
     longtail.evaluate(run.folder, "data/mine/test")           # accuracy by class size
 
-Everything here is a thin face of the packages below it (shards, pipeline, train, tools). Nothing heavy is imported
-before it is used. docs/api.md is the guide.
+Everything here is a thin layer over the packages below it (shards, pipeline, train, tools). Heavy modules are imported
+only when used. docs/api.md is the guide.
 """
 
 import importlib
@@ -55,7 +55,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `__all__` when it is first asked for."""
+    """Import a name in `__all__` on first access."""
     if name not in _HOMES:
         raise AttributeError(f"module 'longtail' has no attribute {name!r}")
     found = getattr(importlib.import_module(_HOMES[name]), name)

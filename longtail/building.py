@@ -11,7 +11,7 @@ from tools.sources import SOURCES
 
 
 class _Options(argparse.ArgumentParser):
-    """The options of a build, whose errors are exceptions."""
+    """The options of a build; errors raise exceptions."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)
@@ -20,11 +20,11 @@ class _Options(argparse.ArgumentParser):
 def build(images: str | Path | None, out: str | Path, source: str = "imagefolder", **options: Any) -> ShardSet:
     """Build a shard set as `longtail build SOURCE` does, and open it.
 
-    An interrupted build continues when it is called again; a finished one is opened as it is.
+    Calling it again continues an interrupted build; a finished one is opened as it is.
 
     Args:
         images: folder or archive with one folder per class; None for sources that need none, such as digits-lt.
-        out: folder of the shard set. With holdout=0.1 the validation set beside it is OUT-holdout.
+        out: folder of the shard set. With holdout=0.1 the validation set is written next to it, to OUT-holdout.
         source: the layout of the originals; `longtail build --help` lists them.
         options: those of `longtail build SOURCE --help`, with "_" for "-": split_dir="train", on_bad="skip".
 
@@ -41,9 +41,9 @@ def build(images: str | Path | None, out: str | Path, source: str = "imagefolder
         if name not in known:
             similar = difflib.get_close_matches(name, known, 1)
             raise ValueError(
-                f"build: {name} is no option of {source}" + f"; did you mean {similar[0]}?" * bool(similar)
+                f"build: {name} is not an option of {source}" + f"; did you mean {similar[0]}?" * bool(similar)
             )
-    # Through the parser: it has the types, choices and defaults of the options.
+    # Goes through the parser, which has the options' types, choices and defaults.
     words: list[str] = []
     for name, value in given.items():
         flag = known[name].option_strings[-1]

@@ -1,4 +1,4 @@
-"""`longtail.Classifier`: a trained network that says what is in pictures."""
+"""`longtail.Classifier`: a trained network that classifies images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ Picture = str | Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Prediction:
-    """The best classes of one picture.
+    """The best classes for one image.
 
     Attributes:
-        image: its path, or None where it came as pixels.
+        image: its path, or None if it was given as pixels.
         names: the best classes, best first.
         classes: their numbers.
-        probabilities: theirs, of the softmax over all classes.
+        probabilities: their probabilities, from the softmax over all classes.
     """
 
     image: Path | None
@@ -40,7 +40,7 @@ class Prediction:
 
     @property
     def probability(self) -> float:
-        """Of the best class."""
+        """The probability of the best class."""
         return self.probabilities[0]
 
 
@@ -48,7 +48,7 @@ class Classifier:
     """A network with its preset and class names; made by `Classifier.load`.
 
     Attributes:
-        class_names: of its outputs, in order; numbers for a released checkpoint, whose file has no names.
+        class_names: names of its outputs, in order; numbers for a released checkpoint, which stores no names.
     """
 
     def __init__(self, trained: Trained, crops: Literal[1, 5] = 1):
@@ -67,19 +67,19 @@ class Classifier:
         test_prior: str | Sequence[float] = "uniform",
         weights: str | Path | None = None,
     ) -> "Classifier":
-        """Read a run's best weights, or a checkpoint file (of a run or as released by a paper's authors).
+        """Read a run's best weights, or a checkpoint file (from a run or as released by a paper's authors).
 
         Args:
-            run_or_file: the folder of a run, or a checkpoint.
-            device: "auto" (a GPU where there is one), "cpu" or "cuda".
-            preset: how pictures are shown to the network; by default as in the run.
-            crops: 5 averages the logits of five crops of each picture, for presets that follow the backbone.
-            test_prior: how often classes come where the network is used: "uniform", "train" (as in training), a list
-                of counts or shares in the order of the classes, or a JSON file with one.
-            weights: the pretrained weights of a tuned checkpoint, where they have moved.
+            run_or_file: a run folder or a checkpoint.
+            device: "auto" (a GPU if there is one), "cpu" or "cuda".
+            preset: how images are prepared for the network; by default as in the run.
+            crops: 5 averages the logits of five crops of each image, for presets that follow the backbone.
+            test_prior: class distribution in deployment: "uniform", "train" (that of training), a list of counts or
+                shares in the order of the classes, or a JSON file with one.
+            weights: new location of a tuned checkpoint's pretrained weights.
 
         Raises:
-            FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
+            FileNotFoundError, ValueError: the file does not exist or is damaged, or its network is unknown.
         """
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         moved = None if weights is None else Path(weights)
@@ -87,14 +87,14 @@ class Classifier:
         return cls(with_test_prior(trained, test_prior, trained.samples_per_class), crops)
 
     def predict(self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64) -> list[Prediction]:
-        """The `top` best classes of each picture.
+        """The `top` best classes for each image.
 
         Args:
             pictures: a path, a folder (searched for images), a PIL image, uint8 (height, width, 3) or
                 (batch, height, width, 3) of any size in RGB, or a sequence of these.
 
         Raises:
-            FileNotFoundError, ValueError: a path that is not there, or a file that is no image.
+            FileNotFoundError, ValueError: a path does not exist, or a file is not an image.
         """
         found: list[Prediction] = []
         sources = list(_flat(pictures))
@@ -115,7 +115,7 @@ class Classifier:
 
     @torch.inference_mode()
     def probabilities(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
-        """float32 (pictures, classes), the softmax of the network; pictures as in `predict`, in one batch."""
+        """float32 (images, classes), the network's softmax; `pictures` as in `predict`, in one batch."""
         seen = [[shown(pixels, view) for view in self._views] for pixels in map(_pixels, _flat(pictures))]
         device = self._trained.method.context.device
         logits = [
@@ -136,7 +136,7 @@ def _pixels(picture: Path | Image.Image | np.ndarray) -> np.ndarray:
 
 
 def _flat(pictures: Picture | Sequence[Picture]) -> Iterator[Path | Image.Image | np.ndarray]:
-    """One picture after the other."""
+    """One image after another."""
     if isinstance(pictures, str | Path):
         yield from find_images([Path(pictures)])
     elif isinstance(pictures, Image.Image):

@@ -1,6 +1,6 @@
 """The command `longtail`: one name for everything that `python -m train` and `python -m tools.*` do.
 
-Only the module of the command that was asked for is imported.
+Only the module of the requested command is imported.
 """
 
 import difflib
@@ -12,29 +12,29 @@ from collections.abc import Sequence
 from longtail.version import VERSION
 from shards.commandline import USAGE, importing, run_command, say_error
 
-# name: module, function, what it does
+# name: module, function, description
 COMMANDS = {
     "build": ("tools.build_shards", "main", "build shards from photographs in folders, archives or known data sets"),
     "verify": ("tools.verify_shards", "main", "check every byte of shard sets"),
     "inspect": (
         "tools.inspect_shards",
         "main",
-        "what a shard set holds: counts, sizes, a sheet of samples, duplicates",
+        "summarise a shard set: counts, sizes, a contact sheet, near-duplicates",
     ),
     "train": ("train.__main__", "main", "train a classifier"),
-    "evaluate": ("tools.evaluate", "main", "accuracy of checkpoints on a shard set, by class size"),
-    "predict": ("tools.predict", "main", "classes of image files"),
-    "compare": ("tools.compare_runs", "main", "a table of finished runs, mean and spread over seeds"),
-    "report": ("tools.report", "main", "a page to read in a browser, of one run or of several"),
-    "export": ("tools.export", "main", "a trained network for other programs: timm, ONNX, the Hub"),
-    "sweep": ("tools.sweep", "main", "run rows of published tables, measured beside published numbers"),
-    "bench": ("tools.bench", "main", "how fast this machine is"),
-    "methods": ("tools.catalog", "methods", "the training methods, one line and paper each"),
-    "presets": ("tools.catalog", "presets", "how images are augmented, shown and normalised"),
-    "recipes": ("tools.catalog", "recipes", "the settings of published runs that come along"),
+    "evaluate": ("tools.evaluate", "main", "measure the accuracy of checkpoints on a shard set, by class size"),
+    "predict": ("tools.predict", "main", "classify image files"),
+    "compare": ("tools.compare_runs", "main", "tabulate finished runs, mean and spread over seeds"),
+    "report": ("tools.report", "main", "write an HTML page for one run or several"),
+    "export": ("tools.export", "main", "export a trained network to timm, ONNX or the Hugging Face Hub"),
+    "sweep": ("tools.sweep", "main", "run rows of published tables and compare with the published numbers"),
+    "bench": ("tools.bench", "main", "measure the speed of this machine"),
+    "methods": ("tools.catalog", "methods", "list the training methods, one line and paper each"),
+    "presets": ("tools.catalog", "presets", "list the presets: augmentation, evaluation crop, normalisation"),
+    "recipes": ("tools.catalog", "recipes", "list the included recipes: settings of published runs"),
 }
 
-# Their modules import torch, which takes seconds.
+# The modules of these commands import torch, which takes seconds.
 _PARSED_FIRST = ("evaluate", "predict", "export", "report")
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         similar = difflib.get_close_matches(name, COMMANDS, 1)
         hint = f"did you mean {similar[0]}?" if similar else "longtail --help lists them"
-        say_error("longtail", f"{name!r} is no command; {hint}")
+        say_error("longtail", f"{name!r} is not a command; {hint}")
         return USAGE
     os.environ.setdefault("GOMP_SPINCOUNT", "20000")  # before torch is imported, as in train/__main__.py
     if name == "train":
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    """`--processes N` becomes Accelerate's launcher with N of them; all else is `python -m train`."""
+    """`--processes N` starts Accelerate's launcher with N processes; everything else is `python -m train`."""
     from tools.launching import environment, train_command
     from train.__main__ import main as train
 
@@ -85,7 +85,7 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 def _processes(arguments: Sequence[str]) -> tuple[int | None, list[str]]:
-    """The number of `--processes`, None where it is none, and the other arguments."""
+    """The value of `--processes`, None if it is not a number, and the other arguments."""
     count, rest, pending = "1", [], False
     for argument in arguments:
         if pending or argument.startswith("--processes="):
@@ -108,11 +108,11 @@ def help_text() -> str:
         [
             "usage: longtail COMMAND [OPTION …]",
             "",
-            "Train image classifiers on long-tailed data: a few classes with many images, many with a few.",
+            "Train image classifiers on long-tailed data: few classes with many images, many classes with few.",
             "",
             *lines,
             "",
-            "longtail COMMAND --help has the options. First steps with photographs in folders:",
+            "longtail COMMAND --help lists the options. First steps with photographs in folders:",
             "",
             "  longtail build imagefolder --images photos --split-dir train --holdout 0.1 --out data/mine/train",
             "  longtail train --data.train data/mine/train --data.validation data/mine/train-holdout --method.loss bs",

@@ -19,13 +19,13 @@ from train.evaluation.test_prior import with_test_prior
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network got right.
+    """How well a network does.
 
     Attributes:
-        numbers: in percent where it is an accuracy: "all", "many", "medium", "few", "balanced", …; None where there is
+        numbers: metrics by name, accuracies in percent: "all", "many", "medium", "few", "balanced", …; None if there is
             no such class.
         class_names: in the order of the arrays.
-        recall: float64 (classes,), share of each class's images that were right, from 0 to 1; NaN where it has none.
+        recall: float64 (classes,), share of each class's images classified correctly, 0 to 1; NaN if it has none.
         confusion: int64 (classes, classes), images by true and by predicted class.
     """
 
@@ -55,9 +55,9 @@ def evaluate(
     """Evaluate a run's best weights, or a checkpoint file, on every image of a shard set.
 
     Args:
-        run_or_file: the folder of a run, or a checkpoint.
+        run_or_file: a run folder or a checkpoint.
         data: the set to evaluate on.
-        train: the training set, whose class sizes say what is many and few; by default those in the checkpoint.
+        train: the training set; its class sizes define many and few. By default those in the checkpoint.
         many_min, few_max: "many" has at least `many_min` training images, "few" at most `few_max`.
         crops: 5 averages the logits of five crops of each image, for presets that follow the backbone.
         test_prior: how often classes come where the network is used: "uniform", "train" (as in training), a list of
@@ -65,7 +65,7 @@ def evaluate(
         weights: the pretrained weights of a tuned checkpoint, where they have moved.
 
     Raises:
-        FileNotFoundError, ValueError: something is not there, damaged, or of other classes.
+        FileNotFoundError, ValueError: something is missing, damaged, or has other classes.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     trained = load_trained(Path(run_or_file), torch.device(chosen), weights=None if weights is None else Path(weights))

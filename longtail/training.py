@@ -12,7 +12,7 @@ from train.run import train as run
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run that has come to its end.
+    """A finished run.
 
     Attributes:
         folder: result.json, metrics.jsonl, tables, pictures and checkpoints.
@@ -34,25 +34,25 @@ class FinishedRun:
 
 
 def train(options: Options) -> FinishedRun:
-    """Train, evaluate and write the run folder, as `longtail train` does. Of one process, in this one.
+    """Train, evaluate and write the run folder, as `longtail train` does, in the current process only.
 
     Ctrl-C writes a checkpoint and raises KeyboardInterrupt; call again with `resume="auto"` to continue.
 
     Args:
-        options: of `Options.of`.
+        options: made by `Options.of`.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit,
-            or the folder holds a run.
-        FloatingPointError: the loss became infinite or NaN; status.json says where.
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not match,
+            or the folder already holds a run.
+        FloatingPointError: the loss became infinite or NaN; status.json records where.
         KeyboardInterrupt: a stop signal came; the checkpoint is written.
     """
     folder = options.run.run_dir
     assert folder is not None, "Options.of fills it"
     status = run(options)
     if status == NON_FINITE:
-        raise FloatingPointError(f"the loss is not finite; {folder / 'status.json'} says where")
+        raise FloatingPointError(f"the loss is not finite; {folder / 'status.json'} records where")
     if status != FINISHED:
-        raise KeyboardInterrupt(f"stopped; the checkpoint is in {folder}; resume='auto' continues")
+        raise KeyboardInterrupt(f"stopped; the checkpoint is in {folder}; continue with resume='auto'")
     result = folder / "result.json"
     return FinishedRun(folder, json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {})

@@ -1,3 +1,3 @@
-"""The version of this project; the one place that has it."""
+"""The version of this project, defined only here."""
 
 VERSION = "0.2.0"

@@ -1,1 +1,1 @@
-"""From shards to batches on the device: plan, executors, augmentation. Knows no model and no loss."""
+"""From shards to batches on the device: plan, executors, augmentation. Independent of models and losses."""

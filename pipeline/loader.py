@@ -1,7 +1,7 @@
 """Batches for the training loop and for evaluation: this rank's part of each step, on the device, prefetched.
 
-The loader holds no random state and no position that matters: given (epoch, step) to start from, it serves exactly
-what an uninterrupted run would have served from there.
+The loader has no random state and no position to save: started at any (epoch, step), it serves exactly what an
+uninterrupted run would have served from there.
 """
 
 import time
@@ -24,6 +24,7 @@ from pipeline.executors.factory import (
     make_executor,
     ranks_here,
 )
+from pipeline.labels_ahead import LabelsAhead
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan
 from pipeline.rng import RowDraws
@@ -42,8 +43,8 @@ class Batch:
     Attributes:
         images: one uint8 (B, height, width, 3) tensor per view; already augmented, not yet normalised.
         labels: int64 (B,).
-        weights: float32 (B,), 1, or 0 for a padding sample, which must count in no loss and no metric.
-        served: the plan that these images show, on the host; a bad sample's place has the id of its replacement.
+        weights: float32 (B,), 1, or 0 for a padding sample, which must not count in any loss or metric.
+        served: the plan that produced these images, on the host; a bad sample's entry has its replacement's id.
     """
 
     images: tuple[torch.Tensor, ...]
@@ -59,12 +60,12 @@ class Batch:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """What one rank computes at once.
+    """One rank's share of one forward and backward pass.
 
     Attributes:
         batches: by stream; streams that the step does not use are absent.
         mix: how the rows of the first stream are mixed; None without a mix rule.
-        positions: int64 (B,), the rows of the global batch of the first stream that this micro-batch holds.
+        positions: int64 (B,), this micro-batch's rows of the first stream's global batch.
     """
 
     batches: Mapping[str, Batch]
@@ -77,9 +78,9 @@ class LoadedStep:
     """One optimizer step of this rank.
 
     Attributes:
-        whole: what belongs to the step as a whole, all ranks: for denominators.
-        micro_batches: this rank's, in their order.
-        wait_seconds: how long the training loop stood still for this step's data.
+        whole: properties of the whole step over all ranks, for denominators.
+        micro_batches: this rank's, in order.
+        wait_seconds: how long the training loop waited for this step's data.
     """
 
     whole: GlobalBatch
@@ -88,10 +89,10 @@ class LoadedStep:
 
 
 class Loader:
-    """Serves the steps of a plan from `start` up to `stop`, once: `for loaded in loader`.
+    """Iterates once over the steps of a plan from `start` up to `stop`: `for loaded in loader`.
 
     The global batch is cut into `world_size * accumulation` contiguous parts; micro-batch m of rank r is part
-    `m * world_size + r`. The union over ranks and micro-batches is the global batch, whatever the world size.
+    `m * world_size + r`. The union over ranks and micro-batches is the global batch for any world size.
 
     Close it, or use it as a context manager: executors own threads and device memory.
     """
@@ -112,9 +113,9 @@ class Loader:
     ) -> None:
         """
         Args:
-            start, stop: the first step, and the one before which to end (default: the end of the plan).
+            start, stop: the first step, and the step before which to stop (default: the end of the plan).
             decode_threads: CPU threads of each stream's executor; by default the cores divided by the local ranks.
-            bad_sample_budget: how many samples of a data set may turn out unreadable before the run ends.
+            bad_sample_budget: how many samples of a data set may be unreadable before the run stops.
         """
         if not 0 <= rank < world_size or accumulation < 1:
             raise ValueError(f"loader: rank {rank} of {world_size} with accumulation {accumulation} does not exist")
@@ -128,6 +129,7 @@ class Loader:
         self._device = device
         self._parts = [(micro * world_size + rank, parts) for micro in range(accumulation)]
         self._span = start, stop or Position(plan.epochs, 0)
+        self._labels_ahead = LabelsAhead(plan, self._span[1])
         self._upcoming = Upcoming(plan, start, _machine(rank, world_size), accumulation)
         for name, dataset in plan.datasets.items():
             dataset.expect(partial(self._upcoming.next_uses, name))
@@ -160,9 +162,10 @@ class Loader:
         self.close()
 
     def close(self) -> None:
-        """Stop all executors; afterwards no thread and no pipeline of this loader is left."""
+        """Stop all executors; afterwards none of this loader's threads and pipelines is left."""
         for feed in self._feeds.values():
             feed.close()
+        self._labels_ahead.close()
         for dataset in self._plan.datasets.values():
             dataset.expect(None)
 
@@ -180,7 +183,7 @@ class Loader:
         return _Feed(executor, self._requests(stream_name), self._device)
 
     def _requests(self, stream_name: str) -> Iterator[StreamPlan]:
-        """The parts of this rank that one stream needs, in order. Runs ahead of training, in the executor's thread."""
+        """This rank's parts of one stream, in order. Runs ahead of training, in the executor's thread."""
         for at in self._plan.positions(*self._span):
             if self._plan.uses(stream_name, at.epoch, at.step):
                 for part in self._parts:
@@ -190,7 +193,7 @@ class Loader:
         for at in self._plan.positions(*self._span):
             started = time.perf_counter()
             self._upcoming.now = at
-            whole = self._plan.global_batch(at.epoch, at.step)
+            whole = self._labels_ahead.global_batch(at)
             micro_batches = [self._micro_batch(whole) for _ in self._parts]
             yield LoadedStep(whole, micro_batches, time.perf_counter() - started)
 
@@ -201,15 +204,15 @@ class Loader:
 
 
 def _machine(rank: int, world_size: int) -> tuple[int, int]:
-    """Which part of a batch the ranks of this machine read: (index, parts). Launchers number them one after the other;
-    where machines have different numbers of ranks, only what this rank reads is known.
+    """The part of a batch that this machine's ranks read: (index, parts). Launchers number them consecutively; if
+    machines have different numbers of ranks, only this rank's part is known.
     """
     here = ranks_here(world_size)
     return (rank // here, world_size // here) if here and world_size % here == 0 else (rank, world_size)
 
 
 class _Feed:
-    """One stream's executor, and what it finishes, as batches on the device."""
+    """One stream's executor, with its results as batches on the device."""
 
     def __init__(self, executor: Executor, requests: Iterator[StreamPlan], device: torch.device) -> None:
         self._executor = executor
@@ -238,11 +241,11 @@ def evaluation_batches(
     decode_threads: int | None = None,
     sample_ids: npt.NDArray[np.int64] | None = None,
 ) -> Iterator[Batch]:
-    """Each sample exactly once over all ranks, in the order of the ids; the last batch of a rank is short.
+    """Each sample exactly once over all ranks, in id order; the last batch of a rank may be short.
 
-    `view` may be several, of which each batch then has pictures. `sample_ids` chooses samples; by default all.
-    A rank has a contiguous range of the ids, and ranges differ by at most one sample. A sample that cannot be read
-    ends the evaluation: a replaced one would make the number wrong.
+    `view` may be several views; each batch then has images of all of them. `sample_ids` selects samples; by default
+    all. A rank has a contiguous range of the ids, and ranges differ by at most one sample. An unreadable sample stops
+    the evaluation: replacing it would make the result wrong.
     """
     views = view if isinstance(view, tuple) else (view,)
     chosen_ids = np.arange(len(dataset)) if sample_ids is None else sample_ids
@@ -252,7 +255,7 @@ def evaluation_batches(
         for first in range(start, stop, batch_size):
             ids = chosen_ids[first : min(first + batch_size, stop)]
             records = dataset.index[ids]
-            # Evaluation views draw nothing; if one does, it is a function of the sample all the same.
+            # Evaluation views draw nothing; if one does, its draws are still a function of the sample.
             planned = tuple(
                 plan_view(one, records["width"], records["height"], RowDraws(0, 0, 0, ids).uniform) for one in views
             )

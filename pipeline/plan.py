@@ -1,8 +1,8 @@
-"""Everything random of a training step, decided before anything is read: samples, views, paste, λ and box.
+"""All random decisions of a training step, made before anything is read: samples, views, paste, λ and box.
 
 A plan is a pure function of (seed, epoch, step, row). A *step* is one optimizer step on one *global batch*; ranks and
-micro-batches are contiguous parts of it, so that the number of processes changes neither the samples nor the draws. A
-rank draws its own rows only.
+micro-batches are contiguous parts of it, so the number of processes changes neither samples nor draws. Each rank draws
+only its own rows.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,8 @@ from pipeline.sampling import Sampling, Shuffled
 from pipeline.views.view import OneOf, View, ViewPlan, plan_view
 from shards.reader import ShardSet
 
-# Raised whenever the same (seed, epoch, step) would give another plan; a checkpoint of another version is refused.
+# Incremented whenever the same (seed, epoch, step) would give a different plan; checkpoints of other versions are
+# refused.
 PLAN_VERSION = 2
 
 # Training-mode batch normalisation fails on a single value per channel.
@@ -28,7 +29,7 @@ _SMALLEST_PART = 2
 
 @dataclass(frozen=True, order=True)
 class Position:
-    """A step of a run, usually the next one; both numbers count from 0."""
+    """A step of a run, usually the next one; both numbers start at 0."""
 
     epoch: int
     step: int
@@ -36,15 +37,15 @@ class Position:
 
 @dataclass(frozen=True)
 class Stream:
-    """One source of batches, as a method declares it.
+    """One source of batches, as declared by a method.
 
     Attributes:
-        name: names the stream's batches, and is part of every generator's purpose: renaming it changes its draws.
-        views: one description per picture of a sample that a step needs.
-        when: "mixing" streams exist only on steps that paste; on the others they are neither read nor decoded.
-        dataset: the key of its data set among those that the plan is given.
-        first_epoch: the stream exists from this epoch on; before, it is neither read nor decoded.
-        full_batches: its batches keep the global batch size where the last batch of an epoch is short.
+        name: identifies the stream's batches, and is part of every generator's purpose: renaming it changes its draws.
+        views: one description per image of a sample that a step needs.
+        when: "mixing" streams exist only on steps that paste; on other steps they are neither read nor decoded.
+        dataset: the key of its data set among those passed to the plan.
+        first_epoch: first epoch in which the stream exists; before it, the stream is neither read nor decoded.
+        full_batches: its batches keep the global batch size even if the last batch of an epoch is short.
     """
 
     name: str
@@ -59,8 +60,8 @@ class Stream:
 def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
     """Rows, int64, of part `index` of `parts` of a batch of `size`, and their weights, float32, 1 or 0.
 
-    Parts are contiguous and their sizes differ by at most one. A part with fewer than 2 samples is filled up with
-    samples of weight 0 from the same batch, so that every rank can run the step and none counts twice.
+    Parts are contiguous and their sizes differ by at most one. A part with fewer than 2 samples is padded with samples
+    of weight 0 from the same batch, so every rank can run the step and no sample counts twice.
     """
     start, stop = size * index // parts, size * (index + 1) // parts
     padded_stop = max(stop, start + _SMALLEST_PART)
@@ -70,11 +71,11 @@ def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int6
 
 @dataclass(frozen=True)
 class StreamPlan:
-    """What one stream shows at one step, all of its global batch or B rows of it.
+    """One stream's plan for one step: its whole global batch or B rows of it.
 
     Attributes:
-        rows: int64 (B,), counted in the global batch.
-        weights: float32 (B,), 1, or 0 for a sample that fills a part up.
+        rows: int64 (B,), row numbers in the global batch.
+        weights: float32 (B,), 1, or 0 for a padding sample.
         sample_ids, labels: int64 (B,).
         views: one plan per view of the stream.
     """
@@ -91,7 +92,7 @@ class StreamPlan:
 
 @dataclass(frozen=True)
 class StepPlan:
-    """One optimizer step: the global batch of each stream that it uses, and how they mix (None without a mix rule)."""
+    """One optimizer step: the global batch of each stream it uses, and how they mix (None without a mix rule)."""
 
     epoch: int
     step: int
@@ -101,11 +102,11 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class GlobalBatch:
-    """What every rank may know of a whole step: how large its batches are, and their labels, for denominators.
+    """What every rank can know about a whole step: the sizes of its batches and their labels, for denominators.
 
     Attributes:
-        sizes: by stream that the step uses, samples of all ranks and micro-batches.
-        labels: gives those of a stream, int64 (size,); they are drawn when first asked for.
+        sizes: number of samples over all ranks and micro-batches, by stream that the step uses.
+        labels: returns a stream's labels, int64 (size,); they are drawn on first use.
     """
 
     epoch: int
@@ -117,12 +118,12 @@ class GlobalBatch:
 class Plan:
     """All steps of a run; random access, no state.
 
-    The first stream sets the length: an epoch shows `len(its data set)` samples, and the last batch stays short
-    unless `drop_last`. Every other stream has batches of the same size, or always full ones.
+    The first stream sets the length: an epoch has `len(its data set)` samples, and the last batch is short unless
+    `drop_last`. Every other stream has batches of the same size, or always full ones.
 
     Attributes:
         datasets, streams, mix_rule, seed, global_batch_size, epochs, drop_last: as given.
-        steps_per_epoch: number of global batches of an epoch.
+        steps_per_epoch: number of global batches per epoch.
     """
 
     def __init__(
@@ -135,7 +136,7 @@ class Plan:
         epochs: int,
         drop_last: bool = False,
     ) -> None:
-        """Raises ValueError where the arguments do not fit together."""
+        """Raises ValueError if the arguments are inconsistent."""
         _check(datasets, streams, mix_rule, seed, global_batch_size, epochs)
         self.datasets = dict(datasets)
         self.streams = {stream.name: stream for stream in streams}
@@ -163,24 +164,25 @@ class Plan:
         )
 
     def step(self, epoch: int, step: int) -> StepPlan:
-        """The plan of one step, both counted from 0."""
+        """The plan of one step; both arguments start at 0."""
         used = [name for name in self.streams if self.uses(name, epoch, step)]
         return StepPlan(
             epoch, step, {name: self.stream_step(name, epoch, step) for name in used}, self.mix(epoch, step)
         )
 
     def global_batch(self, epoch: int, step: int) -> GlobalBatch:
-        """A step's sizes, and its labels without the rest of its plan."""
+        """A step's sizes and labels, without the rest of its plan."""
         sizes = {name: len(self._slots(epoch, step, name)) for name in self.streams if self.uses(name, epoch, step)}
 
         def labels(name: str) -> npt.NDArray[np.int64]:
-            ids = self._ids(name, RowDraws(self.seed, epoch, step, np.arange(sizes[name])))
-            return self._index(name)["label"][ids].astype(np.int64)
+            draws = RowDraws(self.seed, epoch, step, np.arange(sizes[name]))
+            drawn = self._samplers[name].classes(draws, f"{name}/samples")
+            return self._index(name)["label"][self._ids(name, draws)].astype(np.int64) if drawn is None else drawn
 
         return GlobalBatch(epoch, step, sizes, cache(labels))
 
     def pastes(self, epoch: int, step: int) -> bool:
-        """Whether the step mixes: one coin, drawn without the rest of the plan."""
+        """Whether the step mixes: a single coin, drawn without the rest of the plan."""
         return self.mix_rule is not None and self.mix_rule.mixes(self.seed, epoch, step, self.epochs)
 
     def paste_steps(self, epoch: int) -> npt.NDArray[np.int64]:
@@ -220,27 +222,27 @@ class Plan:
     def sample_ids(
         self, stream_name: str, epoch: int, step: int, part: tuple[int, int] = (0, 1)
     ) -> npt.NDArray[np.int64]:
-        """int64: those of `stream_step`, without the rest of it."""
+        """int64: the sample ids of `stream_step`, without the rest of it."""
         rows, _ = self._part(stream_name, epoch, step, part)
         return self._ids(stream_name, RowDraws(self.seed, epoch, step, rows))
 
     def twin(self) -> "Plan":
-        """The same plan, for a thread that asks for other epochs: each keeps the order of the last one it was asked."""
+        """The same plan, for a thread that uses other epochs: each plan caches the order of its last epoch."""
         streams = tuple(self.streams.values())
         size, epochs = self.global_batch_size, self.epochs
         return Plan(self.datasets, streams, self.mix_rule, self.seed, size, epochs, self.drop_last)
 
     def mix(self, epoch: int, step: int, rows: int | None = None) -> MixPlan | None:
-        """How so many rows of the step, by default all, are mixed; None when the plan has no mix rule."""
+        """How this many rows of the step (by default all) are mixed; None if the plan has no mix rule."""
         if self.mix_rule is None:
             return None
         size = len(self._slots(epoch, step)) if rows is None else rows
         return self.mix_rule.draw(self.seed, epoch, step, self.epochs, size, self._image_size)
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON that is equal for two plans exactly when all their steps are: what a checkpoint stores and compares.
+        """JSON that is equal for two plans if and only if all their steps are; checkpoints store and compare it.
 
-        The number of ranks is not in it: it may change between the runs of one training.
+        It does not include the number of ranks, which may change when a training run resumes.
         """
         return {
             "plan_version": PLAN_VERSION,
@@ -257,7 +259,7 @@ class Plan:
         }
 
     def describe(self) -> str:
-        """A few lines for the log: the derived sizes, and each stream."""
+        """A few lines for the log: the derived sizes and each stream."""
         last = self._epoch_samples % self.global_batch_size
         end = "" if not last else f", last batch {'dropped' if self.drop_last else last}"
         mixing = [epoch for epoch in range(self.epochs) if self.mix_rule and self.mix_rule.active(epoch, self.epochs)]
@@ -281,7 +283,7 @@ class Plan:
     def _part(
         self, stream_name: str, epoch: int, step: int, part: tuple[int, int]
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Rows and weights of a part of a step's batch, as `part_indices` gives them; of (0, 1) the batch itself."""
+        """Rows and weights of a part of a step's batch, from `part_indices`; (0, 1) is the batch itself."""
         size = len(self._slots(epoch, step, stream_name))
         return part_indices(size, *part) if part != (0, 1) else (np.arange(size), np.ones(size, np.float32))
 
@@ -293,7 +295,7 @@ class Plan:
         return self.datasets[self.streams[stream_name].dataset].index
 
     def _slots(self, epoch: int, step: int, stream_name: str | None = None) -> range:
-        """Places in the epoch that the step shows, by default those of the first stream."""
+        """The step's places in the epoch, by default those of the first stream."""
         if not (0 <= epoch < self.epochs and 0 <= step < self.steps_per_epoch):
             raise ValueError(
                 f"plan: no step {step} of epoch {epoch}; there are {self.epochs} epochs of {self.steps_per_epoch} steps"
@@ -334,7 +336,7 @@ def _check(
                 f"name a shard set with --data.{stream.dataset}"
             )
         if stream.when == "mixing" and mix_rule is None:
-            raise ValueError(f"plan: stream {stream.name} is for mixing steps, but there is no mix rule")
+            raise ValueError(f"plan: stream {stream.name} exists only on mixing steps, but there is no mix rule")
     first = streams[0]
     samples = len(datasets[first.dataset])
     if samples < global_batch_size:

@@ -7,16 +7,16 @@ from hashlib import blake2b
 import numpy as np
 import numpy.typing as npt
 
-# Philox makes its 64-bit words four at a time, and a uniform double takes one word.
+# Philox produces 64-bit words four at a time, and a uniform double uses one word.
 _WORDS_PER_BLOCK = 4
 
 
 def generator(seed: int, purpose: str, epoch: int, step: int) -> np.random.Generator:
-    """The generator of one decision of one step, e.g. `generator(0, "original/view0/crop", epoch=3, step=17)`.
+    """The generator for one decision of one step, e.g. `generator(0, "original/view0/crop", epoch=3, step=17)`.
 
     Philox is keyed by (seed, purpose) and its counter starts at (epoch, step), so there is no state to save, and a new
-    purpose never moves the draws of another. The rank is never part of it: every rank can draw any row of the batch.
-    Within one generator 2^128 blocks may be drawn before the next step's would begin.
+    purpose never changes the draws of another. The rank is never part of it: every rank can draw any row of the batch.
+    One generator can draw 2^128 blocks before it reaches those of the next step.
     """
     key = np.array([seed, _purpose_word(purpose)], dtype=np.uint64)
     counter = np.array([0, 0, step, epoch], dtype=np.uint64)
@@ -25,11 +25,11 @@ def generator(seed: int, purpose: str, epoch: int, step: int) -> np.random.Gener
 
 @dataclass(frozen=True)
 class RowDraws:
-    """The draws of some rows of one step's global batch, made without those of the other rows.
+    """The draws for some rows of one step's global batch, made without those of the other rows.
 
     Attributes:
-        rows: int64 (n,), n >= 1, counted in the global batch; usually neighbours: all between the first and the last
-            are drawn.
+        rows: int64 (n,), n >= 1, row numbers in the global batch; usually contiguous, because all rows between the
+            first and the last are drawn.
     """
 
     seed: int
@@ -38,16 +38,16 @@ class RowDraws:
     rows: npt.NDArray[np.int64]
 
     def uniform(self, purpose: str, shape: tuple[int, ...]) -> npt.NDArray[np.float64]:
-        """Numbers in [0, 1), float64 of `shape`, whose first axis is that of `rows`.
+        """Numbers in [0, 1), float64 of `shape`, whose first axis corresponds to `rows`.
 
-        Row r of the batch has the same numbers whatever other rows are asked for: row r of
+        Row r of the batch has the same numbers regardless of the other rows requested: row r of
         `generator(...).random((batch, *shape[1:]))`.
 
         Raises:
-            ValueError: the first axis is not as long as `rows`.
+            ValueError: the length of the first axis is not that of `rows`.
         """
         if shape[0] != len(self.rows):
-            raise ValueError(f"{purpose}: {shape[0]} rows are drawn, expected the {len(self.rows)} of these draws")
+            raise ValueError(f"{purpose}: {shape[0]} rows requested, expected {len(self.rows)}")
         first, end = int(self.rows.min()), int(self.rows.max()) + 1
         blocks, words = divmod(first * math.prod(shape[1:]), _WORDS_PER_BLOCK)
         rng = generator(self.seed, purpose, self.epoch, self.step)
@@ -58,5 +58,5 @@ class RowDraws:
 
 
 def _purpose_word(purpose: str) -> int:
-    # Python's own hash() is salted per process; this one is part of the plan's definition.
+    # Python's hash() is salted per process; this one is part of the plan's definition.
     return int.from_bytes(blake2b(purpose.encode(), digest_size=8).digest(), "little")

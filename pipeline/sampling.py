@@ -1,4 +1,4 @@
-"""Which samples a stream shows at each step: a permutation of an epoch, or class-weighted draws."""
+"""Which samples a stream uses at each step: a permutation per epoch, or class-weighted draws."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ import numpy.typing as npt
 
 from pipeline.rng import RowDraws, generator
 
-# Up to here a permutation is an array, and above it a keyed bijection, which needs no memory. An epoch's array is made
-# once and kept (16 MB); that of a step has to be made at every step.
+# Up to this size a permutation is an array; above it, a keyed bijection that needs no memory. An epoch's array is made
+# once and kept (16 MB); a step's array has to be made at every step.
 _LARGEST_EPOCH_ARRAY = 2**22
 _LARGEST_STEP_ARRAY = 2**12
-# With six, neighbours are visibly related in sets of a dozen samples; with eight they are not (see the tests).
+# With six rounds, neighbours are visibly correlated in sets of a dozen samples; with eight they are not (see tests).
 _FEISTEL_ROUNDS = 8
+_STEPS_UPWARDS = 8  # after these, the few remaining numbers, those among many tiny classes, are found by binary search
 
 
 class SampledDataset(Protocol):
-    """What sampling needs to know of a data set; `shards.reader.ShardSet` has it."""
+    """What sampling needs to know about a data set; `shards.reader.ShardSet` provides it."""
 
     samples_per_class: npt.NDArray[np.int64]
     sample_ids_by_class: np.ndarray
@@ -31,22 +32,25 @@ class Sampler(Protocol):
     """A sampling rule bound to one data set."""
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
-        """Sample ids, int64, of the rows of `draws`: rows of the batch that begins at `start` in the epoch.
+        """Sample ids, int64, for the rows of `draws`, in the batch that starts at `start` in the epoch.
 
-        A row's sample does not depend on what other rows are asked for.
+        A row's sample does not depend on the other rows requested.
         """
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64] | None:
+        """Labels of these samples, int64, if the rule draws classes first and then members; otherwise None."""
 
 
 class Sampling(Protocol):
-    """A rule that says which samples come when; a frozen dataclass, so that it can be printed and compared."""
+    """A rule for the order of samples; a frozen dataclass, so it can be printed and compared."""
 
     def over(self, dataset: SampledDataset) -> Sampler:
-        """Bind the rule to a data set: all work that depends on the data set alone is done here, once."""
+        """Bind the rule to a data set: all work that depends only on the data set is done here, once."""
 
 
 @dataclass(frozen=True)
 class Shuffled:
-    """Every sample once an epoch, in a new global order each epoch."""
+    """Every sample once per epoch, in a new global order each epoch."""
 
     def over(self, dataset: SampledDataset) -> Sampler:
         return _ShuffledSampler(len(dataset))
@@ -54,15 +58,15 @@ class Shuffled:
 
 @dataclass(frozen=True)
 class Redrawn:
-    """Every step draws its batch anew from the whole set; no sample comes twice in a batch that the set can fill.
+    """Every step draws a new batch from the whole set; no sample repeats within a batch that the set can fill.
 
     The balanced meta stream of MetaSAug (Li et al., CVPR 2021). A larger batch repeats the set as evenly as possible.
 
     Attributes:
-        per_class: draw from this many samples of each class only, the same ones in the whole run, or from all that a
-            class has if it has fewer; None draws from the whole set. They are chosen by the rule of the official code,
-            numpy's legacy generator with seed 6, on the order of the shard set instead of that of the original list:
-            a build shuffles, so a set does not know the list's, and the rule needs only some order that stays.
+        per_class: draw only from this many samples of each class, the same ones throughout the run, or from all of a
+            class's samples if it has fewer; None draws from the whole set. They are chosen by the rule of the official
+            code, numpy's legacy generator with seed 6, but on the order of the shard set instead of the original
+            list: a build shuffles, so the set does not know the list's order, and any fixed order will do.
     """
 
     per_class: int | None = None
@@ -84,11 +88,11 @@ class Redrawn:
 class ClassWeighted:
     """Independent draws with replacement; a sample of class k has weight n_k^(−exponent).
 
-    The exponent belongs to the *sample*, so that a *class* is drawn with probability ∝ n_k^(1−exponent):
-    0 draws every sample alike, 0.5 classes ∝ √n_k, 1 all classes alike, 2 classes ∝ 1/n_k. The equation of CMO (Park
-    et al., CVPR 2022), q(r, k) ∝ n_k^(−r), reads like a distribution over classes; the published numbers come from
-    code where it is the weight of a sample. Exponent 1 here reproduces them; classes drawn ∝ 1/n_k (the literal
-    reading of r = 1) are exponent 2 and cost several points.
+    The exponent applies to the *sample*, so a *class* is drawn with probability ∝ n_k^(1−exponent): 0 draws all samples
+    with equal probability, 0.5 classes ∝ √n_k, 1 all classes with equal probability, 2 classes ∝ 1/n_k. The equation
+    of CMO (Park et al., CVPR 2022), q(r, k) ∝ n_k^(−r), looks like a distribution over classes, but the published
+    numbers come from code in which it is the weight of a sample. Exponent 1 here reproduces them; drawing classes
+    ∝ 1/n_k (the literal reading of r = 1) is exponent 2 and costs several points.
     """
 
     exponent: float = 1.0
@@ -105,7 +109,7 @@ class ClassWeightedEffectiveNumber:
     """Independent draws with replacement; a sample of class k has weight (1−β)/(1−β^n_k).
 
     The effective-number weights of Cui et al., CVPR 2019, used as sampling weights: E(k) in the ablation of CMO.
-    With β = 0.9999 and small classes it is close to drawing all classes alike.
+    With β = 0.9999 and small classes it is close to uniform over the classes.
     """
 
     beta: float = 0.9999
@@ -123,10 +127,10 @@ class ClassWeightedEffectiveNumber:
 
 @dataclass(frozen=True)
 class ProgressivelyBalanced:
-    """Independent draws with replacement, at first nearly of all samples alike, in the last epoch of all classes alike.
+    """Independent draws with replacement, from nearly instance-balanced at first to class-balanced in the last epoch.
 
     In the e-th of E epochs, counted from one, class k is drawn with probability (e/E)/C + (1 − e/E) n_k/N (Kang et al.,
-    ICLR 2020). The NCL code has it as an option, which none of its settings uses.
+    ICLR 2020). The NCL code has it as an option that none of its settings uses.
     """
 
     epochs: int
@@ -148,12 +152,15 @@ class _ShuffledSampler:
                 "a shuffled stream cannot be longer than its data set: use a class-weighted stream instead"
             )
         # The order of an epoch is the same at each of its steps, hence step 0; only the current epoch's is kept. Two
-        # threads may ask: the tuple is read and replaced as one.
+        # threads may call this: the tuple is read and replaced atomically.
         key, kept = (draws.seed, purpose, draws.epoch), self._kept
         if kept is None or kept[0] != key:
             order = _order(self._samples, generator(*key, 0), _LARGEST_EPOCH_ARRAY)
             self._kept = kept = key, order
         return kept[1](slots)
+
+    def classes(self, draws: RowDraws, purpose: str) -> None:
+        return None
 
 
 class _RedrawnSampler:
@@ -165,12 +172,15 @@ class _RedrawnSampler:
         order = _order(len(self._members), rng, _LARGEST_STEP_ARRAY)
         return self._members[order(draws.rows % len(self._members))].astype(np.int64)
 
+    def classes(self, draws: RowDraws, purpose: str) -> None:
+        return None
+
 
 _Order = Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]
 
 
 def _order(size: int, rng: np.random.Generator, largest_array: int) -> _Order:
-    """A permutation of [0, size): the images of positions, int64 (n,) each."""
+    """A permutation of [0, size), applied to positions; int64 (n,) in and out."""
     if size > largest_array:
         return KeyedPermutation(size, rng)
     order = rng.permutation(np.arange(size, dtype=np.uint32))
@@ -181,8 +191,8 @@ class KeyedPermutation:
     """A pseudo-random bijection of [0, size) that is computed, not stored.
 
     A Feistel network over Z_a × Z_b with a·b just above `size`: each round adds a keyed hash of one half to the
-    other, which is invertible whatever the hash. A value that lands in [size, a·b) is sent through again
-    (cycle walking), which stays a bijection and concerns fewer than one draw in √size.
+    other, which is invertible for any hash. A value that lands in [size, a·b) goes through again (cycle walking); the
+    result is still a bijection, and this happens to fewer than one draw in √size.
     """
 
     def __init__(self, size: int, rng: np.random.Generator) -> None:
@@ -193,7 +203,7 @@ class KeyedPermutation:
         self._keys = rng.integers(0, 2**64, size=_FEISTEL_ROUNDS, dtype=np.uint64)
 
     def __call__(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """Images of `positions`, int64 (n,) in [0, size), as int64 (n,)."""
+        """The permuted `positions`; int64 (n,) in [0, size), in and out."""
         values = self._permute(positions.astype(np.uint64))
         while (outside := np.flatnonzero(values >= self._size)).size:
             values[outside] = self._permute(values[outside])
@@ -217,24 +227,53 @@ def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
 
 
 class _ClassWeightedSampler:
-    """A class by its probability, then one of its samples uniformly: O(log C) a draw, whatever the set's size."""
+    """Draw a class by its probability, then one of its samples uniformly: O(log C) per draw for any set size."""
 
     def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
         self._samples_per_class = dataset.samples_per_class
         self._sample_ids_by_class = dataset.sample_ids_by_class
         self._class_starts = dataset.class_starts
-        self._cumulative = np.cumsum(class_mass / class_mass.sum())
-        # The sum may end a rounding error away from 1. Divide by the last value, so that it is exactly 1 from the last
-        # class with any mass on: a draw u < 1 then never falls on an empty class at the end.
-        self._cumulative /= self._cumulative[-1]
+        cumulative = np.cumsum(class_mass / class_mass.sum())
+        # The sum may differ from 1 by a rounding error. Dividing by the last value makes it exactly 1 starting at the
+        # last class with any mass, so a draw u < 1 never falls on an empty class at the end.
+        self._class_of = _Intervals(cumulative / cumulative[-1])
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        return self._class_of(draws.uniform(purpose, (len(draws.rows), 2))[:, 0])
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         uniform = draws.uniform(purpose, (len(draws.rows), 2))
-        # side="right": a class with probability 0 has an empty interval and is never chosen.
-        classes = np.searchsorted(self._cumulative, uniform[:, 0], side="right")
+        classes = self._class_of(uniform[:, 0])
         # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
         members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
         return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
+
+
+class _Intervals:
+    """Finds the interval of a number in [0, 1): `np.searchsorted(ends, numbers, side="right")`, but twenty times faster
+    with 10^5 intervals. A table gives a lower bound; a few steps upwards follow.
+
+    Because of side="right" an empty interval, a class with probability 0, is never chosen.
+    """
+
+    def __init__(self, ends: npt.NDArray[np.float64]) -> None:
+        """ends: float64 (n,), ascending, the last one 1."""
+        self._ends = ends
+        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: to multiply by it does not round
+        starts = np.arange(self._entries) / self._entries
+        self._first = np.searchsorted(ends, starts, side="right")
+
+    def __call__(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+        """int64, of float64 of the same shape (n,)."""
+        found = self._first[(numbers * self._entries).astype(np.int64)]
+        below = np.flatnonzero(self._ends[found] <= numbers)
+        for _ in range(_STEPS_UPWARDS):
+            if not below.size:
+                return found
+            found[below] += 1
+            below = below[self._ends[found[below]] <= numbers[below]]
+        found[below] = np.searchsorted(self._ends, numbers[below], side="right")
+        return found
 
 
 class _ProgressiveSampler:
@@ -247,13 +286,19 @@ class _ProgressiveSampler:
         self._kept: tuple[int, _ClassWeightedSampler] | None = None
 
     def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
-        """Of an epoch counted from 0, float64 (classes,)."""
+        """The probabilities in an epoch (from 0), float64 (classes,)."""
         done = (epoch + 1) / self._epochs
         return done * self._by_class + (1 - done) * self._by_sample
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
+        return self._of(draws.epoch).ids(draws, purpose, start)
+
+    def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
+        return self._of(draws.epoch).classes(draws, purpose)
+
+    def _of(self, epoch: int) -> _ClassWeightedSampler:
         kept = self._kept
-        if kept is None or kept[0] != draws.epoch:
-            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(draws.epoch))
-            self._kept = kept = draws.epoch, sampler
-        return kept[1].ids(draws, purpose, start)
+        if kept is None or kept[0] != epoch:
+            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(epoch))
+            self._kept = kept = epoch, sampler
+        return kept[1]

@@ -1,4 +1,4 @@
-"""Host values to the device, without waiting for it."""
+"""Moving host values to the device without waiting for it."""
 
 from collections.abc import Mapping
 
@@ -7,13 +7,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-_ALIGNMENT_BYTES = 16  # what the widest types and vectorised loads ask for
+_ALIGNMENT_BYTES = 16  # required by the widest types and vectorised loads
 
 
 def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on the device; on the CPU it is the same one.
+    """A host tensor on the device; on the CPU it is the same tensor.
 
-    A GPU reads pinned memory when its turn comes. A copy from other memory may first wait for all work before it.
+    A GPU copies asynchronously from pinned memory. A copy from other memory may first wait for all earlier work.
     """
     if device.type == "cuda":
         values = values.pin_memory()

@@ -1,4 +1,4 @@
-"""When each sample of a data set is needed next: by this a local copy with a size limit decides what it keeps."""
+"""When each sample of a data set is needed next; a local copy with a size limit uses this to decide what to keep."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -9,26 +9,26 @@ import numpy.typing as npt
 from pipeline.plan import Plan, Position
 
 NOT_SOON = np.iinfo(np.uint32).max
-# Samples of a stream that are looked at, as each costs some 50 ns whenever room has to be made: two epochs of most
-# sets. What is needed later than that is not told apart.
+# Samples of a stream to look ahead, because each costs about 50 ns per eviction: two epochs of most sets. Samples
+# needed later are not distinguished.
 _LOOKED_AHEAD = 2**22
 
 
 class Upcoming:
-    """The rest of the present epoch and the whole next one, of a loader's machine.
+    """The samples that a loader's machine needs in the rest of this epoch and the whole next one.
 
-    now: the step that training is at; set by the loader.
+    now: the current training step; set by the loader.
     """
 
     def __init__(self, plan: Plan, now: Position, part: tuple[int, int], accumulation: int = 1) -> None:
-        """part: (index, parts) of this machine among all: its ranks share the copy, and each micro-batch."""
+        """part: (index, parts) of this machine among all: its ranks share the local copy, and each micro-batch."""
         self.now = now
         self._given = plan
         self._machine, self._machines = part
         self._accumulation = accumulation
 
     def next_uses(self, dataset: str) -> npt.NDArray[np.uint32]:
-        """uint32 (N,): of each sample, how many micro-batches from now it is read; NOT_SOON where none is known.
+        """uint32 (N,): in how many micro-batches each sample is read next; NOT_SOON if unknown.
 
         dataset: a key of the plan's data sets.
         """
@@ -40,7 +40,7 @@ class Upcoming:
         return found
 
     def _requests(self, stream: str) -> Iterator[tuple[int, npt.NDArray[np.int64]]]:
-        """The number of a micro-batch, counted from now, and the sample ids of this machine in it."""
+        """The number of each micro-batch, counted from now, and this machine's sample ids in it."""
         plan, now = self._plan, self.now
         looked_at = 0
         for step, at in enumerate(plan.positions(now, Position(min(now.epoch + 2, plan.epochs), 0))):
@@ -54,5 +54,5 @@ class Upcoming:
 
     @cached_property
     def _plan(self) -> Plan:
-        """A plan of our own: the given one keeps the order of the epoch that is being read."""
+        """A separate plan: the given one caches the order of the epoch that is being read."""
         return self._given.twin()

@@ -1,1 +1,1 @@
-"""The data set on disk: format, writer, index, reader, class counts. Knows neither DALI nor torch."""
+"""The data set on disk: format, writer, index, reader, class counts. Independent of DALI and torch."""

@@ -1,11 +1,11 @@
 """Building a shard set from a source: plan of shard tasks, resumption, disk space, and the files of the whole set.
 
     build.json                     first: what is being built. A later run continues only the very same build.
-    NNNNNN.tar, .idx, .part.json   a finished task each, in any order
-    index.npy, by_class.npy, …     made of the parts
+    NNNNNN.tar, .idx, .part.json   one set per finished task, in any order
+    index.npy, by_class.npy, …     made from the parts
     dataset.json                   last: the set is complete; then the parts and build.json are removed
 
-Every file is complete when it has its name, so a build can be killed at any point and run again.
+Every file is complete once it has its final name, so a build can be killed at any point and run again.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from shards.store_upload import StoreUpload
 
 logger = logging.getLogger(__name__)
 
-_MAX_SAMPLES_PER_SHARD = 10_000  # small images too are spread over several shards, so that several workers build them
-_ASSUMED_IMAGE_BYTES = 110_000  # the mean of ImageNet; sizes shards where the source cannot tell the bytes beforehand
+_MAX_SAMPLES_PER_SHARD = 10_000  # spreads small images over several shards too, so several workers build them
+_ASSUMED_IMAGE_BYTES = 110_000  # the mean of ImageNet; used if the source does not know the sizes beforehand
 _BYTES_BESIDE_IMAGE = 2048  # two tar headers, a label block, padding, and its share of the index files
 
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """How a source becomes a shard set.
+    """How to turn a source into a shard set.
 
     policy: how images are checked and encoded.
     on_bad: a bad image stops the build ("fail"), is left out ("skip"), or is repaired, else left out ("repair").
-    shard_bytes: wanted size of a tar. The number of samples a shard is derived from it and the source's mean.
-    samples_per_shard: given directly instead.
-    seed: of the global shuffle.
+    shard_bytes: target size of a tar. The number of samples per shard follows from it and the source's mean size.
+    samples_per_shard: the number itself, instead of shard_bytes.
+    seed: seed of the global shuffle.
     """
 
     policy: ImagePolicy = field(default_factory=ImagePolicy)
@@ -67,19 +67,19 @@ class BuildOptions:
 
 
 class Progress(Protocol):
-    """Told how a build goes on."""
+    """Receives the progress of a build."""
 
     def start(self, total: int, done: int) -> None:
         """The build has `total` samples, `done` of them in shards of an earlier run."""
         ...
 
     def advance(self, samples: int, data_bytes: int) -> None:
-        """So many more samples, of so many bytes in the source, are done."""
+        """This many more samples, of this many bytes in the source, are done."""
         ...
 
 
 class SilentProgress:
-    """Tells nobody."""
+    """Ignores progress."""
 
     def start(self, total: int, done: int) -> None: ...
 
@@ -95,16 +95,16 @@ def build_shard_set(
     store: StoreUpload | None = None,
     run: Run = run_tasks,
 ) -> DatasetInfo:
-    """Write `source` as a shard set into `folder`, continuing an earlier, interrupted build of the same.
+    """Write `source` as a shard set into `folder`, continuing an earlier, interrupted build of the same set.
 
-    The bytes depend on the source and the options only, not on workers or interruptions. A folder that already holds
-    this set is left as it is.
+    The bytes depend only on the source and the options, not on workers or interruptions. A folder that already holds
+    this set is left unchanged.
 
-    store: where the set goes instead; `folder` then holds shards on their way, and nothing afterwards.
-    run: who runs the shard tasks.
+    store: the destination of the set; `folder` then holds shards only until they are uploaded.
+    run: what runs the shard tasks.
 
-    Raises ValueError when the folder holds something else or an image is bad (on_bad "fail"), RuntimeError when the
-    disk is full, a worker was killed or the store fails; the same command continues once the cause is gone.
+    Raises ValueError if the folder holds something else or an image is bad (on_bad "fail"), RuntimeError if the disk
+    is full, a worker was killed or the store fails; the same command continues once the cause is fixed.
     """
     _check_source(source)
     record = BuildRecord.of(
@@ -167,7 +167,7 @@ def _build(
     if store is None:
         _check_space(source, folder, options)
     else:
-        store.claim(folder)  # a shard at a time passes through the folder
+        store.claim(folder)  # shards pass through the folder
     open_samples = sum(len(task.samples) for task in open_tasks)
     progress.start(total=len(source.samples), done=len(source.samples) - open_samples)
     settings = TaskSettings(folder, options.policy, options.on_bad, None if store is None else store.url)
@@ -180,7 +180,7 @@ def _build(
 def _check_source(source: Source) -> None:
     num_classes = len(source.class_names)
     if not source.samples:
-        raise ValueError(f"{source.name} {source.split}: the source offers no samples")
+        raise ValueError(f"{source.name} {source.split}: the source has no samples")
     wrong = [ref for ref in source.samples if not 0 <= ref.label < num_classes]
     if wrong:
         examples = ", ".join(f"{printable_name(ref.name)}: {ref.label}" for ref in wrong[:10])
@@ -205,7 +205,7 @@ def _check_space(source: Source, folder: Path, options: BuildOptions) -> None:
 
 
 def _needed_bytes(source: Source, folder: Path, options: BuildOptions) -> int | None:
-    """An estimate of what is still to be written, or None where only encoding would tell."""
+    """An estimate of the bytes still to be written, or None if only encoding would tell."""
     image_bytes = source.estimated_bytes()
     if image_bytes is None or options.policy.encode != "keep":
         return None
@@ -240,6 +240,6 @@ def _remove_build_files(folder: Path, info: DatasetInfo) -> None:
 
 
 def _remove(path: Path) -> None:
-    """A finished set may lie on a read-only mount, where removing fails even if there is nothing to remove."""
+    """A finished set may be on a read-only mount, where removing fails even if there is nothing to remove."""
     if path.exists():
         path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What a build is: build.json, by which a later run tells whether a folder holds the very same build or set."""
+"""The identity of a build: build.json lets a later run check whether a folder holds the same build or set."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from shards.source import JSON, Source
 
 @dataclass(frozen=True)
 class BuildRecord:
-    """What makes two builds the same build. Everything in it is as it reads back from JSON.
+    """What identifies a build. All values are as they read back from JSON.
 
-    options: what decides the content: the source's options and the builder's.
-    inputs: file name → what is known of a file that the source reads, such as its bytes and times.
+    options: everything that determines the content: the source's options and the builder's.
+    inputs: file name → what is known about a file that the source reads, such as its size and time.
     made_with: versions of the libraries that encode images.
     """
 
@@ -31,24 +31,24 @@ class BuildRecord:
 
     @classmethod
     def of(cls, source: Source, builder: dict[str, JSON]) -> BuildRecord:
-        """The record of building `source` with these options of the builder, "samples_per_shard" among them."""
+        """The record of building `source` with these builder options, including "samples_per_shard"."""
         options = {"source": source.options, "source_sha256": _digest(source), **builder}
         return cls(source.name, source.split, _from_json(options), _from_json(source.inputs), library_versions())
 
     @property
     def samples_per_shard(self) -> int:
-        """Of every shard but the last."""
+        """Samples in every shard but the last."""
         return int(self.options["samples_per_shard"])
 
     @property
     def lasting_inputs(self) -> dict[str, JSON]:
-        """The inputs without their times, which another copy of the same archive would change."""
+        """The inputs without their times, which differ between copies of an archive."""
         return {name: {"bytes": entry["bytes"]} for name, entry in self.inputs.items()}
 
     def complete_set(self, folder: Path) -> DatasetInfo:
-        """The finished set that `folder` holds. Raises ValueError where it is another one than this build's.
+        """The finished set in `folder`. Raises ValueError if it is not the one of this build.
 
-        Times of inputs and library versions no longer matter: the bytes are written and have their checksums.
+        Input times and library versions no longer matter: the bytes are written and have checksums.
         """
         info = read_dataset_info(folder)
         found: dict[str, JSON] = {"name": info.name, "split": info.split, "options": info.options}
@@ -57,7 +57,7 @@ class BuildRecord:
         return info
 
     def claim(self, folder: Path) -> None:
-        """Make the folder this build's. Raises ValueError where it holds another build, or files of someone else."""
+        """Claim the folder for this build. Raises ValueError if it holds another build or unrelated files."""
         path = folder / RECORD_FILE
         if path.exists():
             try:
@@ -69,14 +69,15 @@ class BuildRecord:
             _refuse_differences(folder, found, asdict(self))
         elif strangers := sorted(p.name for p in folder.iterdir() if not p.name.endswith(TEMPORARY_SUFFIX)):
             raise ValueError(
-                f"{folder}: holds {len(strangers)} files that no build of ours wrote ({', '.join(strangers[:3])}, …); "
+                f"{folder}: holds {len(strangers)} files that were not written by a build "
+                f"({', '.join(strangers[:3])}, …); "
                 "choose an empty --out folder"
             )
         write_atomically(path, json.dumps(asdict(self), indent=1).encode())
 
 
 def _digest(source: Source) -> str:
-    """sha256 of names, labels and classes: an image added or gone is noticed."""
+    """sha256 of names, labels and classes: detects added or removed images."""
     digest = hashlib.sha256(json.dumps(source.class_names).encode())
     for ref in source.samples:
         digest.update(f"{ref.name}\0{ref.label}\n".encode("utf-8", "surrogatepass"))
@@ -89,13 +90,13 @@ def _from_json(value: JSON) -> JSON:
 
 def _refuse_differences(folder: Path, found: dict[str, JSON], wanted: dict[str, JSON]) -> None:
     before, now = dict(_leaves(found)), dict(_leaves(wanted))
-    if before.get("options.on_bad") == "fail":  # what was built so far holds no bad image: the rules would not differ
+    if before.get("options.on_bad") == "fail":  # nothing built so far has a bad image, so the rule makes no difference
         before["options.on_bad"] = now["options.on_bad"]
     changed = [key for key in sorted(before.keys() | now.keys()) if before.get(key) != now.get(key)]
     if changed:
-        values = "; ".join(f"{key}: {before.get(key)!r} there, {now.get(key)!r} now" for key in changed[:10])
+        values = "; ".join(f"{key}: {before.get(key)!r} before, {now.get(key)!r} now" for key in changed[:10])
         raise ValueError(
-            f"{folder}: holds another data set or one made with other options or inputs: {values}. "
+            f"{folder}: holds another data set, or one built with other options or inputs: {values}. "
             "Choose another --out folder, or delete this one"
         )
 

@@ -27,9 +27,9 @@ def imbalance_ratio(counts: ArrayLike) -> float:
 def power_law_weights(counts: ArrayLike, exponent: float) -> Float64Array:
     """Class weights v_k = n_k^(−exponent) / Σ_j n_j^(−exponent) · C, float64 (C,), mean 1.
 
-    Given to every *sample* of class k, v_k makes a weighted sampler draw class k with probability ∝ n_k^(1 − exponent):
-    0 is instance-balanced, 1 is uniform over the classes. It is q(r, k) of Park et al. (CVPR 2022) with r = exponent as
-    their code reads it; reading r as the exponent of the *class* probability is one step steeper (exponent = r + 1).
+    If every *sample* of class k has weight v_k, a weighted sampler draws class k with probability ∝ n_k^(1 − exponent):
+    0 is instance-balanced, 1 is uniform over the classes. It is q(r, k) of Park et al. (CVPR 2022) with r = exponent,
+    as in their code; interpreting r as the exponent of the *class* probability is one step steeper (exponent = r + 1).
     """
     array = _positive(counts).astype(np.float64)
     # Relative to the largest class, so that a steep exponent cannot underflow every weight to 0.
@@ -45,13 +45,13 @@ def effective_number_weights(counts: ArrayLike, beta: float) -> Float64Array:
         raise ValueError(f"beta is {beta}, expected a value in [0, 1); the papers use 0.9999")
     if beta == 0:
         return np.ones(_positive(counts).size)
-    # 1 − β^n, without the cancellation that the plain difference suffers when β is close to 1.
+    # 1 − β^n, without the cancellation of the plain difference when β is close to 1.
     return _mean_one(-1 / np.expm1(_positive(counts) * np.log(beta)))
 
 
 @dataclass(frozen=True)
 class GroupRule:
-    """Borders of the shot groups: many has at least `many_min` training samples, few at most `few_max`."""
+    """Limits of the shot groups: many has at least `many_min` training samples, few at most `few_max`."""
 
     many_min: int
     few_max: int
@@ -61,22 +61,22 @@ class GroupRule:
             raise ValueError(f"few_max is {self.few_max}, expected 0 <= few_max < many_min = {self.many_min}")
 
     def describe(self) -> str:
-        """The rule in words, as results quote it: "many n >= 101, medium 20 <= n <= 100, few n <= 19"."""
+        """The rule in words, as quoted in results: "many n >= 101, medium 20 <= n <= 100, few n <= 19"."""
         medium = f"medium {self.few_max + 1} <= n <= {self.many_min - 1}"
         return f"many n >= {self.many_min}, {medium}, few n <= {self.few_max}"
 
 
-# Three borders are in use. They give different groups on CIFAR-100-LT (ratio 100): one class has exactly 20 images.
+# Three rules are in use. They give different groups on CIFAR-100-LT (ratio 100): one class has exactly 20 images.
 CMO_RULE = GroupRule(many_min=101, few_max=19)  # CMO on CIFAR and in its evaluation script, MetaSAug
 SHIFTED_RULE = GroupRule(many_min=101, few_max=20)  # CMO's ImageNet-LT and iNaturalist trainers, GLMC
-# NCL's report; it pools the images of a group, which equals the mean over its classes on balanced test sets.
+# NCL's reporting; it pools a group's images, which equals the mean over its classes on balanced test sets.
 NCL_RULE = GroupRule(many_min=100, few_max=20)
 
 
 def shot_groups(counts: ArrayLike, rule: GroupRule) -> dict[str, Int64Array]:
     """Class ids of "many", "medium" and "few" as ascending int64 arrays; a group may be empty.
 
-    The counts (C,) are those of the *training* set, whichever set is evaluated.
+    The counts (C,) are those of the *training* set, no matter which set is evaluated.
     """
     array = np.asarray(counts)
     many, few = array >= rule.many_min, array <= rule.few_max

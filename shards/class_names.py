@@ -1,6 +1,6 @@
 """Class names as the link between two shard sets, or between a set and a trained network.
 
-Names are compared in one Unicode form (NFC): macOS hands out "é" as two characters, other systems as one.
+Names are compared in one Unicode form (NFC): macOS returns "é" as two characters, other systems as one.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ _SHOWN = 5
 
 
 def one_form(name: str) -> str:
-    """The form in which names are compared: NFC."""
+    """The form used for comparing names: NFC."""
     return unicodedata.normalize("NFC", name)
 
 
 def class_ids(found: Sequence[str], expected: Sequence[str], counts: np.ndarray, where: str, whose: str) -> np.ndarray:
-    """For each class of a set its id among the expected classes: int64 (len(found),), −1 for one without samples.
+    """For each class of a set, its id among the expected classes: int64 (len(found),), −1 for one without samples.
 
-    The order may differ, and the set may lack classes. A class that has no sample need not be known.
+    The order may differ, and the set may lack classes. A class without samples does not have to be known.
 
     Args:
-        found: class names of the set; counts: int (len(found),), its samples of each.
-        expected: class names that the network or the training set has.
+        found: class names of the set; counts: int (len(found),), its samples per class.
+        expected: class names of the network or the training set.
         where, whose: what the two belong to, for messages.
 
     Raises:
-        ValueError: a class with samples is unknown, or two classes have one name in different Unicode forms.
+        ValueError: a class with samples is unknown, or two classes have the same name in different Unicode forms.
     """
     ids = _ids(expected, whose)
     _ids(found, where)
@@ -38,14 +38,14 @@ def class_ids(found: Sequence[str], expected: Sequence[str], counts: np.ndarray,
     if unknown:
         raise ValueError(
             f"classes differ: {len(unknown)} of {len(found)} classes of {where} are not among the {len(expected)} of "
-            f"{whose}: {shown(unknown)}; expected names such as {shown(expected)}. Give the folders or labels the same "
-            "names and build the set again, with --classes-from TRAIN_SET where it lacks some of the classes"
+            f"{whose}: {shown(unknown)}; expected names such as {shown(expected)}. Use the same folder names or labels "
+            "and build the set again, with --classes-from TRAIN_SET if it lacks some of the classes"
         )
     return matched
 
 
 def shown(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names, and the number of further ones."""
     rest = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
     return ", ".join(repr(name) for name in names[:_SHOWN]) + rest
 
@@ -56,6 +56,7 @@ def _ids(names: Sequence[str], where: str) -> dict[str, int]:
         other = ids.setdefault(one_form(name), position)
         if other != position:
             raise ValueError(
-                f"{where}: classes {other} and {position} are both named {name!r} but for the Unicode form; rename one"
+                f"{where}: classes {other} and {position} are both named {name!r}, in different Unicode forms; "
+                "rename one"
             )
     return ids

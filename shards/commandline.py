@@ -1,4 +1,4 @@
-"""What all commands share: how they read values, how they say errors, and their exit statuses."""
+"""What all commands share: parsing of values, reporting of errors, and exit statuses."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from shards.files import OutsideError
 
 FAILED = 1
 USAGE = 2  # the command line itself is wrong; nothing was read
-INTERRUPTED = 130  # as a shell reports SIGINT
-PIPE_CLOSED = 141  # as a shell reports SIGPIPE
+INTERRUPTED = 130  # the shell's status for SIGINT
+PIPE_CLOSED = 141  # the shell's status for SIGPIPE
 
 
 class UsageError(ValueError):
-    """A value on the command line that cannot be meant; the command ends with exit status 2."""
+    """An invalid value on the command line; the command exits with status 2."""
 
 
 class NoPathError(argparse.ArgumentTypeError, ValueError):
-    """A path that names no place, on a command line or in a recipe."""
+    """A path on a command line or in a recipe that cannot be resolved."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Takes no abbreviations and "_" for "-", names similar options, and says errors as all commands do."""
+    """Rejects abbreviations, accepts "_" for "-", suggests similar options, and reports errors as all commands do."""
 
     def __init__(self, **settings: Any):
         super().__init__(**{"allow_abbrev": False, **settings})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """As argparse does, from a command line with either sign in the names of options."""
+        """As in argparse, but option names may use "-" or "_"."""
         return super().parse_known_args([*map(_with_dashes, sys.argv[1:] if args is None else args)], namespace)
 
     def error(self, message: str) -> NoReturn:
-        """End with exit status 2."""
+        """Exit with status 2."""
         if message.startswith("unrecognized arguments: --"):
             given = message.split()[2].partition("=")[0]
             options = [name for action in self._every_action() for name in action.option_strings]
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(USAGE)
 
     def _every_action(self) -> list[argparse.Action]:
-        """Its options, and those of its subcommands: argparse lets the outer parser say what is unknown."""
+        """Its options and those of its subcommands: argparse lets the outer parser report unknown options."""
         inner = [a for a in self._actions if isinstance(a, argparse._SubParsersAction)]
         return self._actions + [a for one in inner for parser in one.choices.values() for a in parser._actions]
 
@@ -62,16 +62,16 @@ def _with_dashes(word: str) -> str:
 
 
 class OldPresetName(argparse.Action):
-    """`--recipe`, as `--preset` was called."""
+    """`--recipe`, the old name of `--preset`."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, value: Any, *_: Any) -> None:
-        """Take it, and say its name of today."""
-        print(f"{parser.prog}: --recipe has another name now: --preset", file=sys.stderr)
+        """Accept it, and print the new name."""
+        print(f"{parser.prog}: --recipe is now called --preset", file=sys.stderr)
         setattr(namespace, self.dest, value)
 
 
 def home_path(text: str) -> Path:
-    """A path in which `~` means the home folder, also where no shell has replaced it (`--out=~/x`)."""
+    """A path in which `~` means the home folder, even if the shell did not expand it (`--out=~/x`)."""
     try:
         return Path(text).expanduser()
     except RuntimeError as error:  # ~nobody
@@ -79,7 +79,7 @@ def home_path(text: str) -> Path:
 
 
 def whole_number(minimum: int) -> Callable[[str], int]:
-    """A type of argparse: a whole number of at least `minimum`."""
+    """An argparse type: a whole number of at least `minimum`."""
 
     def parse(text: str) -> int:
         try:
@@ -94,7 +94,7 @@ def whole_number(minimum: int) -> Callable[[str], int]:
 
 
 def finite_number(text: str) -> float:
-    """A type of argparse: a number, not infinite and not NaN."""
+    """An argparse type: a number, not infinite and not NaN."""
     try:
         value = float(text)
     except ValueError:
@@ -106,10 +106,10 @@ def finite_number(text: str) -> float:
 
 @contextmanager
 def importing() -> Iterator[None]:
-    """For a command's imports of torch and what stands on it: half a million objects, all of which stay.
+    """Wraps a command's imports of torch and packages that need it: half a million objects, none of which is freed.
 
-    Looking for garbage among them, again and again while they grow, is a quarter of the time, and in the middle of the
-    work a third of a second. So they are left out until the process ends.
+    Repeated garbage collection while their number grows takes a quarter of the import time, and a collection later
+    a third of a second. So these objects are exempt until the process ends.
     """
     gc.disable()
     try:
@@ -117,30 +117,30 @@ def importing() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
-        atexit.register(gc.unfreeze)  # else extension modules complain of leaks
+        atexit.register(gc.unfreeze)  # otherwise extension modules report leaks
 
 
 def say_error(name: str, message: str) -> None:
-    """One style for all commands, on standard error."""
+    """Print an error on standard error, in the same style for all commands."""
     print(f"{name}: error: {message}", file=sys.stderr)
 
 
 def run_command(name: str, body: Callable[[], int], expected: tuple[type[Exception], ...] = ()) -> int:
-    """Exit status of `body`. What a user can cause becomes a sentence and a status instead of a traceback.
+    """Exit status of `body`. Errors that a user can cause give a message and a status instead of a traceback.
 
     Args:
-        name: of the command, for messages.
-        expected: errors beside ValueError, OSError and OutsideError whose message says what to do.
+        name: the command's name, for messages.
+        expected: errors in addition to ValueError, OSError and OutsideError whose message tells the user what to do.
     """
-    for stream in (sys.stdout, sys.stderr):  # a file name need not be text, and a terminal need not know all letters
-        with suppress(AttributeError, ValueError):  # the stand-ins of a test or of a notebook
+    for stream in (sys.stdout, sys.stderr):  # file names may not be text, and terminals may lack letters
+        with suppress(AttributeError, ValueError):  # replaced streams in a test or notebook
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     told: tuple[type[Exception], ...] = (ValueError, OSError, OutsideError, *expected)
     try:
         status = body()
         sys.stdout.flush()
         return status
-    except BrokenPipeError:  # `| head` has read enough
+    except BrokenPipeError:  # such as `| head`
         stop_printing()
         return PIPE_CLOSED
     except KeyboardInterrupt:
@@ -155,14 +155,14 @@ def run_command(name: str, body: Callable[[], int], expected: tuple[type[Excepti
 
 
 def described(error: BaseException) -> str:
-    """The message of an error; what the system says of a file begins with the file's name."""
+    """The message of an error; the system's errors about a file start with its name."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) or type(error).__name__
 
 
 def tell(text: str) -> None:
-    """Print for whoever still reads: work that goes on does not depend on it."""
+    """Print if anyone still reads the output; work continues regardless."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -170,7 +170,7 @@ def tell(text: str) -> None:
 
 
 def stop_printing() -> None:
-    """Send standard output nowhere: its reader is gone, and Python would complain again at its end."""
+    """Discard standard output: its reader is gone, and Python would report that again at exit."""
     with suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, sys.stdout.fileno())

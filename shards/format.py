@@ -1,4 +1,4 @@
-"""The files of a shard set, their names and layouts. See docs/shard-format.md for the whole picture."""
+"""The files of a shard set, their names and layouts. See docs/shard-format.md for an overview."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ BY_CLASS_FILE = "by_class.npy"
 SOURCES_FILE = "sources.txt"
 BAD_FILE = "bad.jsonl"
 LEFT_OUT_FILE = "left_out.txt"
-RECORD_FILE = "build.json"  # while the set is being built: what is being built
+RECORD_FILE = "build.json"  # exists during a build: what is being built
 
 TAR_BLOCK = 512
 
-# Unaligned on purpose: 28 bytes per sample on disk, and numpy reads packed fields as fast as the mapped page arrives.
+# Unaligned on purpose: 28 bytes per sample on disk, and numpy reads packed fields as fast as mapped pages arrive.
 INDEX_DTYPE = np.dtype(
     [
         ("shard", "<u4"),
@@ -50,18 +50,18 @@ def shard_index_file(shard: int) -> str:
 
 
 def sample_key(position: int) -> str:
-    """Key of a sample in its tar: digits only, nine of them, so that tools which sort by name keep the order."""
+    """Key of a sample in its tar: nine digits, so tools that sort by name keep the order."""
     return f"{position:09d}"
 
 
 def printable_name(name: str) -> str:
-    """`name` as one line of text: verbatim where printable, else with Python's escapes (also what is no UTF-8)."""
+    """`name` as one line of text: verbatim if printable, else with Python's escapes (also for invalid UTF-8)."""
     return name if name.isprintable() else name.encode("unicode_escape", "surrogatepass").decode("ascii")
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """A file of the set: name, size in bytes, sha256 in hex."""
+    """A file in the set: name, size in bytes, sha256 in hex."""
 
     file: str
     bytes: int
@@ -70,21 +70,21 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class ShardInfo(FileInfo):
-    """A tar of the set and how many samples it holds."""
+    """A tar in the set and its number of samples."""
 
     samples: int
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset.json says. Written last: a folder that has it is complete.
+    """The content of dataset.json. Written last: a folder that has it is complete.
 
-    samples_per_class: as many as class_names.
-    shards: in order; the shard number of the index is the position here.
+    samples_per_class: in the order of class_names.
+    shards: in order; the index's shard number is the position in this list.
     files: index.npy, by_class.npy, sources.txt.
-    options: what decided the content: the source's options and the builder's.
-    inputs: file name → {"bytes": …} of what the source read.
-    counts: what the check found: images by stored format, transcoded, repaired, skipped, grey, cmyk, exif.
+    options: everything that determined the content: the source's options and the builder's.
+    inputs: file name → {"bytes": …} for what the source read.
+    counts: results of the check: images by stored format, transcoded, repaired, skipped, grey, cmyk, exif.
     made_with: versions of the libraries that encode images.
     """
 
@@ -109,7 +109,7 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, text: str, where: str) -> DatasetInfo:
-        """Parse and check dataset.json. Raises ValueError, beginning with `where`, if anything has the wrong shape."""
+        """Parse and check dataset.json. Raises ValueError, starting with `where`, if anything is malformed."""
         try:
             record = json.loads(text)
         except (ValueError, RecursionError) as error:
@@ -131,7 +131,7 @@ class DatasetInfo:
             raise ValueError(f"unknown entries {sorted(unknown)}")
         for key in ("options", "inputs", "counts", "made_with"):
             if not isinstance(record[key], dict):
-                raise ValueError(f"{key} is no object")
+                raise ValueError(f"{key} is not an object")
         info = cls(
             **{
                 **record,
@@ -158,9 +158,9 @@ class DatasetInfo:
 
 
 def content_checksum(info: DatasetInfo) -> str:
-    """One hex sha256 for what a training run reads: tars, index, class order and class names.
+    """One hex sha256 over everything that a training run reads: tars, index, class order and class names.
 
-    Two sets with equal checksums give equal batches; names, options and the machine that built them do not enter.
+    Two sets with equal checksums give equal batches; names, options and the build machine are not included.
     """
     content = [
         list(info.class_names),
@@ -171,10 +171,10 @@ def content_checksum(info: DatasetInfo) -> str:
 
 
 def npy_header(dtype: np.dtype, length: int) -> bytes:
-    """What numpy.save writes before the data of an array of shape (length,): the .npy format, version 1.0 (NEP 1).
+    """The header that numpy.save writes for an array of shape (length,): the .npy format, version 1.0 (NEP 1).
 
-    Compared as bytes when a set is opened, not parsed: the expected header is known, so what others wrote is not
-    interpreted. Spelled out here, because numpy may change its padding, and sets must stay readable.
+    Opening a set compares it as bytes instead of parsing: the expected header is known, so foreign input is not
+    interpreted. It is spelled out here because numpy may change its padding, and sets must stay readable.
     """
     text = f"{{'descr': {np.lib.format.dtype_to_descr(dtype)!r}, 'fortran_order': False, 'shape': ({length},), }}"
     text += " " * (21 - len(str(length)))  # numpy leaves room for the length to grow in place
@@ -185,8 +185,8 @@ def npy_header(dtype: np.dtype, length: int) -> bytes:
 
 
 def by_class_array(labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """The content of by_class.npy: uint32 (C + 1 + N,): where each class starts (the last entry is N), then the sample
-    ids sorted by class, ascending within a class. One array, so that it maps as one file.
+    """The content of by_class.npy: uint32 (C + 1 + N,): the start of each class (the last entry is N), then the sample
+    ids sorted by class, ascending within a class. A single array, so it maps as one file.
     """
     if len(labels) >= 2**32:
         raise ValueError(f"{len(labels)} samples; a shard set holds fewer than 2^32")
@@ -206,7 +206,7 @@ def read_dataset_info(folder: Path) -> DatasetInfo:
                 f"{folder}: no such folder; build the set with python -m tools.build_shards"
             ) from None
         raise FileNotFoundError(
-            f"{path}: not found, so the folder is no complete shard set; "
+            f"{path}: not found, so the folder is not a complete shard set; "
             "run the command that builds it (again): python -m tools.build_shards"
         ) from None
     except UnicodeDecodeError as error:

@@ -1,6 +1,6 @@
-"""Which image formats are read, by which suffixes they go, and what is said of the others.
+"""The supported image formats, their suffixes, and the messages for all other formats.
 
-Formats are found by content. Not among them: EPS (starts Ghostscript), vector formats, and what holds no photograph.
+Formats are detected by content. Not supported: EPS (starts Ghostscript), vector formats, and non-photographic formats.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from PIL import Image, features
 
 
 class BadImageError(ValueError):
-    """The bytes are no image that the pipeline could decode; says why."""
+    """The bytes are not an image that the pipeline can decode; the message gives the reason."""
 
 
-# Format, as Pillow calls it, and the suffixes that say so. A file of another suffix is not misnamed, only unnamed.
+# Pillow's format names and their suffixes. A file with an unlisted suffix does not count as misnamed.
 SUFFIXES_OF_FORMAT = {
     "jpeg": ("jpg", "jpeg", "jpe", "jfif", "jif", "mpo"),
     "png": ("png", "apng"),
@@ -39,7 +39,7 @@ SUFFIXES_OF_FORMAT = {
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffixes in SUFFIXES_OF_FORMAT.values() for suffix in suffixes)
 """The suffixes of files that are images, lower case, with their dot."""
 
-# A TGA has no mark at its beginning; only one that has the mark of version 2 at its end is told from other bytes.
+# A TGA has no magic bytes at its start; only version 2, with a signature at its end, can be recognised.
 _TGA_END = b"TRUEVISION-XFILE.\x00"
 
 _HEIF_BRANDS = frozenset((b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"))
@@ -49,7 +49,7 @@ _FIRST_BYTES = (
     (b"\x00\x00\x00\x0cJXL \r\n\x87\n", "JPEG XL"),
     (b"%PDF", "PDF"),
     (b"%!PS", "PostScript"),
-    (b"version https://git-lfs", "the place-holder of Git LFS"),
+    (b"version https://git-lfs", "a Git LFS pointer file"),
     (b"\x1f\x8b", "gzip"),
     (b"PK\x03\x04", "zip"),
     (b"RIFF", "RIFF (a film or sound?)"),
@@ -62,16 +62,16 @@ _PLUGIN = {
 
 
 def is_misnamed(name: str, stored_format: str) -> bool:
-    """Whether the suffix of a file name says another format than the file holds ("jpeg", "png", …)."""
+    """Whether a file name's suffix contradicts the file's format ("jpeg", "png", …)."""
     suffix = "." + name.rpartition(".")[2].lower()
     return suffix in IMAGE_SUFFIXES and suffix[1:] not in SUFFIXES_OF_FORMAT.get(stored_format, ())
 
 
 def open_image(data: bytes) -> Image.Image:
-    """The image, its header read.
+    """The image, with its header read.
 
-    Raises BadImageError, with what the bytes are instead where that can be told, for a format that cannot be read.
-    Whatever else Pillow raises for a damaged file passes through.
+    Raises BadImageError for an unsupported format, naming what the bytes are if that is recognised. Other exceptions
+    that Pillow raises for damaged files propagate.
     """
     formats = [name.upper() for name in SUFFIXES_OF_FORMAT if name not in ("heif", "tga")]
     if data.endswith(_TGA_END):
@@ -88,7 +88,7 @@ def open_image(data: bytes) -> Image.Image:
 
 
 def _phone_format(data: bytes) -> str:
-    """HEIC, AVIF or nothing: by the brands in the first box of an ISO base media file (ISO/IEC 14496-12)."""
+    """HEIC, AVIF or nothing, by the brands in the first box of an ISO base media file (ISO/IEC 14496-12)."""
     if data[4:8] != b"ftyp":
         return ""
     size = min(int.from_bytes(data[:4]), 256)
@@ -119,4 +119,4 @@ def _not_known(data: bytes, phone_format: str) -> str:
         return f"{phone_format} that cannot be decoded; the file is damaged"
     names = ", ".join(sorted({*SUFFIXES_OF_FORMAT} - {"dib"})).upper()
     found = next((name for start, name in _FIRST_BYTES if data.lstrip().startswith(start)), "")
-    return f"no image of a known format ({names})" + (f"; it is {found}" if found else "")
+    return f"not an image in a supported format ({names})" + (f"; it is {found}" if found else "")

@@ -1,8 +1,8 @@
-"""Checking an encoded image before it enters a shard, and turning what the pipeline could not decode into PNG or JPEG.
+"""Checking encoded images before they enter a shard, and converting what the pipeline cannot decode to PNG or JPEG.
 
-Kept byte for byte are JPEG (grey, colour, CMYK with the mark of Adobe) and 8-bit grey or RGB PNG: every decoder of the
-pipeline reads these alike. Everything else becomes PNG. Pixels stay as stored: an EXIF orientation is counted, never
-applied, as in torchvision's ImageFolder.
+JPEG (grey, colour, CMYK with the Adobe marker) and 8-bit grey or RGB PNG are kept byte for byte: all of the pipeline's
+decoders read them identically. Everything else becomes PNG. Pixels stay as stored: EXIF orientation is counted but
+never applied, as in torchvision's ImageFolder.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from PIL import __version__ as pillow_version
 from shards.format import MAX_IMAGE_SIDE
 from shards.image_formats import BadImageError, open_image
 
-# A decoded image must fit into memory: 178 million pixels are 0.5 GB. Pillow's own limit for certain bombs.
+# A decoded image must fit into memory: 178 million pixels are 0.5 GB. This is Pillow's own decompression-bomb limit.
 MAX_PIXELS = 178_956_970
 
-REPAIR_QUALITY = 95  # a repaired image is encoded a second time; little is lost at this quality
+REPAIR_QUALITY = 95  # a repaired image is re-encoded; little is lost at this quality
 
 _SOI, _EOI = b"\xff\xd8", b"\xff\xd9"
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_END = b"IEND\xaeB`\x82"  # the last chunk's type and checksum, always the same
 _EXIF_PREFIX = b"Exif\x00\x00"
 _EXIF_ORIENTATION = 0x0112
-_BASELINE_TO_PROGRESSIVE = range(0xC0, 0xC3)  # SOF0..SOF2: the processes that all decoders know
+_BASELINE_TO_PROGRESSIVE = range(0xC0, 0xC3)  # SOF0..SOF2: the processes that all decoders support
 _OTHER_FRAMES = {0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # lossless, hierarchical, arithmetic
 _SEGMENT_START = struct.Struct(">BBH")  # 0xFF, marker, length without these first two bytes
 _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
@@ -41,12 +41,12 @@ _WITHOUT_LENGTH = {0x01, *range(0xD0, 0xD8)}
 
 @dataclass(frozen=True)
 class ImagePolicy:
-    """What happens to an image on its way into a shard.
+    """How images are checked and encoded on their way into a shard.
 
-    check: "full" entropy-decodes every image, "header" reads dimensions and looks for the end marker only.
-    encode: "keep" the original bytes, or "jpeg": encode every image again.
-    max_side: with "jpeg", shrink so that the longer side has at most as many pixels; None keeps the size.
-    quality: of "jpeg", 1..95.
+    check: "full" entropy-decodes every image, "header" only reads dimensions and looks for the end marker.
+    encode: "keep" the original bytes, or "jpeg": re-encode every image.
+    max_side: with "jpeg", the maximum length of the longer side in pixels; None keeps the size.
+    quality: JPEG quality for "jpeg", 1..95.
     """
 
     check: Literal["full", "header"] = "full"
@@ -73,7 +73,7 @@ class CheckedImage:
 
     data: its encoded bytes; extension: "jpg" or "png"; width, height: in pixels.
     stored_format: what the source held: "jpeg", "png", "webp", …
-    notes: what is worth counting: "transcoded", "repaired", "grey", "cmyk", "exif", "exif_rotated".
+    notes: properties to count: "transcoded", "repaired", "grey", "cmyk", "exif", "exif_rotated".
     """
 
     data: bytes
@@ -85,7 +85,7 @@ class CheckedImage:
 
 
 def library_versions() -> dict[str, str]:
-    """Of what decides the bytes of an encoded image: pillow, libjpeg, zlib."""
+    """Versions of the libraries that determine the bytes of an encoded image: pillow, libjpeg, zlib."""
     return {
         "pillow": pillow_version,
         "libjpeg": str(features.version("libjpeg_turbo") or features.version("jpg")),
@@ -94,16 +94,16 @@ def library_versions() -> dict[str, str]:
 
 
 def check_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
-    """Check an encoded image and encode it again where `policy` or its format ask for it.
+    """Check an encoded image, and re-encode it if `policy` or its format requires it.
 
-    Raises BadImageError for what is damaged, of an unknown format, or larger than MAX_PIXELS or 65535 pixels a side.
+    Raises BadImageError if it is damaged, in an unknown format, or larger than MAX_PIXELS or 65535 pixels per side.
     """
     if not data:
         raise BadImageError("the file is empty")
     if data.startswith(_SOI):
         return _check_jpeg(data, policy)
     if data.startswith(_PNG_SIGNATURE) and _PNG_END not in data:
-        raise BadImageError("PNG without its end: the file is cut")
+        raise BadImageError("PNG without its end: the file is truncated")
     with _opened(data) as image:
         stored_format = _format_of(image)
         keep = stored_format == "png" and policy.encode == "keep" and _is_plain_png(image, data)
@@ -116,22 +116,22 @@ def check_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
 
 
 def as_rgb(data: bytes) -> NDArray[np.uint8]:
-    """The pixels that training sees of an image file, uint8 (height, width, 3): the one way from a file to pixels.
+    """An image file's pixels as training sees them, uint8 (height, width, 3): the only way from a file to pixels.
 
-    Whoever shows a file to a network without a shard set in between decodes it here. It is the image as the builder
-    would put it into a set, decoded: 16 bits are scaled, alpha is dropped, of many frames the first is taken, an
-    EXIF orientation is not applied.
+    Code that feeds files to a network without a shard set decodes them here. The result is the decoded image that the
+    builder would store: 16 bits are scaled, alpha is dropped, the first of several frames is used, EXIF orientation is
+    not applied.
 
-    Raises BadImageError where the builder would refuse the file.
+    Raises BadImageError if the builder would refuse the file.
     """
     with Image.open(io.BytesIO(check_image(data, ImagePolicy()).data)) as image:
         return np.asarray(image.convert("RGB"))
 
 
 def repair_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
-    """Save what can be decoded of a damaged image and encode that again; missing rows are grey.
+    """Decode as much as possible of a damaged image and re-encode it; missing rows are grey.
 
-    A cut JPEG stays a JPEG, anything else becomes PNG. Raises BadImageError where nothing can be decoded.
+    A truncated JPEG stays a JPEG, anything else becomes PNG. Raises BadImageError if nothing can be decoded.
     """
     with _accepting_truncation(), _opened(data) as image:
         stored_format = _format_of(image)
@@ -147,10 +147,10 @@ def repair_image(data: bytes, policy: ImagePolicy) -> CheckedImage:
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What precedes the first scan of a JPEG.
+    """The part of a JPEG before its first scan.
 
     width, height: in pixels; components: 1, 3 or 4; exif: the EXIF segment, or b""; adobe: whether there is an Adobe
-    segment; scan_start: where all this ends, in bytes.
+    segment; scan_start: byte offset of the first scan.
     """
 
     width: int
@@ -202,17 +202,17 @@ def read_jpeg_header(data: bytes) -> JpegHeader:
 
 
 def _broken_header(position: int) -> BadImageError:
-    return BadImageError(f"JPEG header is broken or cut at byte {position}")
+    return BadImageError(f"JPEG header is broken or truncated at byte {position}")
 
 
 def _check_jpeg(data: bytes, policy: ImagePolicy) -> CheckedImage:
     header = read_jpeg_header(data)
     _check_size(header.width, header.height)
-    # Looked for behind the header only: the thumbnail in an EXIF segment has an end marker of its own.
+    # Searched only after the header: the thumbnail in an EXIF segment has its own end marker.
     if data.rfind(_EOI, header.scan_start) < 0:
-        raise BadImageError("JPEG without an end marker: the file is cut")
+        raise BadImageError("JPEG without an end marker: the file is truncated")
     notes = {1: ("grey",), 3: (), 4: ("cmyk",)}[header.components] + _exif_notes(header.exif)
-    # Without an Adobe segment nothing says whether 0 is no ink or full ink, and decoders differ: as Pillow reads it.
+    # Without an Adobe segment it is undefined whether 0 is no ink or full ink, and decoders differ: follow Pillow.
     if policy.encode == "jpeg" or (header.components == 4 and not header.adobe):
         with _opened(data) as image:
             encoded = _encoded_again(image, policy, "jpeg")
@@ -221,8 +221,8 @@ def _check_jpeg(data: bytes, policy: ImagePolicy) -> CheckedImage:
         return CheckedImage(encoded.data, encoded.extension, encoded.width, encoded.height, "jpeg", notes)
     if policy.check == "full":
         with _opened(data) as image:
-            # All coefficients are entropy-decoded, which is what finds damage; the inverse DCT, which cannot fail,
-            # runs at 1/8 scale. Half the time of a full-size decode.
+            # All coefficients are entropy-decoded, which is what detects damage; the inverse DCT, which cannot fail,
+            # runs at 1/8 scale. This takes half the time of a full-size decode.
             image.draft(None, (max(1, header.width // 8), max(1, header.height // 8)))
             image.load()
     return CheckedImage(data, "jpg", header.width, header.height, "jpeg", notes)
@@ -231,7 +231,7 @@ def _check_jpeg(data: bytes, policy: ImagePolicy) -> CheckedImage:
 def _encoded_again(image: Image.Image, policy: ImagePolicy, stored_format: str) -> CheckedImage:
     if policy.encode == "jpeg":
         if policy.max_side is not None:
-            scale = 2 * policy.max_side / max(image.size)  # decode at no more than twice the size that is needed
+            scale = 2 * policy.max_side / max(image.size)  # decode at no more than twice the required size
             image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
         pixels = _rgb_or_grey(image)
         if policy.max_side is not None:
@@ -252,7 +252,7 @@ def _as_jpeg(pixels: Image.Image, stored_format: str, quality: int) -> CheckedIm
 
 
 def _saved(pixels: Image.Image, file_format: str, **options: int) -> bytes:
-    pixels.info.clear()  # colour profiles and text of the original would be copied
+    pixels.info.clear()  # otherwise colour profiles and text of the original are copied
     buffer = io.BytesIO()
     pixels.save(buffer, file_format, **options)
     return buffer.getvalue()
@@ -268,18 +268,18 @@ def _rgb_or_grey(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion would clip it at 255
         values = np.asarray(image)
         if values.min() < 0 or values.max() > 65535:
-            raise BadImageError("32-bit grey image; 8 or 16 bits can be used")
+            raise BadImageError("32-bit grey image; 8 or 16 bits are supported")
         return Image.fromarray(((values.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
-        raise BadImageError("floating-point image; 8 or 16 bits can be used")
+        raise BadImageError("floating-point image; 8 or 16 bits are supported")
     if image.mode == "P":
-        image = image.convert("RGBA")  # a palette may carry transparency, which the direct way warns about
+        image = image.convert("RGBA")  # a palette may have transparency, about which the direct conversion warns
     return image.convert("RGB")
 
 
 def _is_plain_png(image: Image.Image, data: bytes) -> bool:
-    """Whether all decoders agree on a PNG: 8 bits per channel, grey or RGB, no transparency, one picture."""
-    bit_depth = data[24]  # in the header chunk; Pillow hides it: 16-bit RGB opens as "RGB"
+    """Whether all decoders agree on a PNG: 8 bits per channel, grey or RGB, no transparency, one frame."""
+    bit_depth = data[24]  # from the header chunk; Pillow hides it: 16-bit RGB opens as "RGB"
     return (
         bit_depth == 8
         and image.mode in ("L", "RGB")
@@ -296,7 +296,7 @@ def _exif_notes(exif: bytes) -> tuple[str, ...]:
         with warnings.catch_warnings(action="ignore"):
             parsed.load(exif)
             rotated = parsed.get(_EXIF_ORIENTATION, 1) not in (0, 1)
-    except Exception:  # damaged EXIF harms no decoder, and Pillow raises nearly anything on it
+    except Exception:  # damaged EXIF does not affect decoders, and Pillow may raise anything on it
         return ("exif",)
     return ("exif", "exif_rotated") if rotated else ("exif",)
 
@@ -306,26 +306,26 @@ def _check_size(width: int, height: int) -> None:
         raise BadImageError(f"{width} × {height} pixels")
     if max(width, height) > MAX_IMAGE_SIDE or width * height > MAX_PIXELS:
         raise BadImageError(
-            f"{width} × {height} pixels; the limits are {MAX_IMAGE_SIDE} a side and {MAX_PIXELS:,} altogether"
+            f"{width} × {height} pixels; the limits are {MAX_IMAGE_SIDE} per side and {MAX_PIXELS:,} in total"
         )
 
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, opened and of acceptable size. Whatever Pillow raises inside the block becomes BadImageError."""
+    """The opened image, of acceptable size. Any exception from Pillow inside the block becomes BadImageError."""
     try:
         with warnings.catch_warnings(action="ignore"), open_image(data) as image:
             _check_size(*image.size)
             yield image
     except (BadImageError, MemoryError):
         raise
-    except Exception as error:  # Pillow's parsers raise nearly anything on malformed files
+    except Exception as error:  # Pillow's parsers may raise anything on malformed files
         raise BadImageError(f"cannot be decoded: {error or type(error).__name__}") from error
 
 
 @contextmanager
 def _accepting_truncation() -> Iterator[None]:
-    """Pillow's switch is a global one; builds run in worker processes of one thread each."""
+    """Pillow's switch is global; builds run in single-threaded worker processes."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = True
     try:

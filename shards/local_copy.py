@@ -1,15 +1,15 @@
-"""The local copy of a set that lies in a store: sparse tars, a map of what is in them, a limit to its size.
+"""The local copy of a set in a store: sparse tars, a map of their contents, and a size limit.
 
-    CACHE/imagenet-lt-train-3f0c…/   one folder a set; the name ends in a hash of its URL and its dataset.json
+    CACHE/imagenet-lt-train-3f0c…/   one folder per set; the name ends in a hash of its URL and its dataset.json
         dataset.json, index.npy, by_class.npy   whole
         000000.tar, …                           as in the store, with holes
         present.map                             one byte per sample: 1 where its bytes are in the tar
         lock                                    held by every process that has the set open
 
-All processes of a machine share the copy, and any of them may be killed at any time. No protocol between them is
-relied upon for correctness: whoever reads a sample compares its bytes with the checksum of the build, each time, and a
-copy that does not fit is fetched again. So a map that is ahead of the disk after a power cut, or a hole that another
-process made a moment ago, costs a request and nothing else.
+All processes on a machine share the copy, and any of them may be killed at any time. Correctness does not depend on a
+protocol between them: every read of a sample compares its bytes with the build's checksum, and a copy that does not
+match is fetched again. So a map that is ahead of the disk after a power cut, or a hole that another process has just
+made, costs a request and nothing else.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ from shards.format import DatasetInfo, shard_file
 logger = logging.getLogger(__name__)
 
 MAP_FILE, LOCK_FILE = "present.map", "lock"
-# Samples that begin in the same 64 KiB of a tar are fetched and evicted together: below that size a request costs its
-# latency and its price, not its bytes, and a file system frees whole blocks only.
+# Samples that start in the same 64 KiB of a tar are fetched and evicted together: below that size the cost of a request
+# is its latency and price, not its bytes, and a file system frees only whole blocks.
 BLOCK_BYTES = 64 * 2**10
-_KEPT_FREE = 0.1  # share of the free disk that the default limit leaves to others
-_EVICTED_TO = 15 / 16  # of the limit, so that evicting happens now and then, not with each write
-_LOOKED_AT = 1 / 64  # of the limit: how much a process writes before it looks at the size again
+_KEPT_FREE = 0.1  # share of the free disk space that the default limit leaves free
+_EVICTED_TO = 15 / 16  # of the limit; below 1, so eviction does not happen with every write
+_LOOKED_AT = 1 / 64  # of the limit: how much a process writes before it checks the size again
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 
-_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # the os module does not have it
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # missing in the os module
 
 
 def default_cache_folder() -> Path:
-    """Where the user's caches are: XDG_CACHE_HOME, or ~/.cache."""
+    """The user's cache folder: XDG_CACHE_HOME, or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "longtail"
 
 
@@ -54,7 +54,7 @@ def default_cache_folder() -> Path:
 class CacheOptions:
     """Where local copies are kept.
 
-    folder: of all sets. limit_bytes: what they may take together; by default nine tenths of what is free on that disk.
+    folder: for all sets. limit_bytes: their total size limit; by default nine tenths of the free space on that disk.
     """
 
     folder: Path = field(default_factory=default_cache_folder)
@@ -62,7 +62,7 @@ class CacheOptions:
 
 
 def copy_folder(cache: CacheOptions, url: str, dataset_json: bytes) -> Path:
-    """The folder of a set's copy. Another version of the set has another folder."""
+    """The folder of a set's copy. Each version of the set has its own folder."""
     digest = hashlib.sha256(url.encode() + b"\0" + dataset_json).hexdigest()
     tail = "-".join(url.split("://", 1)[-1].split("/")[-2:])
     readable = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in tail)
@@ -71,7 +71,7 @@ def copy_folder(cache: CacheOptions, url: str, dataset_json: bytes) -> Path:
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is inside of such a block for this folder."""
+    """Wait until no other process is inside such a block for this folder."""
     with (folder / f"{LOCK_FILE}.first").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -81,23 +81,23 @@ class LocalCopy:
     """The copy of one set, opened. Threads and processes may share it.
 
     full: whether something did not fit on the disk.
-    index: INDEX_DTYPE (N,). present: uint8 (N,), mapped and shared: whether the bytes of a sample should be there.
+    index: INDEX_DTYPE (N,). present: uint8 (N,), mapped and shared: whether a sample's bytes should be there.
     """
 
     def __init__(self, folder: Path, info: DatasetInfo, index: np.ndarray, limit_bytes: int | None) -> None:
         self.folder, self.index = folder, index
         self._num_shards = len(info.shards)
         self._lock = (folder / LOCK_FILE).open("a")
-        fcntl.flock(self._lock, fcntl.LOCK_SH)  # until this process ends: nobody removes the folder
+        fcntl.flock(self._lock, fcntl.LOCK_SH)  # held until this process ends, so nobody removes the folder
         os.utime(folder / LOCK_FILE)
         self.present = _map_of(folder / MAP_FILE, len(index))
         free = shutil.disk_usage(folder).free + _disk_bytes(folder)
         self.limit_bytes = limit_bytes or int(free * (1 - _KEPT_FREE))
-        self._written = self.limit_bytes  # look once at the beginning
+        self._written = self.limit_bytes  # check once at the start
         self.full = False
 
     def read(self, sample: int) -> bytes | None:
-        """The bytes of a sample as they were built, or None where they are not (or no longer) here."""
+        """The bytes of a sample as built, or None if they are not (or no longer) here."""
         if not self.present[sample]:
             return None
         record = self.index[sample]
@@ -115,9 +115,9 @@ class LocalCopy:
         return data
 
     def write(self, first: int, stop: int, data: bytes) -> None:
-        """Keep a stretch of a tar that holds the samples from `first` up to `stop`, as they were built.
+        """Store the part of a tar that holds the samples from `first` up to `stop`, as built.
 
-        A disk that is full is no error: the set is then read from the store.
+        A full disk is not an error: the set is then read from the store.
         """
         record = self.index[first]
         try:
@@ -134,19 +134,19 @@ class LocalCopy:
         self._written += written
 
     def over_limit(self) -> bool:
-        """Whether it is time to call `make_room`: cheap, for after each write."""
+        """Whether to call `make_room` now. Cheap enough to call after each write."""
         return self._written > self.limit_bytes * _LOOKED_AT
 
     def make_room(self, next_use: Callable[[], np.ndarray]) -> None:
-        """Evict until the cache is below its limit: first sets that nobody has open, then what is needed last.
+        """Evict until the cache is below its limit: first sets that nobody has open, then the samples needed last.
 
-        next_use: gives int64 (N,): a larger number is needed later. Asked only if it matters.
+        next_use: returns int64 (N,), larger for samples needed later. Called only if it matters.
         """
         with (self.folder.parent / "evicting").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                return  # another process is at it
+                return  # another process is evicting
             self._written = 0
             excess = cache_bytes(self.folder.parent) - self.limit_bytes
             if excess <= 0:
@@ -168,10 +168,10 @@ class LocalCopy:
             excess -= self._punch(present[starts[block] : ends[block]])
 
     def _punch(self, samples: np.ndarray) -> int:
-        """Free what these neighbours take on the disk, and say how much that is."""
+        """Free the disk space of these neighbouring samples; returns the bytes freed."""
         first, last = self.index[samples[0]], self.index[samples[-1]]
         start, stop = int(first["offset"]), int(last["offset"]) + int(last["size"])
-        self.present[samples] = 0  # first, so that a reader in between seldom finds the hole
+        self.present[samples] = 0  # first, so a concurrent reader rarely hits the hole
         try:
             descriptor = os.open(self._path(int(first["shard"])), os.O_RDWR)
         except FileNotFoundError:
@@ -195,12 +195,12 @@ class LocalCopy:
 
 
 def block_of(records: np.ndarray) -> np.ndarray:
-    """Which samples are fetched and evicted together: a number per block, ascending with the ids."""
+    """Block numbers of samples, ascending with the ids; a block is fetched and evicted as a whole."""
     return (records["shard"].astype(np.int64) << 40) | (records["offset"] // BLOCK_BYTES).astype(np.int64)
 
 
 def cache_bytes(cache_folder: Path) -> int:
-    """What all sets take on the disk; holes do not count."""
+    """The disk space that all sets use; holes do not count."""
     return sum(_disk_bytes(folder) for folder in cache_folder.iterdir() if folder.is_dir())
 
 
@@ -216,7 +216,7 @@ def _disk_bytes(folder: Path) -> int:
 
 
 def _remove_unused_sets(own: Path, excess: int) -> int:
-    """Remove copies that no process has open, the one opened longest ago first. Returns the bytes freed."""
+    """Remove copies that no process has open, least recently opened first. Returns the bytes freed."""
     locks = [lock for lock in own.parent.glob(f"*/{LOCK_FILE}") if lock.parent != own]
     freed = 0
     for lock in sorted(locks, key=lambda path: path.stat().st_mtime):
@@ -228,14 +228,14 @@ def _remove_unused_sets(own: Path, excess: int) -> int:
             except BlockingIOError:
                 continue
             freed += _disk_bytes(lock.parent)
-            logger.info("%s: removed, to keep the cache below its limit", lock.parent)
+            logger.info("%s: removed to keep the cache below its limit", lock.parent)
             shutil.rmtree(lock.parent, ignore_errors=True)
     return freed
 
 
 def _map_of(path: Path, length: int) -> np.ndarray:
     with path.open("ab"):
-        os.truncate(path, length)  # grows with zeros: nothing is there
+        os.truncate(path, length)  # extended with zeros: nothing is present
     return np.memmap(path, np.uint8, "r+", shape=(length,)) if length else np.zeros(0, np.uint8)
 
 
@@ -251,6 +251,6 @@ def _free_bytes(descriptor: int, start: int, size: int) -> None:
 
 
 _NO_HOLES = (
-    "the cache is full, and its file system cannot free parts of a file; give the cache a folder on a local disk "
+    "the cache is full, and its file system cannot free parts of a file; put the cache on a local disk "
     "(ext4, xfs, btrfs, tmpfs) with --data.cache, or a limit above the size of the sets"
 )

@@ -1,4 +1,4 @@
-"""The files that describe a whole set, made of the results of its finished shard tasks."""
+"""The files that describe a whole set, made from the results of its finished shard tasks."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], record: BuildRecord) -> DatasetInfo:
     """Write index.npy, by_class.npy, sources.txt, and, last, dataset.json.
 
-    bad.jsonl and left_out.txt are written where there is something to list.
+    bad.jsonl and left_out.txt are written if there is something to list.
 
-    record: what the build is; its lasting part becomes options, inputs and made_with.
+    record: the build's record; its permanent part becomes options, inputs and made_with.
     """
     records: list[np.ndarray] = []
     shards: list[ShardInfo] = []
@@ -47,7 +47,7 @@ def write_set_files(source: Source, folder: Path, tasks: Sequence[ShardTask], re
     for task in tasks:
         result = ShardResult.read(folder, task.shard)
         if result is None:
-            raise RuntimeError(f"{folder}: shard {task.shard} vanished during the build; run the same command again")
+            raise RuntimeError(f"{folder}: shard {task.shard} disappeared during the build; run the same command again")
         shards.append(result.info)
         records.append(result.records)
         bad += result.bad

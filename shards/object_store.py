@@ -1,8 +1,8 @@
-"""Objects in a bucket: opened by URL, read by ranges, written and listed. Failures are retried, then named.
+"""Objects in a bucket: opened by URL, read by range, written and listed. Failures are retried, then reported.
 
-The `obstore` package (Rust's object_store) speaks to S3, Google Cloud Storage, Azure, web servers and folders, with
-credentials, regions and endpoints from the usual environment variables. Retrying is done here alone, so that one rule
-covers refused connections, statuses, answers that break off and answers of a wrong length.
+The `obstore` package (Rust's object_store) accesses S3, Google Cloud Storage, Azure, web servers and folders, with
+credentials, regions and endpoints from the usual environment variables. Retries happen only here, so one rule covers
+refused connections, error statuses, responses that break off and responses of the wrong length.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ SCHEMES = ("s3", "gs", "az", "https", "http", "file")
 _LISTED_AT_ONCE = 1000
 _CONNECT_WITHIN = timedelta(seconds=5)
 _PIECE_BYTES = 32 * 2**20
-# Where no credentials are given, a cloud's own address for them is asked, which nobody answers elsewhere.
+# Without credentials the library queries the cloud's metadata service, which does not answer elsewhere.
 _NO_CREDENTIALS = "169.254.169.254"
-# A client's mistakes, which no repetition mends. S3 also answers 400 when it was too slow to take a request in.
+# Client errors that a retry cannot fix. S3 also returns 400 when it was too slow to read a request.
 _FINAL_STATUS = re.compile(r"status code: 4(?!00|08|25|29)\d\d")
 
 Result = TypeVar("Result")
 
 
 class StoreError(OutsideError):
-    """A store that cannot be read or written, with the object's URL and the cause."""
+    """A store cannot be read or written; the message has the object's URL and the cause."""
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How often a request is tried, and the pauses between: doubled each time, by chance up to half as long again.
+    """How often a request is tried, and the pauses in between: doubled each time, plus up to half at random.
 
-    The defaults give a store that throttles or restarts about a minute.
+    With the defaults a store that throttles or restarts has about a minute.
     """
 
     attempts: int = 12
@@ -61,7 +61,7 @@ class Patience:
 
 @dataclass
 class Traffic:
-    """What was asked of a store: requests, those that failed and were repeated, and bytes received."""
+    """Transfer statistics of a store: requests, requests that failed and were retried, and bytes received."""
 
     requests: int = 0
     repeated: int = 0
@@ -70,14 +70,14 @@ class Traffic:
 
 @dataclass(frozen=True)
 class ObjectInfo:
-    """Size in bytes, and the store's mark of this version of the object, where it gives one."""
+    """Size in bytes, and the store's version tag for the object, if it has one."""
 
     bytes: int
     version: str | None
 
 
 def is_url(path: Path | str) -> bool:
-    """Whether a set lies in a store; `Path` objects are always local."""
+    """Whether a set is in a store; `Path` objects are always local."""
     return isinstance(path, str) and "://" in path
 
 
@@ -89,11 +89,11 @@ def set_location(text: str) -> Path | str:
 class Bucket:
     """The objects below one URL. Threads may share it; processes open their own.
 
-    url: without a slash at the end. traffic: what this object has transferred.
+    url: without a trailing slash. traffic: what this object has transferred.
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
-        """Raises ValueError for a URL of no known kind, StoreError where the `obstore` package is missing."""
+        """Raises ValueError for an unsupported URL, StoreError if the `obstore` package is missing."""
         self.url = url.rstrip("/")
         self.patience = patience or Patience()
         self.traffic = Traffic()
@@ -107,7 +107,7 @@ class Bucket:
         return f"{self.url}/{name}"
 
     def read(self, name: str, start: int | None = None, stop: int | None = None) -> bytes:
-        """An object, or its bytes from `start` up to `stop`. Raises StoreError; FileNotFoundError: absent."""
+        """An object, or its bytes from `start` up to `stop`. Raises StoreError, or FileNotFoundError if absent."""
         wanted = None if start is None or stop is None else (start, stop)
 
         def get() -> bytes:
@@ -118,21 +118,32 @@ class Bucket:
                 raise self._obstore.exceptions.GenericError(f"{len(data)} bytes received, {expected} expected")
             with self._lock:
                 self.traffic.bytes_read += len(data)
-            self._note_version(name, answer.meta["e_tag"])
+            self.note_version(name, answer.meta["e_tag"])
             return data
 
         part = "" if wanted is None else f", bytes {wanted[0]} to {wanted[1]}"
         return self._patiently(get, f"{self.url_of(name)}{part}")
 
     def download(self, name: str, path: Path) -> None:
-        """An object into a file, by pieces, so that its size does not matter. Raises as `read` does."""
-        size = self._patiently(lambda: self._obstore.head(self._store, name)["size"], self.url_of(name))
+        """Download an object into a file, in pieces, so it may be of any size. Raises as `read` does."""
+        size = self.info(name).bytes
         with path.open("wb") as file:
             for start in range(0, size, _PIECE_BYTES):
                 file.write(self.read(name, start, min(start + _PIECE_BYTES, size)))
 
+    def info(self, name: str) -> ObjectInfo:
+        """Size and version of an object. Raises as `read` does."""
+        found = self._patiently(lambda: self._obstore.head(self._store, name), self.url_of(name))
+        self.note_version(name, found["e_tag"])
+        return ObjectInfo(found["size"], found["e_tag"])
+
+    def note_version(self, name: str, mark: str | None) -> None:
+        """Record a version of an object that was seen here or elsewhere; a different one means that it has changed."""
+        with self._lock:
+            self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
+
     def changed(self, name: str) -> bool:
-        """Whether the object was replaced since we first listed or read it, by the store's own marks."""
+        """Whether the object was replaced since we first listed or read it, by the store's version tags."""
         with self._lock:
             return len(self._versions.get(name, ())) > 1
 
@@ -143,18 +154,18 @@ class Bucket:
             chunks = self._obstore.list(self._store, chunk_size=_LISTED_AT_ONCE)
             found = {entry["path"]: ObjectInfo(entry["size"], entry["e_tag"]) for chunk in chunks for entry in chunk}
             for name, info in found.items():
-                self._note_version(name, info.version)
+                self.note_version(name, info.version)
             return found
 
         return self._patiently(get, f"{self.url}: listing")
 
     @property
     def lists(self) -> bool:
-        """Whether this kind of store can list its objects."""
+        """Whether this type of store can list its objects."""
         return not self.url.startswith(("http:", "https:"))
 
     def write(self, name: str, content: bytes | Path) -> None:
-        """Write an object, whole or not at all, from memory or from a file. Raises StoreError."""
+        """Write an object, completely or not at all, from memory or from a file. Raises StoreError."""
         self._patiently(lambda: self._obstore.put(self._store, name, content), f"{self.url_of(name)}: writing")
 
     def delete(self, names: Iterable[str]) -> None:
@@ -162,20 +173,17 @@ class Bucket:
         if doomed := list(names):
             self._patiently(lambda: self._obstore.delete(self._store, doomed), f"{self.url}: deleting")
 
-    def _note_version(self, name: str, mark: str | None) -> None:
-        with self._lock:
-            self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
-
     def _connect(self) -> Any:
         seconds = timedelta(seconds=self.patience.timeout_seconds)
         try:
             return self._obstore.store.from_url(
                 self.url,
-                # The endpoint is the user's word: one without TLS is meant so.
+                # The user chose the endpoint: one without TLS is intended.
                 client_options={
                     "connect_timeout": min(seconds, _CONNECT_WITHIN),
-                    "read_timeout": seconds,  # without any byte
-                    "timeout": 20 * seconds,  # of a whole request: a large piece over a slow line is no fault
+                    "read_timeout": seconds,  # without receiving any byte
+                    "timeout": 20
+                    * seconds,  # for a whole request: a large piece over a slow connection is not a failure
                     "allow_http": True,
                 },
                 retry_config={"max_retries": 0, "retry_timeout": seconds},
@@ -212,7 +220,7 @@ class Bucket:
 def _import_obstore(url: str) -> Any:
     scheme = url.partition("://")[0]
     if scheme not in SCHEMES:
-        raise ValueError(f"{url}: {scheme}:// is no store that can be read; expected {', '.join(SCHEMES)}, or a folder")
+        raise ValueError(f"{url}: {scheme}:// is not a supported store; expected {', '.join(SCHEMES)}, or a folder")
     try:
         import obstore
         import obstore.exceptions
@@ -223,11 +231,11 @@ def _import_obstore(url: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    """The library's message without the structure that it prints below it."""
+    """The library's message without the debug structure that follows it."""
     return str(error).split("\n", 1)[0].rstrip(" ;:.") or type(error).__name__
 
 
 def _advice(final: bool) -> str:
     if final:
-        return "check the URL, the credentials and what they permit"
-    return "given up after repeated attempts; once the store answers, the same command continues"
+        return "check the URL, the credentials and their permissions"
+    return "gave up after repeated attempts; once the store responds, the same command continues"

@@ -1,8 +1,8 @@
 """Running shard tasks: in this process, or in worker processes that die with it.
 
-Not `concurrent.futures`: its workers share queues with locks, and one that is killed while it holds a lock, at the
-wrong moment, leaves the others and the parent waiting for ever (seen once in 80 kills with Python 3.11). Here each
-worker has a connection of its own, which ends with it.
+Not `concurrent.futures`: its workers share queues with locks, and a worker killed while holding a lock can leave the
+others and the parent waiting for ever (seen once in 80 kills with Python 3.11). Here each worker has its own
+connection, which closes when the worker dies.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ _POLL_SECONDS = 0.2
 
 Advance = Callable[[int, int], None]
 Run = Callable[[Source, Sequence[ShardTask], TaskSettings, int, Advance], None]
-"""Runs the tasks of a build: `run_tasks`, or another that keeps its promises."""
+"""Runs the tasks of a build: `run_tasks`, or another function with the same contract."""
 
 
 def run_tasks(
     source: Source, tasks: Sequence[ShardTask], settings: TaskSettings, workers: int, advance: Advance
 ) -> None:
-    """Run all tasks. `advance(samples, bytes)` is called in this process, now and then, as work gets done.
+    """Run all tasks. `advance(samples, bytes)` is called in this process, at intervals, as work progresses.
 
-    The first error of a task stops the others, which leave nothing half-written, and is raised here.
+    The first task error stops the other tasks, which leave nothing half-written, and is raised here.
     """
     if workers == 1 or len(tasks) == 1:
         _run_here(source, tasks, settings, advance)
@@ -57,7 +57,7 @@ def _run_here(source: Source, tasks: Sequence[ShardTask], settings: TaskSettings
 def _run_in_processes(
     source: Source, tasks: Sequence[ShardTask], settings: TaskSettings, workers: int, advance: Advance
 ) -> None:
-    # Spawned, not forked: the caller may have threads. Hence the slim copy of the source: each task brings its samples.
+    # Spawned, not forked: the caller may have threads. Hence a source without samples: each task carries its own.
     context = multiprocessing.get_context("spawn")
     shared = _Shared(context.RawArray("Q", len(tasks)), context.RawArray("Q", len(tasks)), context.RawValue("b", 0))
     slim = copy.copy(source)
@@ -66,18 +66,18 @@ def _run_in_processes(
     upcoming = iter(enumerate(tasks))
     started: list[tuple[SpawnProcess, Connection]] = []
     try:
-        # Each worker's numpy would start one thread per core for linear algebra, of which a build has none.
+        # Otherwise each worker's numpy starts one thread per core for linear algebra, which a build does not use.
         with _environment("OPENBLAS_NUM_THREADS", "1"):
             for _ in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs, slim, settings, shared), daemon=True)
                 started.append((process, ours))
                 process.start()
-                theirs.close()  # so that the connection ends with the worker
+                theirs.close()  # the connection then closes when the worker dies
         _hand_out(upcoming, [connection for _, connection in started], reporter)
     finally:
         shared.stop.value = 1
-        for _, connection in started:  # all at once, as a process takes a while to end
+        for _, connection in started:  # all at once, because processes take a while to exit
             connection.close()
         for process, _ in started:
             if process.pid is not None:
@@ -86,7 +86,7 @@ def _run_in_processes(
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
-    """A variable for the processes that are started inside the block."""
+    """Set an environment variable for processes started inside the block."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:
@@ -123,7 +123,7 @@ def _send(connection: Connection, numbered: tuple[int, ShardTask]) -> None:
 
 
 def _answer(connection: Connection) -> BaseException | None:
-    """What became of a task: None, or its error."""
+    """The result of a task: None, or its error."""
     try:
         return connection.recv()
     except (EOFError, ConnectionResetError) as error:
@@ -139,9 +139,9 @@ def _killed() -> RuntimeError:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What workers and parent share: work done so far, one number per task, and the wish to stop (not 0).
+    """State shared by workers and parent: work done so far, one number per task, and a stop flag (non-zero).
 
-    Without locks, as each number has one writer: a worker that is killed while it holds one stops all others for ever.
+    Without locks, because each number has one writer: a worker killed while holding a lock would block all others.
     """
 
     samples: ctypes.Array[ctypes.c_ulonglong]
@@ -150,7 +150,7 @@ class _Shared:
 
 
 class _Reporter:
-    """Turns the workers' running totals into calls of `advance`."""
+    """Converts the workers' running totals into calls of `advance`."""
 
     def __init__(self, shared: _Shared, advance: Advance) -> None:
         self._shared, self._advance = shared, advance
@@ -163,13 +163,13 @@ class _Reporter:
 
 
 class _StoppedError(Exception):
-    """Another task failed or the user interrupted; this one gives up."""
+    """Another task failed or the user interrupted; this task stops."""
 
 
 def _work(connection: Connection, source: Source, settings: TaskSettings, shared: _Shared) -> None:
-    """A worker process: run the tasks that come, and answer each, until the parent hangs up."""
+    """A worker process: run the tasks it receives and reply to each, until the parent closes the connection."""
     threading.Thread(target=_exit_with_parent, daemon=True).start()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent tells us to stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent stops us
     fetcher: Fetcher | None = None
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):
         while True:
@@ -192,7 +192,7 @@ def _count(shared: _Shared, task: int, samples: int, data_bytes: int) -> None:
 
 
 def _exit_with_parent() -> None:
-    """End this process as soon as its parent is gone, even by SIGKILL: a worker may be far from its connection."""
+    """Kill this process when its parent dies, even by SIGKILL: a worker may not check its connection for long."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait_for_any([parent.sentinel])

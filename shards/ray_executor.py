@@ -1,7 +1,7 @@
-"""Running shard tasks on a Ray cluster. A node that dies loses its tasks, which then run on another.
+"""Running shard tasks on a Ray cluster. If a node dies, its tasks run again on another node.
 
-Each node needs this project installed, and reaches the source's files and the output (a shared folder, or a store)
-under the names that this machine uses.
+Each node needs this project installed and must reach the source's files and the output (a shared folder, or a store)
+under the same names as this machine.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from shards.store_upload import staging_folder
 
 logger = logging.getLogger(__name__)
 
-_DEATHS = 10  # of nodes or workers that one task survives; a task that kills its worker each time ends the build
-_HANDED_OUT = 2  # tasks per CPU, so that none waits for this process
+_DEATHS = 10  # deaths of nodes or workers that a task survives; one that always kills its worker fails the build
+_HANDED_OUT = 2  # tasks per CPU, so that no CPU waits for this process
 _STOP_SECONDS = 30
 
-_opened: tuple[bytes, Fetcher] | None = None  # in a worker of the cluster: the source that it last read
+_opened: tuple[bytes, Fetcher] | None = None  # in a cluster worker: the source that it last read
 
 
 def run_tasks_on_ray(
@@ -40,10 +40,10 @@ def run_tasks_on_ray(
 ) -> None:
     """Run all tasks, as `shards.pool.run_tasks` does; `advance` is called as shards are completed.
 
-    workers: tasks at a time; 0 for as many as the cluster has CPUs.
-    address: of the cluster; None for the one that RAY_ADDRESS names, "local" for one on this machine.
+    workers: tasks at a time; 0 for the number of CPUs in the cluster.
+    address: the cluster's address; None for RAY_ADDRESS, "local" for a cluster on this machine.
 
-    Raises the first error of a task, RuntimeError where Ray is not installed or the cluster cannot be reached.
+    Raises the first task error, and RuntimeError if Ray is not installed or the cluster cannot be reached.
     """
     ray = _import_ray()
     if not tasks:
@@ -61,14 +61,14 @@ def _run_all(
 ) -> None:
     settings = replace(settings, folder=settings.folder.absolute())
     slim = copy.copy(source)
-    slim.samples = ()  # each task brings its own
+    slim.samples = ()  # each task carries its own
     shared = ray.put(slim)
     remote = ray.remote(num_cpus=1, max_retries=_DEATHS, retry_exceptions=False)(_run_task)
     upcoming = iter(tasks)
     running: list[Any] = []
     try:
         while True:
-            # Asked each time: nodes come and go.
+            # Queried each time: nodes come and go.
             wanted = workers or max(1, int(ray.cluster_resources().get("CPU", 1))) * _HANDED_OUT
             for task in islice(upcoming, max(0, wanted - len(running))):
                 running.append(
@@ -79,7 +79,7 @@ def _run_all(
             [done], running = ray.wait(running)
             advance(*_result(ray, done))
     finally:
-        for task in running:  # another failed, or the user interrupted: they clean up, then end
+        for task in running:  # another task failed, or the user interrupted: they clean up, then stop
             ray.cancel(task, force=False)
         if running:
             ray.wait(running, num_returns=len(running), timeout=_STOP_SECONDS)
@@ -99,23 +99,23 @@ def _result(ray: Any, done: Any) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Job:
-    """What all tasks of a build share, beside the source itself, which a worker keeps open by its id."""
+    """What all tasks of a build share, except the source itself, which a worker keeps open by its id."""
 
     source_id: bytes
     settings: TaskSettings
-    working_folder: Path  # relative names in the source mean this one
+    working_folder: Path  # relative names in the source refer to it
     versions: dict[str, str]
 
 
 def _run_task(job: _Job, source: Source, task: ShardTask) -> tuple[int, int]:
-    """In a worker of the cluster: write one shard. Returns its samples and their bytes in the source."""
+    """In a cluster worker: write one shard. Returns its number of samples and their bytes in the source."""
     global _opened
     if (found := library_versions()) != job.versions:
         raise RuntimeError(f"a node has {found}, the build was started with {job.versions}; install the same versions")
     os.chdir(job.working_folder)
     settings = job.settings
     if settings.upload_to is not None:
-        settings = replace(settings, folder=staging_folder(settings.upload_to))  # this node's own
+        settings = replace(settings, folder=staging_folder(settings.upload_to))  # local to this node
         settings.folder.mkdir(parents=True, exist_ok=True)
     if _opened is None or _opened[0] != job.source_id:
         if _opened is not None:
@@ -141,7 +141,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> bool:
-    """Join the cluster; False where this process has joined one already."""
+    """Join the cluster; False if this process has already joined one."""
     if ray.is_initialized():
         return False
     try:

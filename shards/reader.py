@@ -1,6 +1,6 @@
-"""Reading a shard set: memory-mapped index and tars, nothing copied, nothing parsed a sample.
+"""Reading a shard set: memory-mapped index and tars; nothing is copied, and nothing is parsed per sample.
 
-Opening reads dataset.json, maps the index and compares sizes and counts; every fault names the file and what to do.
+Opening reads dataset.json, maps the index and compares sizes and counts; every error names the file and the remedy.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from shards.object_store import is_url
 if TYPE_CHECKING:
     from shards.local_copy import CacheOptions
 
-# Opening hashes index.npy and by_class.npy together up to this size (0.3 s; ~14 million samples). Above, only
-# `tools.verify_shards` does: at 10^8 samples reading 3 GB first would cost more than everything else at the start.
+# Opening hashes index.npy and by_class.npy up to this total size (0.3 s; ~14 million samples). Above it, only
+# `tools.verify_shards` does: at 10^8 samples reading 3 GB would cost more than the rest of the start-up.
 HASHED_INDEX_BYTES = 512 * 2**20
 
 
 class CorruptSampleError(OutsideError):
     """The bytes of a sample are not those that the build wrote.
 
-    shard: file name of its tar; sample: sample id; source: where the image came from originally.
+    shard: file name of its tar; sample: sample id; source: the image's original file.
     """
 
     def __init__(self, shard: str, sample: int, source: str, fault: str) -> None:
@@ -65,9 +65,9 @@ class CorruptSampleError(OutsideError):
 class ShardSet:
     """An opened shard set. Picklable: another process opens the same folder.
 
-    path: where it is, for messages: its folder, or a URL.
-    folder: the local files: the same folder, or the local copy of what lies in a store.
-    samples_ahead: of how many samples `will_read` is best told before they are read.
+    path: its location, for messages: its folder, or a URL.
+    folder: the local files: the same folder, or the local copy of a set in a store.
+    samples_ahead: how many samples ahead of reading `will_read` is best called.
     info: dataset.json.
     index: INDEX_DTYPE (N,), mapped read-only.
     class_starts: int64 (C + 1,); sample_ids_by_class: uint32 (N,), mapped. The samples of class c are
@@ -75,8 +75,8 @@ class ShardSet:
     checksum: hex, equal for sets whose training data are equal.
     """
 
-    _given_classes: tuple[str, ...] | None = None  # of `with_classes`
-    samples_ahead = 0  # the kernel's own advice works on a few batches, however small
+    _given_classes: tuple[str, ...] | None = None  # set by `with_classes`
+    samples_ahead = 0  # the kernel's read-ahead works well with a few batches of any size
 
     def __init__(self, path: Path | str) -> None:
         self.path: Path | str = Path(path)
@@ -93,20 +93,20 @@ class ShardSet:
     def open(cls, path: Path | str, cache: CacheOptions | None = None) -> ShardSet:
         """Open the set in folder `path`, or at a URL such as s3://bucket/imagenet-lt/train.
 
-        cache: where the local copy of a set in a store is kept, and how large it may become; not used for a folder.
+        cache: location and size limit of the local copy of a set in a store; not used for a folder.
 
-        Raises FileNotFoundError when it or one of its files is absent, and ValueError when sizes or counts are not
-        those of the build; for a URL also StoreError. Contents are not read: `check_sample` and `tools.verify_shards`
+        Raises FileNotFoundError if it or one of its files is missing, and ValueError if sizes or counts are not those
+        of the build; for a URL also StoreError. Contents are not read: `check_sample` and `tools.verify_shards`
         compare checksums.
         """
         if not is_url(path):
             return ShardSet(path)
-        from shards.remote_set import RemoteShardSet  # it builds on this module
+        from shards.remote_set import RemoteShardSet  # it imports this module
 
         return RemoteShardSet(str(path), cache)
 
     def _map_index(self) -> None:
-        """Map the arrays of `folder`, whose sizes are known to be right, and compare them with `info`."""
+        """Map the arrays in `folder`, whose sizes are already checked, and compare them with `info`."""
         self.checksum = content_checksum(self.info)
         self.index = map_index(self.folder, self.info)
         by_class, num_classes = map_by_class(self.folder, self.info), len(self.info.class_names)
@@ -117,9 +117,9 @@ class ShardSet:
             raise ValueError(f"{self.path}: {BY_CLASS_FILE} and dataset.json disagree on the class sizes; {_REBUILD}")
 
     def with_classes(self, names: Sequence[str], whose: str) -> ShardSet:
-        """This set under the class ids of `names`: labels, counts and names are those of `whose` set or network.
+        """This set with the class ids of `names`: labels, counts and names follow the set or network `whose`.
 
-        Its classes are found by name, in any order and Unicode form; it may lack some. Samples and their ids stay.
+        Classes are matched by name, in any order and Unicode form; the set may lack some. Sample ids do not change.
 
         Raises:
             ValueError: it has samples of a class that is not among `names`.
@@ -144,12 +144,12 @@ class ShardSet:
 
     @cached_property
     def images_checksum(self) -> str:
-        """Hex, equal for sets that hold the same images in the same classes, whatever the order of classes and samples,
-        the Unicode form of the names and the division into shards; two different sets with an equal one are as unlikely
-        as collisions of 64 bits.
+        """Hex, equal for sets with the same images in the same classes, independent of the order of classes and
+        samples, the Unicode form of names and the division into shards. Equal values for different sets are as
+        unlikely as a 64-bit collision.
         """
         record = self.index["size"].astype(np.uint64) << np.uint64(32) | self.index["crc32"].astype(np.uint64)
-        with np.errstate(over="ignore"):  # splitmix64's finaliser, so that sums of similar records differ
+        with np.errstate(over="ignore"):  # splitmix64's finaliser: sums of similar records differ
             record = (record ^ record >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
             record = (record ^ record >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
             sums = np.zeros(self.num_classes, np.uint64)
@@ -162,7 +162,7 @@ class ShardSet:
         return _reopened, (*self._opening(), self._given_classes)
 
     def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
-        """What another process opens this set with."""
+        """What another process needs to open this set."""
         return ShardSet, (self.path,)
 
     def __len__(self) -> int:
@@ -186,34 +186,34 @@ class ShardSet:
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """int64 (N,), copied from the index once: gathers from it are contiguous."""
+        """int64 (N,), copied once from the index, so gathers are contiguous."""
         return self.index["label"].astype(np.int64)
 
     def encoded(self, sample: int) -> np.ndarray:
         """The encoded image: uint8 (size,), a read-only view into the mapped tar.
 
-        Raises CorruptSampleError if the index points outside of the tar.
+        Raises CorruptSampleError if the index points outside the tar.
         """
         record = self.index[sample]
         shard, offset, size = int(record["shard"]), int(record["offset"]), int(record["size"])
         if shard >= len(self._tars) or offset + size > len(self._tars[shard]):
-            raise self._corrupt(sample, f"index.npy says {size} bytes at {offset}, which lie outside of the tar")
+            raise self._corrupt(sample, f"index.npy says {size} bytes at {offset}, which is outside the tar")
         return self._tars[shard][offset : offset + size]
 
     def check_sample(self, sample: int) -> None:
-        """Compare the bytes of a sample with the checksum of the build. Raises CorruptSampleError."""
+        """Compare a sample's bytes with the build's checksum. Raises CorruptSampleError."""
         found, expected = zlib.crc32(self.encoded(sample).data), int(self.index["crc32"][sample])
         if found != expected:
             raise self._corrupt(sample, f"crc32 {found:08x} found, {expected:08x} written")
 
     def will_read(self, sample_ids: np.ndarray) -> None:
-        """These samples are read soon: the kernel fetches their bytes together, in its own order.
+        """Announce that these samples will be read soon: the kernel fetches their bytes together, in its own order.
 
         sample_ids: int64 (n,).
         """
         records = self.index[sample_ids]
         for shard in np.unique(records["shard"]):
-            # Opened each time: a descriptor kept for every shard and stream would exceed the usual limit of 1024.
+            # Opened each time: keeping a descriptor per shard and stream would exceed the usual limit of 1024.
             descriptor = os.open(self.folder / self.info.shards[shard].file, os.O_RDONLY)
             try:
                 for record in records[records["shard"] == shard]:
@@ -222,17 +222,17 @@ class ShardSet:
                 os.close(descriptor)
 
     def will_read_all(self) -> None:
-        """All samples are read soon, in the order of the ids; the kernel notices that by itself."""
+        """Announce that all samples will be read in id order; the kernel detects sequential reads itself."""
 
     def expect(self, next_uses: Callable[[], np.ndarray] | None) -> None:
-        """By what to decide which samples a local copy with a limit keeps; None ends that. A folder needs no copy.
+        """Set how a local copy with a size limit decides which samples to keep; None resets it. No effect for a folder.
 
-        next_uses: gives uint32 (N,): the sooner a sample is read the smaller, the largest number where unknown. It is
-            called by other threads.
+        next_uses: returns uint32 (N,), smaller for samples read sooner, the largest value if unknown. Other threads
+            call it.
         """
 
     def source_of(self, sample: int) -> str:
-        """Where the image came from. Reads sources.txt up to that line: for messages, not for loops."""
+        """The image's original file. Reads sources.txt up to that line: for messages, not for loops."""
         return source_line(self.folder, sample)
 
     def _corrupt(self, sample: int, fault: str) -> CorruptSampleError:
@@ -275,7 +275,7 @@ def map_by_class(folder: Path, info: DatasetInfo) -> np.ndarray:
 
 
 def source_line(folder: Path, sample: int) -> str:
-    """The line of a sample in sources.txt; says so if there is none, because messages about damage call this."""
+    """A sample's line in sources.txt, or a text that it is missing, because error messages about damage use this."""
     try:
         with (folder / SOURCES_FILE).open(encoding="utf-8", errors="replace") as lines:
             return next(itertools.islice(lines, sample, None), f"not in {SOURCES_FILE}").rstrip("\n")
@@ -287,7 +287,7 @@ def _map_array(path: Path, dtype: np.dtype, length: int) -> np.ndarray:
     header = npy_header(dtype, length)
     with path.open("rb") as file:
         if file.read(len(header)) != header or path.stat().st_size != len(header) + length * dtype.itemsize:
-            raise ValueError(f"{path}: is no array of {length} × {dtype}; {_REBUILD}")
+            raise ValueError(f"{path}: is not an array of {length} × {dtype}; {_REBUILD}")
     if length == 0:  # nothing to map
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, "r", offset=len(header), shape=(length,))
@@ -302,5 +302,5 @@ def _map_tar(path: Path) -> np.ndarray:
         if error.errno != errno.EMFILE:
             raise
         raise OutsideError(
-            f"{path}: too many open files; raise the limit (ulimit -n) above the shards in use"
+            f"{path}: too many open files; raise the limit (ulimit -n) above the number of shards in use"
         ) from error

@@ -1,4 +1,4 @@
-"""A shard set in a store: index at once, images by ranged reads when they are planned, a local copy for ever after."""
+"""A shard set in a store: the index is downloaded at once, images by range requests as planned, and kept locally."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from shards.reader import HASHED_INDEX_BYTES, ShardSet, source_line
 logger = logging.getLogger(__name__)
 
 _IN_FLIGHT = 64  # requests that a process keeps open: at 50 ms each, 1,280 per second
-_LONGEST_READ = 2**20  # neighbours are fetched by one request up to this size
-_PIECE, _PIECES = 8 * 2**20, 16  # bytes of an index file by one request, and requests at a time
-_SAME_FAULT = 3  # so many equal wrong answers are no accident of the network: the object itself is wrong
+_LONGEST_READ = 2**20  # neighbours are fetched with one request up to this size
+_PIECE, _PIECES = 8 * 2**20, 16  # bytes of an index file per request, and requests at a time
+_SAME_FAULT = 3  # this many identical wrong responses are not a network error: the object itself is wrong
 
 
 class RemoteShardSet(ShardSet):
     """A shard set at a URL. Picklable: another process opens the same URL with the same cache.
 
-    bucket: where it is read; `bucket.traffic` counts. copy: what is kept of it on this machine.
+    bucket: where it is read; `bucket.traffic` has the statistics. copy: the part kept on this machine.
     """
 
     samples_ahead = 2048
@@ -46,46 +46,46 @@ class RemoteShardSet(ShardSet):
         self._fetch_index(text)
         self._map_index()
         self.copy = LocalCopy(self.folder, self.info, self.index, self._cache.limit_bytes)
-        # Whether the copy may have to be cut down: else nothing is noted, and the zeros take no memory.
+        # Whether the copy may have to be evicted: otherwise nothing is recorded, and the zeros take no memory.
         self._notes_reads = sum(shard.bytes for shard in self.info.shards) > self.copy.limit_bytes // 2
         self._reads = 0
         self._read_at = np.zeros(len(self), np.uint32)  # the number of a sample's last read; 0 before the first
         self._next_uses: Callable[[], np.ndarray] | None = None
         self._pending: dict[int, Future[None]] = {}
-        self._pending_lock = threading.RLock()  # a read may be done before its callback is set
+        self._pending_lock = threading.RLock()  # a read may finish before its callback is set
         self._failure: StoreError | None = None
 
     def _opening(self) -> tuple[type[ShardSet], tuple[object, ...]]:
         return RemoteShardSet, (self.bucket.url, self._cache, self.bucket.patience)
 
     def encoded(self, sample: int) -> np.ndarray:
-        """The encoded image: uint8 (size,), read-only, its checksum compared.
+        """The encoded image: uint8 (size,), read-only, with its checksum compared.
 
-        Raises StoreError when the store does not answer or the object was replaced, CorruptSampleError when the
-        object lastingly holds other bytes than the build wrote.
+        Raises StoreError if the store does not respond or the object was replaced, CorruptSampleError if the object
+        persistently holds bytes other than those the build wrote.
         """
         data = self.copy.read(sample)
         if data is None and not self.copy.full:
-            self.will_read(np.array([sample]))  # its neighbours too
+            self.will_read(np.array([sample]))  # also fetches its neighbours
             if (pending := self._pending.get(sample)) is not None:
-                pending.result()  # raises what went wrong
+                pending.result()  # raises any error
             data = self.copy.read(sample)
         if data is None:
             data = self._fetch_one(sample)
         if self._notes_reads:
-            self._reads += 1  # two threads may take the same number: it only orders
+            self._reads += 1  # two threads may get the same number: it is only used for ordering
             self._read_at[sample] = self._reads
         return np.frombuffer(data, np.uint8)
 
     def check_sample(self, sample: int) -> None:
-        """Fetch the sample if it is not here, and compare its checksum. Raises as `encoded` does."""
+        """Fetch the sample if it is not local, and compare its checksum. Raises as `encoded` does."""
         self.encoded(sample)
 
     def will_read(self, sample_ids: np.ndarray) -> None:
-        """Begin to fetch what is not here yet of these samples; returns at once."""
+        """Start fetching those of these samples that are not local yet; returns at once."""
         if self._notes_reads:
-            self._read_at[sample_ids] = 0  # whatever else is evicted, not these
-        with self._pending_lock:  # what is no longer pending is present, or was damaged
+            self._read_at[sample_ids] = 0  # never evict these
+        with self._pending_lock:  # anything no longer pending is present or damaged
             absent = np.unique(sample_ids[self.copy.present[sample_ids] == 0])
             for first, stop in self._stretches(s for s in absent.tolist() if s not in self._pending):
                 future = self._pool.submit(self._fetch, first, stop)
@@ -94,7 +94,7 @@ class RemoteShardSet(ShardSet):
                 future.add_done_callback(partial(self._done, samples))
 
     def will_read_all(self) -> None:
-        """Begin to fetch the whole set, where the cache has room for it."""
+        """Start fetching the whole set, if the cache has room for it."""
         if sum(shard.bytes for shard in self.info.shards) <= self.copy.limit_bytes:
             self.will_read(np.arange(len(self)))
 
@@ -102,19 +102,19 @@ class RemoteShardSet(ShardSet):
         self._next_uses = next_uses
 
     def source_of(self, sample: int) -> str:
-        """Where the image came from. Fetches sources.txt once."""
+        """The image's original file. Downloads sources.txt once."""
         file = self.info.files[2]
         try:
             if not (self.folder / SOURCES_FILE).is_file():
                 self._download(file)
-        except (StoreError, OSError) as error:  # a message about something worse asks
+        except (StoreError, OSError) as error:  # the caller is building a message about a worse error
             return f"unknown: {error}"
         return source_line(self.folder, sample)
 
     # ------------------------------------------------------------------ fetching
 
     def _stretches(self, samples: Iterable[int]) -> list[tuple[int, int]]:
-        """First and last + 1 of the neighbours to fetch by one request each, which contain these ascending ids."""
+        """Ranges (first, last + 1) of neighbours, one request each, that contain these ascending ids."""
         stretches: list[tuple[int, int]] = []
         for sample in samples:
             if stretches and sample < stretches[-1][1]:
@@ -142,17 +142,17 @@ class RemoteShardSet(ShardSet):
         return bool(one_shard) and end - start <= _LONGEST_READ
 
     def _extent(self, first: int, stop: int) -> tuple[int, int]:
-        """Where the bytes of these neighbours begin and end in their tar."""
+        """Start and end byte of these neighbours in their tar."""
         last = self.index[stop - 1]
         return int(self.index["offset"][first]), int(last["offset"]) + int(last["size"])
 
     def _fetch(self, first: int, stop: int) -> None:
-        """Fetch neighbours and keep them. One that comes wrong again and again stays absent: see `_fetch_one`."""
+        """Fetch neighbours and store them. A sample that repeatedly arrives wrong stays absent: see `_fetch_one`."""
         start, end = self._extent(first, stop)
         if self._failure is not None:
-            raise self._failure  # the run ends: not a minute of patience for each of thousands
+            raise self._failure  # the run is failing: do not wait a minute for each of thousands
         if not threading.main_thread().is_alive():
-            return  # the interpreter waits for this thread to end
+            return  # the interpreter is waiting for this thread to finish
         for _ in range(_SAME_FAULT):
             try:
                 data = self.bucket.read(self._shard_of(first), start, end)
@@ -163,12 +163,12 @@ class RemoteShardSet(ShardSet):
             if good.all():
                 self._keep(first, stop, data)
                 return
-            for sample in (first + np.flatnonzero(good)).tolist():  # wrong bytes must not cover right ones
+            for sample in (first + np.flatnonzero(good)).tolist():  # wrong bytes must not overwrite correct ones
                 at, end_of = self._extent(sample, sample + 1)
                 self._keep(sample, sample + 1, data[at - start : end_of - start])
 
     def _good(self, first: int, stop: int, data: bytes) -> np.ndarray:
-        """bool (samples,): whose checksums are right in the bytes from the first of these neighbours to the last."""
+        """bool (samples,): which of these neighbours have the right checksum in the bytes fetched for them."""
         records = self.index[first:stop]
         positions = (records["offset"] - records["offset"][0]).tolist()
         pieces = zip(positions, records["size"].tolist(), records["crc32"].tolist(), strict=True)
@@ -176,7 +176,7 @@ class RemoteShardSet(ShardSet):
         return np.array([zlib.crc32(view[at : at + size]) == crc32 for at, size, crc32 in pieces])
 
     def _fetch_one(self, sample: int) -> bytes:
-        """One sample, straight from the store, as often as it takes; also kept."""
+        """Fetch and store one sample directly from the store, with retries."""
         start, end = self._extent(sample, sample + 1)
         name, expected = self._shard_of(sample), int(self.index["crc32"][sample])
         faults: list[int] = []
@@ -194,7 +194,7 @@ class RemoteShardSet(ShardSet):
         where = f"{self.bucket.url_of(name)}, bytes {start} to {end} (sample {sample})"
         if self.bucket.changed(name):
             raise StoreError(f"{where}: the object was replaced while it was in use; restore it, then resume")
-        raise StoreError(f"{where}: {len(faults)} answers with wrong checksums, each another; the connection is faulty")
+        raise StoreError(f"{where}: {len(faults)} responses with different wrong checksums; the connection is faulty")
 
     def _keep(self, first: int, stop: int, data: bytes) -> None:
         self.copy.write(first, stop, data)
@@ -210,10 +210,10 @@ class RemoteShardSet(ShardSet):
         return shard_file(int(self.index["shard"][sample]))
 
     def _needed(self) -> np.ndarray:
-        """int64 (N,), larger where a sample is needed later: as expected, and where that is not known, by a rule.
+        """int64 (N,), larger for samples needed later: as expected, or by a rule where that is unknown.
 
-        The rule: an epoch shows each sample once, in training by a new order, in an evaluation by the same one. So what
-        was read longest ago, or not at all, comes back first. What was read just now is on its way to the decoder.
+        The rule: an epoch uses each sample once, in a new order when training, in the same order when evaluating. So
+        samples read longest ago, or never, are needed first. Samples just read are still on their way to the decoder.
         """
         read_at = self._read_at.astype(np.int64)
         by_rule = np.where(self._reads - read_at < self.samples_ahead, 0, read_at)
@@ -226,9 +226,9 @@ class RemoteShardSet(ShardSet):
     # ------------------------------------------------------------------- opening
 
     def _check_listing(self) -> None:
-        """Compare sizes before anything expensive begins, where the store can list.
+        """Compare sizes before anything expensive starts, if the store can list.
 
-        Nothing vouches for a listing: only one that says the same again counts.
+        A listing has no checksum, so an error counts only if a second listing confirms it.
         """
         if not self.bucket.lists:
             return
@@ -252,7 +252,7 @@ class RemoteShardSet(ShardSet):
 
     def _fetch_index(self, dataset_json: bytes) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        with alone_in(self.folder):  # of many ranks one downloads
+        with alone_in(self.folder):  # only one of the ranks downloads
             for file in self.info.files[:2]:
                 if not self._has(file):
                     self._download(file)
@@ -265,7 +265,7 @@ class RemoteShardSet(ShardSet):
         return file.bytes > HASHED_INDEX_BYTES or hash_file(path) == file.sha256
 
     def _download(self, file: FileInfo) -> None:
-        """A file of the set into the local copy, its sha256 compared."""
+        """Download a file of the set into the local copy and compare its sha256."""
         path = self.folder / file.file
         faults: list[str] = []
         while len(faults) < self.bucket.patience.attempts and (not faults or faults.count(faults[-1]) < _SAME_FAULT):
@@ -289,7 +289,7 @@ class RemoteShardSet(ShardSet):
 
 
 def _read_twice(bucket: Bucket, name: str) -> bytes:
-    """A small object that nothing else vouches for, read until two answers agree."""
+    """A small object without a checksum, read until two responses agree."""
     answers: list[bytes] = []
     for _ in range(_SAME_FAULT + 1):
         try:
@@ -302,7 +302,7 @@ def _read_twice(bucket: Bucket, name: str) -> bytes:
         if answer in answers:
             return answer
         answers.append(answer)
-    raise StoreError(f"{bucket.url_of(name)}: {len(answers)} answers, each another; the connection is faulty")
+    raise StoreError(f"{bucket.url_of(name)}: {len(answers)} responses, all different; the connection is faulty")
 
 
 def _decoded(text: bytes, bucket: Bucket) -> str:

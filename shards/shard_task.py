@@ -1,7 +1,7 @@
-"""One shard of a build: fetch, check and write its samples, and record the result beside it.
+"""One shard of a build: fetch, check and write its samples, and record the result next to it.
 
-Shard tasks are independent of each other; who runs them is the executor's business (`shards.pool`). The record,
-000042.part.json, is written after the shard has its final name: a task whose record exists is done.
+Shard tasks are independent of each other and run by an executor (`shards.pool`). The record, 000042.part.json, is
+written after the shard has its final name: a task whose record exists is done.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from shards.writer import ShardWriter
 
 OnBad = Literal["fail", "skip", "repair"]
 
-# Samples whose reading begins ahead of time: enough to hide the latency of a disk behind checking and hashing.
+# Samples to read ahead: enough to hide a disk's latency behind checking and hashing.
 _AHEAD = 16
-_NAMED_BAD_IMAGES = 20  # of a shard, in the message of a build that fails for them
+_NAMED_BAD_IMAGES = 20  # maximum number named in the message of a failed build
 
 
 @dataclass(frozen=True)
 class ShardTask:
     """The samples of one shard, in order.
 
-    shard: its number; first_position: of its first sample in the shuffled order.
+    shard: its number; first_position: position of its first sample in the shuffled order.
     """
 
     shard: int
@@ -46,7 +46,7 @@ class ShardTask:
 class TaskSettings:
     """What all tasks of a build share.
 
-    folder: where shards are written. upload_to: the URL that they move to once they are complete.
+    folder: where shards are written. upload_to: the URL that complete shards move to.
     """
 
     folder: Path
@@ -57,12 +57,12 @@ class TaskSettings:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What a finished task leaves for the end of the build.
+    """The result of a finished task, used at the end of the build.
 
     info: the shard's entry of dataset.json; records: INDEX_DTYPE (samples,).
     skipped: positions (in the shuffled order) of the samples left out.
-    bad: one entry a bad image: position, source, label, action ("skipped" or "repaired"), reason.
-    counts: what the check found, summed over the shard.
+    bad: one entry per bad image: position, source, label, action ("skipped" or "repaired"), reason.
+    counts: results of the check, summed over the shard.
     """
 
     info: ShardInfo
@@ -90,23 +90,23 @@ class ShardResult:
 
     @classmethod
     def read_record(cls, folder: Path, shard: int) -> ShardResult:
-        """What a task wrote of its shard, wherever the shard itself is."""
+        """A task's record of its shard, no matter where the shard itself is."""
         path = part_path(folder, shard_file(shard))
         try:
             record = json.loads(path.read_bytes())
             records = np.array([tuple(row) for row in record.pop("records")], INDEX_DTYPE)
             return cls(info=ShardInfo(**record.pop("info")), records=records, **record)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-            raise ValueError(f"{path}: damaged ({error}); delete it, and its shard is built again") from error
+            raise ValueError(f"{path}: damaged ({error}); delete it, and its shard will be built again") from error
 
 
 def part_path(folder: Path, tar_name: str) -> Path:
-    """Where the result of a shard task is kept until the end of the build."""
+    """The file that keeps a shard task's result until the end of the build."""
     return folder / f"{PurePosixPath(tar_name).stem}.part.json"
 
 
 def mark_as_uploaded(folder: Path, shard: int) -> None:
-    """Say that a shard whose record is in `folder` is complete in the store."""
+    """Mark a shard whose record is in `folder` as complete in the store."""
     _uploaded_mark(folder, shard).touch()
 
 
@@ -119,7 +119,7 @@ def run_shard_task(
 ) -> None:
     """Write the shard and its record. `advance(samples, bytes)` is called after each sample.
 
-    Raises ValueError naming the shard's bad images with on_bad "fail", and OSError of reading or writing.
+    With on_bad "fail", raises ValueError naming the shard's bad images; OSError from reading or writing.
     """
     skipped: list[int] = []
     bad: list[dict[str, JSON]] = []
@@ -146,18 +146,18 @@ def run_shard_task(
                 counts.update((image.stored_format, *image.notes))
                 counts["misnamed"] += is_misnamed(ref.name, image.stored_format)
             advance(1, len(data))
-        if bad and settings.on_bad == "fail":  # after the others of this shard: one try names them all
+        if bad and settings.on_bad == "fail":  # only after the whole shard: one attempt names them all
             raise ValueError(_refusal(bad))
         info, records = writer.finish()
     ShardResult(info, records, skipped, bad, dict(+counts)).write(settings.folder)
     if settings.upload_to is not None:
-        from shards.store_upload import upload_shard  # it builds on this module
+        from shards.store_upload import upload_shard  # it imports this module
 
         upload_shard(settings.upload_to, settings.folder, task.shard)
 
 
 def _announced(samples: Sequence[SampleRef], fetcher: Fetcher) -> Iterator[SampleRef]:
-    """The samples in order; the fetcher hears of each `_AHEAD` samples before."""
+    """The samples in order, each announced to the fetcher `_AHEAD` samples earlier."""
     for ref in samples[:_AHEAD]:
         fetcher.will_fetch(ref)
     for ref, later in zip_longest(samples, samples[_AHEAD:]):
@@ -167,7 +167,7 @@ def _announced(samples: Sequence[SampleRef], fetcher: Fetcher) -> Iterator[Sampl
 
 
 def _fetched(fetcher: Fetcher, ref: SampleRef) -> bytes:
-    """The bytes. What ails one file makes a bad image of it; a failing disk or network raises OSError."""
+    """The bytes. A problem with one file makes it a bad image; a failing disk or network raises OSError."""
     try:
         return fetcher.fetch(ref)
     except ValueError as error:
@@ -177,7 +177,7 @@ def _fetched(fetcher: Fetcher, ref: SampleRef) -> bytes:
 
 
 def _repaired(data: bytes, policy: ImagePolicy) -> CheckedImage | None:
-    """The repaired image, or None where nothing can be kept."""
+    """The repaired image, or None if nothing can be kept."""
     try:
         return repair_image(data, policy)
     except BadImageError:
@@ -189,6 +189,6 @@ def _refusal(bad: list[dict[str, JSON]]) -> str:
     few = "that file" if len(bad) == 1 else "these files"
     more = " (there may be more)" if len(bad) == _NAMED_BAD_IMAGES else ""
     return (
-        f"{named}{more}; replace {few}, or go on with --on-bad skip (leave out what is bad) or "
+        f"{named}{more}; replace {few}, or continue with --on-bad skip (leave out bad images) or "
         "--on-bad repair (keep what can be read)"
     )

@@ -1,7 +1,7 @@
-"""What the builder needs to know of a data set's original files: which samples exist, and how to fetch their bytes.
+"""What the builder needs to know about a data set's original files: the samples, and how to fetch their bytes.
 
-The readers that fulfil this contract live in `tools.sources`. A source never decodes, shuffles or writes: the builder
-(`shards.build`) does that for all sources alike.
+The readers that implement this interface are in `tools.sources`. A source never decodes, shuffles or writes: the
+builder (`shards.build`) does that in the same way for all sources.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ JSON = Any  # None, bool, int, float, str, list or dict of these
 
 
 class SampleRef(NamedTuple):
-    """One sample that a source offers. A tuple: a million of them are pickled for the workers.
+    """One sample of a source. A tuple, because a million of them are pickled for the workers.
 
-    name: where it came from, e.g. "train/n01440764/n01440764_762.JPEG"; written to sources.txt and into errors, never
-        used as a path. Relative and free of machine paths, so that two machines build the same bytes.
+    name: its original file, e.g. "train/n01440764/n01440764_762.JPEG"; written to sources.txt and into errors, never
+        used as a path. Relative and without machine-specific paths, so two machines build the same bytes.
     label: class id, 0 .. len(class_names) - 1.
-    location: where the source's own fetcher finds the bytes: a path, a row, or (offset, size, …). Picklable.
+    location: where the source's fetcher finds the bytes: a path, a row, or (offset, size, …). Picklable.
     """
 
     name: str
@@ -27,8 +27,8 @@ class SampleRef(NamedTuple):
 
 
 class Fetcher(Protocol):
-    """The opened source. Opened once in each worker process, used by one thread, closed or dropped with
-    its process.
+    """An opened source. Opened once per worker process and used by one thread; closed, or dropped when the process
+    exits.
     """
 
     def fetch(self, ref: SampleRef) -> bytes:
@@ -36,29 +36,29 @@ class Fetcher(Protocol):
         ...
 
     def will_fetch(self, ref: SampleRef) -> None:
-        """`ref` is fetched a little later: a disk or a network file system may begin to read it. May do nothing, and
-        never fails: that is left to `fetch`.
+        """Announce that `ref` will be fetched soon, so a disk or network file system can start reading. May do nothing,
+        and never fails: errors are left to `fetch`.
         """
         ...
 
     def close(self) -> None:
-        """Close files. No fetch follows."""
+        """Close files. `fetch` is not called afterwards."""
         ...
 
 
 class Source(Protocol):
-    """A data set as its authors distribute it. Picklable; the attributes are plain ones, as declared here: every worker
-    process gets a copy whose `samples` is an empty tuple (each shard task carries its own samples) and opens that.
+    """A data set as its authors distribute it. Picklable, with plain attributes as declared here: every worker process
+    gets and opens a copy whose `samples` is an empty tuple (each shard task carries its own samples).
 
-    name: of the data set, e.g. "imagenet-lt".
+    name: name of the data set, e.g. "imagenet-lt".
     split: "train", "val" or "test".
-    class_names: one a class; C = len(class_names).
+    class_names: one per class; C = len(class_names).
     samples: in the source's own order (the builder shuffles); the same on every machine.
-    options: everything that decides the content (lists, ratios, seeds), without machine paths. A build is resumed only
-        with equal options.
-    inputs: the files read: file name → {"bytes": …, "mtime_ns": …}. A file that changed between a build and its
-        resumption is noticed by these.
-    left_out: files that lie with the images and are no samples: name → reason. Listed in the set.
+    options: everything that determines the content (lists, ratios, seeds), without machine-specific paths. A build
+        resumes only with equal options.
+    inputs: the files read: file name → {"bytes": …, "mtime_ns": …}. They reveal a file that changed between a build
+        and its resumption.
+    left_out: files next to the images that are not samples: name → reason. Listed in the set.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Source(Protocol):
     left_out: dict[str, str]
 
     def estimated_bytes(self) -> int | None:
-        """Sum of the encoded sizes of `samples`, or None where only reading everything would tell."""
+        """Sum of the encoded sizes of `samples`, or None if only reading everything would tell."""
         ...
 
     def open(self) -> Fetcher:
@@ -78,7 +78,7 @@ class Source(Protocol):
         ...
 
     def close(self) -> None:
-        """Remove scratch files (a spooled archive). Called once, by the parent, after a complete build only: a killed
-        build finds them again.
+        """Remove scratch files (a spooled archive). Called once, by the parent, only after a complete build: the next
+        run of a killed build reuses them.
         """
         ...

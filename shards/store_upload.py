@@ -1,8 +1,8 @@
-"""A build whose set goes into a store: shards are written in a local folder, and leave it when they are complete.
+"""Building into a store: shards are written to a local folder and moved to the store once complete.
 
-Objects appear in this order: build.json; of each shard the tar, its .idx, then its .part.json, which marks it as done;
-the files of the whole set; dataset.json, which marks the set as complete. Then the marks of the build are deleted. A
-build that continues, on any machine, asks the store what is done: its local folder holds nothing that it needs.
+Objects appear in this order: build.json; for each shard the tar, its .idx, then its .part.json, which marks it as done;
+the files of the whole set; dataset.json, which marks the set as complete. Then the build's own files are deleted. A
+build that continues, on any machine, checks the store for what is done and needs nothing from its local folder.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _AT_A_TIME = 32
 
 
 def staging_folder(url: str) -> Path:
-    """Where this machine writes the shards of a build for this URL before they are uploaded."""
+    """The folder where this machine writes the shards of a build for this URL before uploading them."""
     return copy_folder(CacheOptions(), url, b"build")
 
 
@@ -47,9 +47,9 @@ class StoreUpload:
         self._bucket = Bucket(url)
 
     def fetch_state(self, folder: Path) -> None:
-        """Make `folder` hold what the store has of this build or of the complete set, and nothing else.
+        """Make `folder` hold exactly what the store has of this build or the complete set.
 
-        Raises ValueError where the URL holds objects that no build of ours wrote.
+        Raises ValueError if the URL holds objects that were not written by a build.
         """
         there = self._bucket.listing()
         self._refuse_strangers(there)
@@ -62,7 +62,7 @@ class StoreUpload:
             self.fetch_parts(folder)
 
     def fetch_parts(self, folder: Path) -> None:
-        """Bring the records of the finished shards into `folder`, where they are not there yet."""
+        """Download the records of finished shards that are missing in `folder`."""
         there = self._bucket.listing()
         parts = [match for match in map(_PART.fullmatch, there) if match and not (folder / match[0]).is_file()]
         self._fetch(folder, [match[0] for match in parts])
@@ -71,7 +71,7 @@ class StoreUpload:
 
     @contextmanager
     def naming(self, folder: Path) -> Iterator[None]:
-        """Errors inside name the URL, not the folder that the build passes through."""
+        """Make errors inside the block name the URL, not the local folder."""
         try:
             yield
         except (ValueError, RuntimeError) as error:
@@ -80,11 +80,11 @@ class StoreUpload:
             raise type(error)(str(error).replace(str(folder), self.url)) from error
 
     def claim(self, folder: Path) -> None:
-        """Say in the store what is being built."""
+        """Record in the store what is being built."""
         self._bucket.write(RECORD_FILE, folder / RECORD_FILE)
 
     def finish(self, folder: Path) -> None:
-        """Upload the files of the whole set, dataset.json last, then delete what only the build needed."""
+        """Upload the files of the whole set, dataset.json last, then delete the files that only the build needed."""
         there = self._bucket.listing()
         if DATASET_FILE not in there:
             for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE, BAD_FILE, LEFT_OUT_FILE, DATASET_FILE):
@@ -101,7 +101,7 @@ class StoreUpload:
             list(pool.map(fetch, names))
 
     def _confirm(self, folder: Path, shard: int, there: Mapping[str, ObjectInfo]) -> None:
-        """Mark a shard as uploaded where its objects are there in full; else its record does not count."""
+        """Mark a shard as uploaded if all its objects are complete; otherwise its record does not count."""
         result = ShardResult.read_record(folder, shard)
         tar = there.get(result.info.file)
         if tar is not None and tar.bytes == result.info.bytes and shard_index_file(shard) in there:
@@ -114,7 +114,7 @@ class StoreUpload:
         strangers = sorted(name for name in there if not (ours and _OURS.fullmatch(name)))
         if not ours and strangers:
             raise ValueError(
-                f"{self.url}: holds {len(strangers)} objects that no build of ours wrote "
+                f"{self.url}: holds {len(strangers)} objects that were not written by a build "
                 f"({', '.join(strangers[:3])}, …); choose an empty --out URL"
             )
 
@@ -122,7 +122,7 @@ class StoreUpload:
 def upload_shard(url: str, folder: Path, shard: int) -> None:
     """Move a finished shard and its record from `folder` into the store."""
     bucket, result = Bucket(url), ShardResult.read_record(folder, shard)
-    # In this order: the record says that the rest is there.
+    # In this order: the record marks the rest as complete.
     files = (folder / result.info.file, folder / shard_index_file(shard), part_path(folder, result.info.file))
     for path in files:
         bucket.write(path.name, path)

@@ -1,4 +1,4 @@
-"""Checking a whole shard set against itself: every byte by checksum, every sample by tar, index and .idx."""
+"""Checking a whole shard set for consistency: every byte by checksum, every sample by tar, index and .idx."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from shards.object_store import Bucket, is_url
 from shards.reader import map_by_class, map_index, source_line
 from shards.writer import dali_index, dali_index_line
 
-_MAX_FAULTS_PER_SHARD = 10  # a damaged tar would name all of its samples
+_MAX_FAULTS_PER_SHARD = 10  # otherwise a damaged tar would name all of its samples
 
 
 def verify_shards(location: Path | str) -> Iterator[str]:
-    """Yield one line for each fault of the set in a folder or at a URL; none when it is as it was built.
+    """Yield one line per fault of the set in a folder or at a URL; none if it is as it was built.
 
-    Goes from what everything relies on to single samples, reads each tar twice, and never raises for a damaged set.
-    Of a set in a store, one tar at a time is downloaded into a temporary folder. Raises StoreError when the store does
-    not answer.
+    Checks the shared files first, then single samples, reads each tar twice, and never raises for a damaged set. For a
+    set in a store, one tar at a time is downloaded into a temporary folder. Raises StoreError if the store does not
+    respond.
     """
     if not is_url(location):
         yield from _verify(_Folder(Path(location)))
@@ -47,19 +47,19 @@ def verify_shards(location: Path | str) -> Iterator[str]:
 
 
 class _Folder:
-    """The files of a set where they are."""
+    """The files of a local set."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     @contextmanager
     def holding(self, *names: str) -> Iterator[None]:
-        """Inside, these files are in `folder`, if the set has them at all."""
+        """Inside the block these files are in `folder`, if the set has them at all."""
         yield
 
 
 class _Download(_Folder):
-    """The files of a set, each there while it is looked at."""
+    """The files of a remote set, each downloaded while it is checked."""
 
     def __init__(self, folder: Path, bucket: Bucket) -> None:
         super().__init__(folder)
@@ -141,9 +141,9 @@ def _shard_faults(tar: Path, idx: Path, records: np.ndarray, first_sample: int) 
             if fault:
                 sample = first_sample + number
                 yield f"{tar}: sample {sample} ({image.name}, {source_line(tar.parent, sample)}): {fault}"
-    # tarfile raises the last three for headers that are nonsense
+    # tarfile raises the last three for nonsensical headers
     except (tarfile.TarError, OSError, EOFError, ValueError, OverflowError) as error:
-        yield f"{tar}: not readable as a tar behind {len(lines)} samples: {error}"
+        yield f"{tar}: not readable as a tar after {len(lines)} samples: {error}"
         return
     if len(lines) != len(records):
         yield f"{tar}: {len(lines)} samples found, {len(records)} in the index"
@@ -178,5 +178,5 @@ def _members(tar: Path) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarInfo, byte
 def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(member)
     if file is None:
-        raise tarfile.ReadError(f"{member.name} is no regular file")
+        raise tarfile.ReadError(f"{member.name} is not a regular file")
     return file.read()

@@ -1,7 +1,7 @@
 """Writing one shard: a plain USTAR tar and its DALI index, complete or absent.
 
-The tar holds two members a sample, the image and its label, with fixed metadata, so that equal samples make equal
-bytes. Everything is written once, in one system call per sample, and hashed on the way.
+The tar holds two members per sample, the image and its label, with fixed metadata, so equal samples give equal bytes.
+Everything is written once, with one system call per sample, and hashed on the way.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _MAX_MEMBER_BYTES = 2**32 - 1  # u4 in the index
 _MAX_NAME_BYTES, _MAX_USTAR_BYTES = 100, 8**11 - 1
 _DALI_INDEX_VERSION = "v1.2"
 _END_OF_ARCHIVE = bytes(2 * TAR_BLOCK)
-# After so many bytes the disk begins with them, while this process hashes on. Left to the fsync at the end, workers
-# would all wait for the disk, as their shards end at about the same time: a third of the time of a build.
+# After this many bytes the disk starts writing while this process continues hashing. With only an fsync at the end, all
+# workers would wait for the disk, because their shards finish at about the same time: a third of a build's time.
 _WRITE_BACK_BYTES = 8 * 2**20
 
 
-# A header's fields before and behind those of a member: mode 0644, owner and group 0; time 0; an empty link, "ustar".
+# The constant fields around a member's own: mode 0644, owner and group 0; time 0; an empty link, "ustar".
 _OWNER_FIELDS = b"0000644\x000000000\x000000000\x00"
 _TIME_FIELD = b"00000000000\x00"
 _LAST_FIELDS = (bytes(100) + b"ustar\x0000").ljust(TAR_BLOCK - 157, b"\x00")
-# What all headers add to their checksum, in which the eight bytes of the checksum itself count as spaces.
+# The constant part of the checksum, in which the checksum's own eight bytes count as spaces.
 _COMMON_SUM = sum(_OWNER_FIELDS + b"\x00" + _TIME_FIELD + b" " * 8 + b"0" + _LAST_FIELDS)
 
 
@@ -46,7 +46,7 @@ def tar_header(name: str, size: int) -> bytes:
             f"tar member {name!r} of {size} bytes; a USTAR header holds {_MAX_NAME_BYTES} characters and 8 GiB - 1 byte"
         )
     name_field, size_field = name.encode("ascii").ljust(_MAX_NAME_BYTES, b"\x00"), b"%011o" % size
-    # Summing what differs only: a fifth of the time of summing 512 bytes, and a shard has two headers a sample.
+    # Sums only what differs: a fifth of the time of summing 512 bytes, and a shard has two headers per sample.
     checksum = _COMMON_SUM + sum(name_field) + sum(size_field)
     return b"%b%b%b\x00%b%06o\x00 0%b" % (name_field, _OWNER_FIELDS, size_field, _TIME_FIELD, checksum, _LAST_FIELDS)
 
@@ -63,16 +63,16 @@ def dali_index_line(image_name: str, image_at: int, image_bytes: int, label_at: 
 
 
 def dali_index(lines: list[str]) -> bytes:
-    """DALI's webdataset index of a shard, as its wds2idx makes it. (DALI refuses one without samples, so a shard whose
-    every image was skipped has to be left out of the paths that its reader gets.)
+    """DALI's webdataset index of a shard, as written by wds2idx. (DALI refuses an index without samples, so do not pass
+    it a shard whose images were all skipped.)
     """
     return f"{_DALI_INDEX_VERSION} {len(lines)}\n{''.join(lines)}".encode("ascii")
 
 
 class ShardWriter:
-    """Write one shard of a set; use as a context manager, call `add` per sample, then `finish`.
+    """Writes one shard of a set; use as a context manager, call `add` per sample, then `finish`.
 
-    Until `finish` the tar has a temporary name; leaving the context without it removes that file.
+    Until `finish` the tar has a temporary name; leaving the context without calling it removes that file.
     """
 
     def __init__(self, folder: Path, shard: int) -> None:
@@ -99,7 +99,7 @@ class ShardWriter:
     def add(self, position: int, data: bytes, extension: str, label: int, width: int, height: int) -> None:
         """Append a sample.
 
-        position: of the sample in the shuffled order; its key.
+        position: the sample's position in the shuffled order, which gives its key.
         data: the encoded image; extension: "jpg" or "png"; width, height: in pixels, at most 65535.
         """
         if len(data) > _MAX_MEMBER_BYTES:
@@ -114,7 +114,7 @@ class ShardWriter:
         self._index_lines.append(dali_index_line(image_name, image_at, len(data), label_at, len(text)))
 
     def finish(self) -> tuple[ShardInfo, np.ndarray]:
-        """End the archive and give both files their final names, durably.
+        """Complete the archive and give both files their final names, durably.
 
         Returns the shard's entry of dataset.json and its records, INDEX_DTYPE (samples,).
         """

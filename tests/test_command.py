@@ -13,13 +13,14 @@ from longtail.cli import COMMANDS, main
 from tests.helpers.runs import ROOT
 from train import early, help_text
 from train.cautions import network_cautions
-from train.methods import find_method, method_names
+from train.methods.presets import METHOD_PRESETS
+from train.methods.registry import find_method, method_names
 from train.models.backbone_views import BACKBONE_PRESETS
 from train.option_sources import method_options, part_names, run_options, whole_methods
 from train.options import _SECTIONS, RunOptions
 
 MISTAKES = (
-    (["--method.los", "bs"], "--method.los is no option; did you mean --method.loss"),
+    (["--method.los", "bs"], "--method.los is not an option; did you mean --method.loss"),
     (["--learning-rate", "0.1"], "did you mean --optimizer.lr?"),
     (["--batch-size", "many"], "--batch_size is 'many', expected a whole number"),
     (["--mixed-precision", "fp8"], "expected one of no, bf16"),
@@ -71,10 +72,10 @@ def test_options_read_from_the_sources_are_those_of_the_classes() -> None:
         if name in whole_methods():
             assert real == set(method_options(whole=name))
         else:
-            preset = early.presets().METHOD_PRESETS[name]
+            preset = METHOD_PRESETS[name]
             parts = {kind: getattr(preset, kind) for kind in ("mixing", "objective", "stage")}
             assert real == set(method_options(parts)), name
-    assert sorted({*early.presets().METHOD_PRESETS, *whole_methods()}) == method_names()
+    assert sorted({*METHOD_PRESETS, *whole_methods()}) == method_names()
 
 
 def test_the_help_has_every_option_once_and_common_ones_first() -> None:

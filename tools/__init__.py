@@ -1,1 +1,1 @@
-"""The commands that people run, one thin file each."""
+"""The command-line tools, one thin file each."""

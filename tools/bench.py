@@ -1,4 +1,4 @@
-"""Measure how fast this project is on this machine, against what one would otherwise use.
+"""Measure how fast this project is on this machine, compared with the usual alternatives.
 
 python -m tools.bench all --quick --out benchmarks/results
 """
@@ -22,20 +22,20 @@ if TYPE_CHECKING:
 
 SUBJECTS = {
     "build": "shards from files, against copying, tar and webdataset",
-    "feed": "what planning and feeding cost without decoding; class-weighted draws up to 10^8 samples",
+    "feed": "the cost of planning and feeding without decoding; class-weighted draws from up to 10^8 samples",
     "loader": "whole loaders: this one, DataLoader, torchvision v2, webdataset, DALI's reader, FFCV if installed",
-    "scaled": "decoding photographs at a fraction of their size, against whole ones",
+    "scaled": "decoding photographs at a fraction of their size, against full size",
     "paste": "pasting and normalising a batch, against separate operations and a plain copy",
-    "step": "the training step: Accelerate's loop against a bare one, precisions, layouts, compilation",
-    "train": "training from shards, against resident data and the official program's structure",
+    "step": "the training step: Accelerate's loop against a bare loop, precisions, layouts, compilation",
+    "train": "training from shards, against resident data and the structure of the official code",
     "evaluate": "evaluation, against a DataLoader with PIL",
     "startup": "from the command to the first step, by part",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmarks. Returns the exit code; errors of the input are one line on standard error."""
-    # Imported here: workers that build shards import this module again, and should not wait for torch.
+    """Run the benchmarks. Returns the exit code; input errors are one line on standard error."""
+    # Imported here: workers that build shards import this module again and should not wait for torch.
     import torch
 
     from tools.benchmarks.material import FULL, QUICK, TOY, Bench
@@ -69,7 +69,7 @@ def _measure(subject: str, bench: "Bench", out: Path | None, command: str) -> No
 
 
 def _succeeds(subject: str, bench: "Bench", out: Path | None, command: str) -> bool:
-    """Whether it could be measured: whatever ends one subject, the others shall not be lost with it."""
+    """Whether it could be measured: if one subject fails, the others are still measured."""
     try:
         _measure(subject, bench, out, command)
     except Exception:
@@ -82,12 +82,12 @@ def _parser() -> argparse.ArgumentParser:
     listed = "\n".join(f"  {name:9} {text}" for name, text in SUBJECTS.items())
     parser = argparse.ArgumentParser(
         prog="python -m tools.bench",
-        description=f"{__doc__}\nsubjects:\n{listed}\n  {'all':9} everything that this machine allows",
+        description=f"{__doc__}\nsubjects:\n{listed}\n  {'all':9} everything that this machine supports",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("subject", choices=[*SUBJECTS, "all"], metavar="SUBJECT")
     parser.add_argument("--quick", action="store_true", help="fewer images, batches and rounds: minutes on two cores")
-    parser.add_argument("--toy", action="store_true", help="a size that measures nothing: does it run at all?")
+    parser.add_argument("--toy", action="store_true", help="too small to measure anything: only checks that it runs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write DIR/SUBJECT.json")
     parser.add_argument("--images", type=Path, metavar="DIR", help="JPEGs to measure on (default: generated ones)")
     parser.add_argument(
@@ -96,10 +96,10 @@ def _parser() -> argparse.ArgumentParser:
         nargs=2,
         default=(500, 375),
         metavar=("WIDTH", "HEIGHT"),
-        help="of generated images, about (default: 500 375; iNaturalist 2018 has 800 600)",
+        help="approximate size of generated images (default: 500 375; iNaturalist 2018 has 800 600)",
     )
     parser.add_argument(
-        "--scratch", type=Path, metavar="DIR", help="where to put temporary data: 4 GB, without --quick 16 GB"
+        "--scratch", type=Path, metavar="DIR", help="folder for temporary data: 4 GB, or 16 GB without --quick"
     )
     return parser
 

@@ -1,6 +1,6 @@
 """Build WebDataset shards from a data set's original files: python -m tools.build_shards SOURCE … --out DIR.
 
-Interrupted builds continue when the same command is run again.
+To continue an interrupted build, run the same command again.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tools.sources.spool import scratch_left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Build what the command line asks for. Returns the exit status; errors are one line on standard error."""
+    """Run the build on the command line. Returns the exit status; errors are one line on standard error."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     namespace = _parser().parse_args(arguments)
     out = namespace.out
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _build(namespace: argparse.Namespace) -> int:
     if not is_url(namespace.out) and namespace.out.exists() and not namespace.out.is_dir():
-        raise UsageError(f"--out {namespace.out} is a file; give the folder that the shards are to be in")
+        raise UsageError(f"--out {namespace.out} is a file; give a folder for the shards")
     build(namespace)
     return 0
 
@@ -52,14 +52,14 @@ def _say_what_is_left(out: Path | str) -> None:
     for spool in [] if is_url(out) else scratch_left(Path(out)):
         size = f"{spool.stat().st_size / 1e9:.1f} GB"
         print(
-            f"kept for the next run of this command: the unpacked archive {spool} ({size}); delete its folder if there "
-            "is none",
+            f"kept for the next run of this command: the unpacked archive {spool} ({size}); if you do not plan one, "
+            "delete its folder",
             file=sys.stderr,
         )
 
 
 def build(namespace: argparse.Namespace) -> list[str]:
-    """Build what parsed options ask for; returns the folders or URLs of the sets, that of --out first."""
+    """Run the build that the parsed options describe; returns the folders or URLs of the sets, --out first."""
     try:
         options = _build_options(namespace)
     except ValueError as error:
@@ -67,7 +67,7 @@ def build(namespace: argparse.Namespace) -> list[str]:
     workers, run = _executor(namespace)
     target = namespace.out
     if is_url(target):
-        namespace.out = staging_folder(target)  # beside which sources unpack what they have to
+        namespace.out = staging_folder(target)  # sources unpack archives next to it
     sources = SOURCES[namespace.source].from_args(namespace)
     for suffix, source in sources.items():
         place = f"{target}{suffix}"
@@ -76,7 +76,7 @@ def build(namespace: argparse.Namespace) -> list[str]:
         with _ProgressBar() as progress:
             info = build_shard_set(source, folder, options, workers, progress, store, run)
         tell(_summary(place, info))
-    for source in sources.values():  # after all: they may share one spooled archive
+    for source in sources.values():  # only now: they may share one spooled archive
         source.close()
     return [f"{target}{suffix}" for suffix in sources]
 
@@ -99,30 +99,43 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     defaults, policy = BuildOptions(), ImagePolicy()
     add = parser.add_argument_group("build").add_argument
     add("--out", type=_out, required=True, metavar="DIR|URL", help="folder of the shard set, or s3://bucket/…")
-    add("--executor", choices=("pool", "ray"), default="pool", help="processes of this machine, or a Ray cluster")
-    add("--ray-address", metavar="HOST:PORT", help="of the cluster (default: RAY_ADDRESS)")
+    add("--executor", choices=("pool", "ray"), default="pool", help="processes on this machine, or a Ray cluster")
+    add("--ray-address", metavar="HOST:PORT", help="address of the cluster (default: RAY_ADDRESS)")
     add(
         "--workers",
         type=whole_number(1),
-        help=f"shards at a time (default: the cores, here {_cores()}, or the cluster's)",
+        help=f"shards built at a time (default: the number of cores, here {_cores()}, or the cluster's)",
     )
-    add("--seed", type=whole_number(0), default=defaults.seed, help="of the shuffle (default: %(default)s)")
-    add("--allow-partial", action="store_true", help="accept another number of images than the data set is known for")
-    add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read headers only")
-    add("--on-bad", choices=("fail", "skip", "repair"), default=defaults.on_bad, help=f"bad images go to {BAD_FILE}")
-    add("--encode", choices=("keep", "jpeg"), default=policy.encode, help="keep the original bytes, or encode again")
+    add("--seed", type=whole_number(0), default=defaults.seed, help="seed of the shuffle (default: %(default)s)")
+    add("--allow-partial", action="store_true", help="accept a different number of images than the published one")
+    add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read only headers")
     add(
-        "--max-side", type=whole_number(1), metavar="PIXELS", help="with --encode jpeg: the longer side is at most this"
+        "--on-bad",
+        choices=("fail", "skip", "repair"),
+        default=defaults.on_bad,
+        help=f"what to do with bad images, listed in {BAD_FILE}",
+    )
+    add(
+        "--encode",
+        choices=("keep", "jpeg"),
+        default=policy.encode,
+        help="keep the original bytes, or re-encode as JPEG",
+    )
+    add(
+        "--max-side",
+        type=whole_number(1),
+        metavar="PIXELS",
+        help="with --encode jpeg: maximum length of the longer side",
     )
     add(
         "--quality",
         type=whole_number(1),
         default=policy.quality,
-        help="with --encode jpeg: 1..95 (default: %(default)s)",
+        help="with --encode jpeg: quality, 1..95 (default: %(default)s)",
     )
     size = parser.add_mutually_exclusive_group()
     size.add_argument(
-        "--shard-size", type=whole_number(1), default=defaults.shard_bytes // 2**20, metavar="MB", help="of a tar"
+        "--shard-size", type=whole_number(1), default=defaults.shard_bytes // 2**20, metavar="MB", help="size of a tar"
     )
     size.add_argument("--samples-per-shard", type=whole_number(1), metavar="N", help="instead of --shard-size")
 
@@ -138,7 +151,7 @@ def _build_options(namespace: argparse.Namespace) -> BuildOptions:
 
 
 def _executor(namespace: argparse.Namespace) -> tuple[int, Run]:
-    """How many shards at a time, and who runs their tasks."""
+    """How many shards to build at a time, and what runs their tasks."""
     if namespace.executor == "pool":
         return namespace.workers or _cores(), run_tasks
     from shards.ray_executor import run_tasks_on_ray
@@ -149,7 +162,7 @@ def _executor(namespace: argparse.Namespace) -> tuple[int, Run]:
 def _out(text: str) -> Path | str:
     path = set_location(text)
     if isinstance(path, Path) and not path.name:
-        raise argparse.ArgumentTypeError(f"{text!r} has no name; give the folder that the shards are to be in")
+        raise argparse.ArgumentTypeError(f"{text!r} has no name; give a folder for the shards")
     return path
 
 
@@ -190,7 +203,7 @@ class _ProgressBar:
 
     def advance(self, samples: int, data_bytes: int) -> None:
         self._bytes += data_bytes
-        if self._bar.update(samples):  # it has just drawn itself
+        if self._bar.update(samples):  # the bar was just redrawn
             rate = self._bytes / self._bar.format_dict["elapsed"] / 2**20
             self._bar.set_postfix_str(f"{rate:.1f} MB/s", refresh=False)
 

@@ -1,4 +1,4 @@
-"""What there is to choose from: longtail methods, longtail presets, longtail recipes."""
+"""Lists of what is available: longtail methods, longtail presets, longtail recipes."""
 
 from __future__ import annotations
 
@@ -9,30 +9,31 @@ from pathlib import Path
 
 import yaml
 
+import train.methods
 from pipeline.views.presets import PRESETS
 from pipeline.views.view import OneOf
 from shards.commandline import Parser
-from train import early
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
 from train.models.backbone_views import BACKBONE_PRESETS
 from train.option_sources import part_names, whole_methods
 from train.resources import RECIPES_FOLDER, recipe_names
 
-_METHODS = Path(early.__file__).parent / "methods"
+_METHODS = Path(train.methods.__file__).parent
 
 
 def methods(arguments: Sequence[str] | None = None) -> int:
-    """Print every method with one line and its paper, then the parts that they are put together from."""
+    """Print every method with one line and its paper, then the parts that methods are composed of."""
     parser = Parser(prog="longtail methods", description=methods.__doc__)
     parser.parse_args(arguments)
-    summaries = {name: preset.summary for name, preset in early.presets().METHOD_PRESETS.items()}
+    summaries = {name: preset.summary for name, preset in METHOD_PRESETS.items()}
     summaries |= {name: _first_line(_METHODS / f"{name}.py") for name in whole_methods()}
     print("--method.name:")
     _print_lines(summaries)
-    for kind, folder in (("mixing", "mixings"), ("objective", "objectives"), ("stage", "stages")):
+    for kind, folder in PART_FOLDERS.items():
         print(f"\n--method.{kind}, in place of the method's own:")
         _print_lines({name: _first_line(_METHODS / folder / f"{name}.py") for name in part_names(kind)})
     print(
-        "\nOne of your own: --method.name my_module:MyMethod. `longtail train --help --method.name NAME`: its options."
+        "\nYour own: --method.name my_module:MyMethod. A method's options: `longtail train --help --method.name NAME`."
     )
     return 0
 
@@ -48,23 +49,23 @@ def presets(arguments: Sequence[str] | None = None) -> int:
             for branch in view.views if isinstance(view, OneOf) else (view,):
                 steps = [type(branch.geometry).__name__, *(type(o).__name__ for o in branch.operations)]
                 print(f"      {'flip, ' if branch.flip_probability else ''}{', '.join(steps)}")
-    print("\n  Of the size, filter, mean and standard deviation of a pretrained network (docs/finetuning.md):")
+    print("\n  With size, filter, mean and standard deviation of the pretrained network (docs/finetuning.md):")
     for name, shown in BACKBONE_PRESETS.items():
         print(f"  {name}: {shown}")
-    print("\nOthers: --data.image_size, --data.mean, --data.std, or a YAML file that starts from one (docs/api.md).")
+    print("\nTo change one: --data.image_size, --data.mean, --data.std, or a YAML file based on it (docs/api.md).")
     return 0
 
 
 def recipes(arguments: Sequence[str] | None = None) -> int:
-    """Print the recipes that come along, with their first line, or the text of one."""
+    """Print the included recipes with their first lines, or the text of one."""
     parser = Parser(prog="longtail recipes", description=recipes.__doc__)
     parser.add_argument(
-        "name", nargs="?", metavar="DATASET/METHOD", help="print this recipe; `> mine.yaml` to change it"
+        "name", nargs="?", metavar="DATASET/METHOD", help="print this recipe; use `> mine.yaml` to edit a copy"
     )
     chosen = parser.parse_args(arguments).name
     if chosen is not None:
         if chosen.removesuffix(".yaml") not in recipe_names():
-            parser.error(f"{chosen} is no recipe; `longtail recipes` lists them")
+            parser.error(f"{chosen} is not a recipe; `longtail recipes` lists them")
         print((RECIPES_FOLDER / f"{chosen.removesuffix('.yaml')}.yaml").read_text(encoding="utf-8"), end="")
         return 0
     print("--recipe:")
@@ -73,7 +74,7 @@ def recipes(arguments: Sequence[str] | None = None) -> int:
 
 
 def _heading(recipe: Path) -> str:
-    """The first line of the comment, else what it trains."""
+    """The first line of the head comment, or the method if there is none."""
     text = recipe.read_text(encoding="utf-8")
     first = text.splitlines()[0]
     return first.removeprefix("#").strip() if first.startswith("#") else str(yaml.safe_load(text).get("method"))

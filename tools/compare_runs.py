@@ -1,6 +1,6 @@
 """Compare finished runs: python -m tools.compare_runs RUN_DIR [RUN_DIR …] [--out comparison.md]
 
-Runs of one recipe that differ in their seed become one row: mean ± standard deviation of the test accuracy.
+Runs of one recipe with different seeds become one row: mean ± standard deviation of the test accuracy.
 """
 
 import json
@@ -23,7 +23,7 @@ def read_result(run_dir: Path) -> dict[str, Any]:
     """result.json of a run.
 
     Raises:
-        FileNotFoundError: the run is not finished, or the folder is none.
+        FileNotFoundError: the run is not finished, or the folder does not exist.
         ValueError: the file is damaged, or the run had no test set.
     """
     path = run_dir / "result.json"
@@ -35,17 +35,17 @@ def read_result(run_dir: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: damaged: {error}") from error
     missing = [key for key in ("options", "group_rule", "data") if key not in dict(result)]
     if missing:
-        raise ValueError(f"{path}: no {', '.join(missing)} in it, so not the result of a run")
+        raise ValueError(f"{path}: has no {', '.join(missing)}, so it is not the result of a run")
     if "test" not in result:
-        raise ValueError(f"{path}: the run had no test set, so it has no test numbers to compare")
+        raise ValueError(f"{path}: the run had no test set, so there are no test numbers to compare")
     return result
 
 
 def read_results(run_dirs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """The results of the runs that have one; the others are said, on standard error.
+    """The results of the runs that have one; the others are reported on standard error.
 
     Raises:
-        FileNotFoundError: none has one.
+        FileNotFoundError: no run has a result.
     """
     results = {}
     for run_dir in run_dirs:
@@ -59,41 +59,41 @@ def read_results(run_dirs: Sequence[Path]) -> dict[Path, dict[str, Any]]:
 
 
 def checksum(result: dict[str, Any], role: str) -> str:
-    """Of the images of a set in their classes, by name; runs of earlier versions noted that of the files."""
+    """Checksum of a set's images by class name; earlier versions recorded the checksum of the files instead."""
     data = result["data"][role]
     return data.get("images_checksum", data["checksum"])
 
 
 def row_name(run_dir: Path, result: dict[str, Any]) -> str:
-    """Name of a run without its seed: what the default run folder is called before "-seed"."""
+    """Name of a run without its seed: the default run folder's name before "-seed"."""
     return run_dir.name.removesuffix(f"-seed{result['options']['seed']}")
 
 
 def check_comparable(results: Sequence[dict[str, Any]]) -> None:
-    """Refuse to put numbers beside each other that were measured on different data or by different group rules."""
+    """Refuse to compare numbers measured on different data or with different group rules."""
     for what, values in {
         "training sets": {checksum(r, "train") for r in results},
         "test sets": {checksum(r, "test") for r in results},
         "group rules": {r["group_rule"] for r in results},
     }.items():
         if len(values) > 1:
-            raise ValueError(f"the runs have {len(values)} different {what}: {sorted(values)}; compare them apart")
+            raise ValueError(f"the runs have {len(values)} different {what}: {sorted(values)}; compare them separately")
 
 
 def check_cost_is_comparable(results: dict[Path, dict[str, Any]]) -> None:
-    """Refuse to compare the cost of runs on other hardware, or of runs that did not note it."""
+    """Refuse to compare the cost of runs on different hardware, or of runs that did not record it."""
     for run_dir, result in results.items():
         if "cost" not in result:
             raise ValueError(
-                f"{run_dir}/result.json has no cost: it is of an earlier version; run it again, or leave --cost out"
+                f"{run_dir}/result.json has no cost: an earlier version wrote it; run it again, or omit --cost"
             )
     machines = {f"{result['derived']['processes']} processes on {result['hardware']}" for result in results.values()}
     if len(machines) > 1:
-        raise ValueError(f"the runs had {' and '.join(sorted(machines))}; compare the cost of runs on equal hardware")
+        raise ValueError(f"the runs had {' and '.join(sorted(machines))}; compare costs only on the same hardware")
 
 
 def table(results: dict[Path, dict[str, Any]], weights: str = "last", with_cost: bool = False) -> str:
-    """Markdown: a row a recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds.
+    """Markdown: one row per recipe, columns All/Many/Medium/Few, mean ± standard deviation over seeds.
 
     with_cost: also the speed in trained images per second relative to the first recipe, and the peak memory in GB.
     """
@@ -119,16 +119,18 @@ def _mean_cost(members: Sequence[dict[str, Any]], key: str) -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table, and write it where --out says."""
+    """Print the table, and write it to --out if given."""
     parser = Parser(prog="python -m tools.compare_runs", description=__doc__.splitlines()[0])
     parser.add_argument("run_dirs", nargs="+", type=home_path, metavar="RUN_DIR")
-    parser.add_argument("--weights", choices=("last", "best"), default="last", help="final weights or the best epoch's")
+    parser.add_argument(
+        "--weights", choices=("last", "best"), default="last", help="use the final weights or those of the best epoch"
+    )
     parser.add_argument(
         "--cost",
         action="store_true",
-        help="add training speed relative to the first run, and memory, as they were then",
+        help="add training speed relative to the first run, and memory, as recorded by the runs",
     )
-    parser.add_argument("--out", type=home_path, help="write the table (Markdown) to this file too")
+    parser.add_argument("--out", type=home_path, help="also write the table (Markdown) to this file")
     options = parser.parse_args(arguments)
     return run_command("compare_runs", lambda: _main(options))
 
@@ -150,13 +152,13 @@ def _main(options: Namespace) -> int:
 
 
 def claim(out: Path) -> None:
-    """Make the folder of a file to write, before anything is read.
+    """Create the output file's folder, before anything is read.
 
     Raises:
-        FileExistsError: there is a file that is no table of this command.
+        FileExistsError: the file exists and is not a table written by this command.
     """
     if out.is_dir() or (out.exists() and not out.read_bytes().startswith(TITLE.encode())):
-        raise FileExistsError(f"{out}: exists, and is no comparison of runs; give another --out")
+        raise FileExistsError(f"{out}: exists and is not a comparison of runs; give another --out")
     out.parent.mkdir(parents=True, exist_ok=True)
 
 

@@ -1,6 +1,6 @@
 """Evaluate checkpoints of runs and released ones: python -m tools.evaluate --checkpoint FILE|RUN … --data DIR.
 
-With several checkpoints of one method, for example of several seeds, mean ± standard deviation too.
+For several checkpoints of one method, for example with different seeds, it also reports mean ± standard deviation.
 """
 
 import json
@@ -32,7 +32,7 @@ from train.datasets import classes_without_samples
 from train.evaluation.class_tables import write_per_class, write_predictions
 from train.evaluation.decoration import decorate
 from train.evaluation.details import Details, with_details
-from train.evaluation.metrics import MEANINGS
+from train.evaluation.metrics import MEANINGS, TITLES
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.evaluation.spread import mean_and_spread
@@ -42,30 +42,13 @@ from train.run_folder import write_json
 
 logger = logging.getLogger(__name__)
 
-SHOWN = {
-    "All": "all",
-    "Many": "many",
-    "Medium": "medium",
-    "Few": "few",
-    "Balanced": "balanced",
-    "Worst class": "worst",
-    "Harmonic": "harmonic",
-    "Top-5": "top5",
-    "F1 macro": "f1_macro",
-    "F1 weighted": "f1_weighted",
-    "AUROC": "auroc",
-    "AP": "average_precision",
-    "ECE": "calibration_error",
-    "ECE scaled": "calibration_error_scaled",
-}
-
 
 def read_train_counts(path: Path | str, trained: Trained) -> np.ndarray:
-    """Training samples of each class of a network, int64 (classes,): of a shard set, or from JSON.
+    """Training samples per class of a network, int64 (classes,), from a shard set or JSON.
 
-    The JSON is a list of counts in the network's order, or an object with such a list under "samples_per_class". Where
-    the network and the source name their classes (a shard set, or "class_names" beside the counts, as in a
-    dataset.json), they are matched by name.
+    The JSON is a list of counts in the network's order, or an object with such a list under "samples_per_class". If
+    both the network and the source name their classes (a shard set, or "class_names" next to the counts, as in a
+    dataset.json), classes are matched by name.
     """
     if is_url(path) or Path(path).is_dir():
         dataset = ShardSet.open(path)
@@ -100,20 +83,20 @@ def train_counts(options: Namespace, trained: Trained) -> np.ndarray:
     """Training samples of each class, from --train-counts or from the checkpoint.
 
     Raises:
-        UsageError: a released file has none, and the option is not given.
+        UsageError: a released file has no counts, and the option is not given.
     """
     if options.train_counts is not None:
         return read_train_counts(options.train_counts, trained)
     if trained.samples_per_class is None:
         raise UsageError(
-            f"{trained.path}: a released file does not say how many training samples its classes have; give "
+            f"{trained.path}: a released file does not store its classes' training counts; give "
             "--train-counts, the training shard set or JSON of counts"
         )
     return trained.samples_per_class
 
 
 def matched(trained: Trained, dataset: ShardSet) -> ShardSet:
-    """The set under the network's class ids, by name; as it is for a released network, whose classes have no names.
+    """The set with the network's class ids, matched by name; unchanged for a released network, which has no names.
 
     Raises:
         ValueError: it has a class that the network does not know.
@@ -134,7 +117,7 @@ def check_fit(trained: Trained, dataset: ShardSet, counts: np.ndarray) -> None:
 
 
 def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[str]:
-    """What a reader of the numbers has to know."""
+    """What a reader of the numbers needs to know."""
     found = []
     if options.logit_adjustment is not None and trained.corrects_prior:
         found.append(
@@ -218,7 +201,9 @@ def write(
 
 
 def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, groups: Mapping[str, np.ndarray]) -> None:
-    from train.evaluation import pictures  # a plotting library that does not start must not cost the numbers
+    from train.evaluation import (
+        pictures,
+    )  # imported here: a plotting library that fails to load must not cost the numbers
 
     def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
         decorate(folder / name, lambda: picture(*content, folder / name))
@@ -228,23 +213,26 @@ def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, gr
 
 
 def table(scores: Mapping[str, Scores], with_mean: bool = True) -> str:
-    """Markdown: one row per checkpoint, and mean ± standard deviation where there are several."""
-    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in SHOWN.values())] for name, s in scores.items()]
+    """Markdown: one row per checkpoint, and mean ± standard deviation if there are several."""
+    rows = [[name, *(mean_and_spread([s.numbers.get(key)]) for key in TITLES.values())] for name, s in scores.items()]
     if len(scores) > 1 and with_mean:
-        columns = [[s.numbers.get(key) for s in scores.values()] for key in SHOWN.values()]
+        columns = [[s.numbers.get(key) for s in scores.values()] for key in TITLES.values()]
         rows.append([f"mean of {len(scores)}", *map(mean_and_spread, columns)])
-    return markdown(("checkpoint", *SHOWN), rows)
+    return markdown(("checkpoint", *TITLES), rows)
 
 
 def _explanation(scores: Mapping[str, Scores]) -> str:
     """What the columns mean, one line each."""
     numbers = [s.numbers for s in scores.values()]
-    there = [(title, key) for title, key in SHOWN.items() if any(n.get(key) is not None for n in numbers)]
+    there = [(title, key) for title, key in TITLES.items() if any(n.get(key) is not None for n in numbers)]
     return "".join(f"- {title}: {MEANINGS[key]}\n" for title, key in there)
 
 
 def differences(settings: Mapping[str, tuple[str, Mapping[str, Any]]]) -> list[str]:
-    """Names of what differs between networks beside their seeds: (description, settings) by checkpoint."""
+    """Names of settings other than the seed that differ between networks.
+
+    settings: (description, settings) by checkpoint.
+    """
     flat = [{"network": description, **values} for description, values in settings.values()]
     names = dict.fromkeys(name for one in flat for name in one)
     return [name for name in names if any(one.get(name) != flat[0].get(name) for one in flat)]
@@ -317,10 +305,10 @@ _SETTINGS = ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max", "t
 
 
 def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
-    """Make the output folder this evaluation's own, before anything is computed.
+    """Claim the output folder for this evaluation, before anything is computed.
 
     Raises:
-        FileExistsError: it holds the numbers of another one.
+        FileExistsError: it holds the numbers of another evaluation.
     """
     out.mkdir(parents=True, exist_ok=True)
     own = {
@@ -358,7 +346,7 @@ def _default_name(paths: Sequence[Path], data: str) -> str:
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:
-    """A short name for each checkpoint: the last parts of its path, as many as tell them apart."""
+    """A short name for each checkpoint: as many trailing parts of its path as distinguish it."""
     for parts in range(1, max(len(path.parts) for path in paths) + 1):
         names = ["-".join((*path.with_suffix("").parts[-parts:],)).strip("/-") for path in paths]
         if len(set(names)) == len(names):

@@ -1,7 +1,7 @@
-"""Take a trained network elsewhere: python -m tools.export FILE|RUN --out DIR [--formats timm onnx torch-export]
+"""Export a trained network: python -m tools.export FILE|RUN --out DIR [--formats onnx torch-export]
 
-The folder has timm's layout (model.safetensors, config.json), which the Hugging Face Hub shows too, with a model card
-(README.md); model.onnx and model.pt2 beside it if asked for. Every file is loaded again and compared with the network.
+The folder has timm's layout (model.safetensors, config.json), which the Hugging Face Hub also understands, and a model
+card (README.md); model.onnx and model.pt2 on request. Every file is loaded again and compared with the network.
 """
 
 import os
@@ -32,7 +32,7 @@ _INPUTS: dict[graphs.Inside, str] = {
 
 
 def classes_of(trained: Trained, dataset: Path | None) -> tuple[list[str], np.ndarray | None]:
-    """Names and training counts: of the checkpoint, else of a shard set, else the numbers and none.
+    """Class names and training counts: from the checkpoint, else from a shard set, else numbers and no counts.
 
     Raises:
         ValueError: the shard set has another number of classes.
@@ -59,8 +59,8 @@ def export(
     """Write the folder.
 
     Raises:
-        CheckFailedError: a file does not answer as the network does.
-        ModuleNotFoundError: ONNX is asked for without the extra "export".
+        CheckFailedError: a file's output differs from the network's.
+        ModuleNotFoundError: ONNX is requested without the extra "export".
     """
     folder.mkdir(parents=True, exist_ok=True)
     network = exported_network(trained)
@@ -73,7 +73,7 @@ def export(
 def _write_graphs(
     folder: Path, trained: Trained, network: ExportedNetwork, formats: Sequence[str], inside: graphs.Inside
 ) -> list[tuple[str, str, str]]:
-    """ONNX and torch.export as asked for; name, input and description of each, for the model card."""
+    """Write the requested ONNX and torch.export files; returns name, input and description for the model card."""
     module, batches = graphs.with_preparation(network, trained.preset, inside)
     writers = {
         "onnx": (graphs.ONNX, graphs.write_onnx, "ONNX; input `images`, output `logits`"),
@@ -89,7 +89,7 @@ def _write_graphs(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Export, and push if asked for."""
+    """Export, and push on request."""
     options = export_parser().parse_args(arguments)
     return run_command("export", lambda: _main(options), (CheckFailedError, ModuleNotFoundError, PushError))
 

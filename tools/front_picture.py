@@ -1,6 +1,6 @@
 """Draw the README's picture from the committed results: python -m tools.front_picture
 
-Accuracy against class size: cross entropy in addition to what balances it, for the runs of docs/results.md.
+Accuracy against class size: cross entropy compared with balanced losses, for the runs in docs/results.md.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _COLOURS = {"cross entropy": "#9aa5b1", "balanced softmax": "#2a9d8f", "balanced
 
 
 def accuracies(pattern: str) -> dict[str, list[float]]:
-    """Test accuracy in percent after the last epoch by group, of every run that matches; no group without classes."""
+    """Test accuracy in percent after the last epoch by group, per matching run; empty groups are omitted."""
     files = sorted(RESULTS.glob(pattern))
     if not files:
         raise FileNotFoundError(f"{RESULTS / pattern}: no such results")

@@ -1,4 +1,4 @@
-"""Show what a shard set holds: python -m tools.inspect_shards DIR [--json] [--contact-sheet sheet.png]."""
+"""Show the contents of a shard set: python -m tools.inspect_shards DIR [--json] [--contact-sheet sheet.png]."""
 
 from __future__ import annotations
 
@@ -31,11 +31,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print a summary. Returns the exit status; errors are one line on standard error."""
     parser = Parser(prog="python -m tools.inspect_shards", description=__doc__)
     parser.add_argument("folder", type=set_location, metavar="DIR|URL", help="folder or URL of a shard set")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON, with the counts of all classes")
     parser.add_argument(
-        "--contact-sheet", type=home_path, metavar="PNG", help="draw samples of classes from largest to smallest"
+        "--json", action="store_true", help="print everything as JSON, including the counts of all classes"
     )
-    against = "another set, such as the test set: images that are nearly those of this one (reads all of both)"
+    parser.add_argument(
+        "--contact-sheet", type=home_path, metavar="PNG", help="draw samples of classes, from largest to smallest"
+    )
+    against = "find near-duplicates of this set's images in another set, such as the test set (reads both sets)"
     parser.add_argument("--against", type=set_location, metavar="DIR|URL", help=against)
     namespace = parser.parse_args(arguments)
     return run_command("inspect_shards", partial(_inspect, namespace), (RuntimeError,))
@@ -60,14 +62,14 @@ def _inspect(namespace: argparse.Namespace) -> int:
 
 
 def _check_is_no_folder(picture: Path) -> None:
-    """Before the set is read; folders that are missing are made."""
+    """Check the picture's path before the set is read; missing folders are created."""
     if picture.is_dir():
         raise UsageError(f"--contact-sheet {picture} is a folder; give the name of a PNG file")
     picture.parent.mkdir(parents=True, exist_ok=True)
 
 
 def summarise(shards: ShardSet) -> dict[str, JSON]:
-    """Everything that the tool shows, as JSON values. The groups are those of CMO's rule on this set's own counts."""
+    """Everything the tool shows, as JSON values. Groups follow CMO's rule, applied to this set's own counts."""
     counts, info = shards.samples_per_class, shards.info
     groups = shot_groups(counts, CMO_RULE)
     return {
@@ -97,7 +99,7 @@ def summarise(shards: ShardSet) -> dict[str, JSON]:
 
 
 def describe(summary: dict[str, JSON]) -> str:
-    """The summary in a screen of text."""
+    """The summary as a screen of text."""
     ratio = summary["imbalance_ratio"]
     imbalance = f"{ratio:.4g}" if ratio else f"none, {summary['empty_classes']} classes are empty"
     by_size = sorted(((entry["samples"], entry["class"]) for entry in summary["samples_per_class"]), reverse=True)
@@ -119,7 +121,7 @@ def describe(summary: dict[str, JSON]) -> str:
 
 
 def contact_sheet(shards: ShardSet) -> Image.Image:
-    """A picture with one row per class, from the largest class to the smallest (12 at most, evenly spaced by rank)."""
+    """An image with one row per class, from the largest class to the smallest (12 at most, evenly spaced by rank)."""
     by_size = np.argsort(-shards.samples_per_class, kind="stable")
     ranks = np.unique(np.linspace(0, len(by_size) - 1, _SHEET_CLASSES).round().astype(int))
     sheet = Image.new("RGB", (_SHEET_COLUMNS * _TILE, len(ranks) * (_TILE + _CAPTION)), "white")
@@ -138,12 +140,12 @@ def contact_sheet(shards: ShardSet) -> Image.Image:
 
 
 def _font() -> ImageFont.FreeTypeFont:
-    """Matplotlib's font, which has the letters of Latin, Greek and Cyrillic names; Pillow's own has no umlauts."""
+    """Matplotlib's font, which covers Latin, Greek and Cyrillic names; Pillow's own has no umlauts."""
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
 
 
 def _tile(shards: ShardSet, sample: int) -> Image.Image:
-    """The sample, as large as fits; small images grow by whole factors so that their pixels show."""
+    """The sample, as large as fits; small images are scaled by integer factors to keep their pixels visible."""
     shards.check_sample(sample)
     with Image.open(io.BytesIO(shards.encoded(sample).tobytes())) as image:
         picture = image.convert("RGB")

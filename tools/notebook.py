@@ -9,7 +9,7 @@ _DOCS = Path(__file__).parents[1] / "docs"
 
 
 def notebook(page: str) -> dict[str, object]:
-    """Its text as Markdown cells, its Python blocks as code cells without output."""
+    """The page's text as Markdown cells, its Python blocks as code cells without output."""
     cells: list[dict[str, object]] = []
     for number, part in enumerate(re.split(r"```python\n(.*?)```\n", page, flags=re.DOTALL)):
         text = part.strip("\n")

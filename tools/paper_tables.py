@@ -1,4 +1,4 @@
-"""Published tables as data: which recipe makes a row, and what was published for it (recipes/tables.yaml)."""
+"""Published tables as data: the recipe for each row, and the numbers published for it (recipes/tables.yaml)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ class Row:
     """One row of a table.
 
     Attributes:
-        recipe: a file of recipes/, DATASET/METHOD without its ending.
-        published: accuracy in percent by "all", "many", "medium", "few", as far as it was published.
-        overrides: options beside the recipe's, as on the command line.
-        first_stage: recipe whose last checkpoint the run starts from; None for a run of one stage.
-        single_expert: published for the best expert of an ensemble alone, not for all of them together.
-        source: "paper" (measured by its authors), "cited" (from the method's own paper) or "copied" (from a third).
-        note: what has to be known to compare with the published number.
+        recipe: a file in recipes/, as DATASET/METHOD without its suffix.
+        published: accuracy in percent for "all", "many", "medium", "few", as far as published.
+        overrides: options in addition to the recipe's, as on the command line.
+        first_stage: recipe whose last checkpoint the run starts from; None for single-stage runs.
+        single_expert: published for the best expert of an ensemble only, not for all of them together.
+        source: "paper" (measured by its authors), "cited" (from the method's paper) or "copied" (from a third).
+        note: what a reader needs to know to compare with the published number.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Row:
     note: str = ""
 
     def arguments(self) -> list[str]:
-        """Command line of `python -m train`, but for seed, folder and first stage."""
+        """Command line of `python -m train`, without seed, folder and first stage."""
         return [f"--recipe={RECIPES_FOLDER / self.recipe}.yaml", *as_arguments(self.overrides)]
 
     @property
@@ -49,12 +49,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a paper.
+    """A paper's table.
 
     Attributes:
-        paper: whose table it is.
-        rows: those that can be run here.
-        missing: name, published numbers and reason of those that cannot.
+        paper: the paper it comes from.
+        rows: the rows that can be run here.
+        missing: name, published numbers and reason for the rows that cannot.
     """
 
     title: str
@@ -72,7 +72,7 @@ def read_tables(path: Path = TABLES_FILE) -> dict[str, Table]:
     """All tables by their number in the paper.
 
     Raises:
-        ValueError: a table has no title or paper, a row an unknown key, or two rows of a table one name.
+        ValueError: a table has no title or paper, a row has an unknown key, or two rows of a table have the same name.
     """
     tables = {}
     for number, content in yaml.safe_load(path.read_text(encoding="utf-8")).items():
@@ -88,6 +88,6 @@ def read_tables(path: Path = TABLES_FILE) -> dict[str, Table]:
         except TypeError as error:
             raise ValueError(f"{path}: table {number}: {error}") from error
         if len({row.name for row in table.rows}) < len(table.rows):
-            raise ValueError(f"{path}: table {number} has two rows of one name")
+            raise ValueError(f"{path}: table {number} has two rows with the same name")
         tables[str(number)] = table
     return tables

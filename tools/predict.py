@@ -1,6 +1,6 @@
-"""Classes of images: python -m tools.predict --checkpoint FILE|RUN IMAGE|FOLDER|SET … [--out predictions.csv]
+"""Classify images: python -m tools.predict --checkpoint FILE|RUN IMAGE|FOLDER|SET … [--out predictions.csv]
 
-Files that cannot be read are skipped and listed; the exit status is then 4.
+Unreadable files are skipped and listed; the exit status is then 4.
 """
 
 import csv
@@ -36,12 +36,12 @@ from train.launch import device_of
 
 logger = logging.getLogger(__name__)
 
-SKIPPED = 4  # exit status: some files could not be read; all others are done
-_CLUTTER = ("__MACOSX", "@eaDir")  # of file managers and network drives
+SKIPPED = 4  # exit status: some files could not be read, all others were classified
+_CLUTTER = ("__MACOSX", "@eaDir")  # left by file managers and network drives
 
 
 def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as given, and the image files below folders, sorted. Other files of folders are counted in the log.
+    """Files as given, and the image files below folders, sorted. The log counts other files in folders.
 
     Raises:
         FileNotFoundError: a path does not exist, or there is no image.
@@ -58,7 +58,7 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
         else:
             raise FileNotFoundError(f"{path}: no such file or folder")
     if left_out:
-        logger.warning("left out, no images by their suffix: %s", ", ".join(f"{n} {s}" for s, n in left_out.items()))
+        logger.warning("left out, not images by their suffix: %s", ", ".join(f"{n} {s}" for s, n in left_out.items()))
     if not found:
         raise FileNotFoundError(f"no image ({', '.join(sorted(IMAGE_SUFFIXES))}) in {', '.join(map(str, paths))}")
     return found
@@ -66,17 +66,17 @@ def find_images(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Encoded:
-    """An image file, or a sample of a shard set: what it is called, and its bytes when they are asked for."""
+    """An image file or a sample of a shard set: its name, and its bytes on request."""
 
     name: str
     read: Callable[[], bytes]
 
 
 def find_pictures(paths: Sequence[Path]) -> list[Encoded]:
-    """The samples of shard sets, and the image files of all else: files, folders and patterns such as `photos/*.jpg`.
+    """The samples of shard sets, and the image files in files, folders and patterns such as `photos/*.jpg`.
 
     Raises:
-        FileNotFoundError: a path does not exist, a pattern fits nothing, or there is no image.
+        FileNotFoundError: a path does not exist, a pattern matches nothing, or there is no image.
     """
     found: list[Encoded] = []
     for path in paths:
@@ -104,16 +104,16 @@ def _is_clutter(path: Path) -> bool:
 
 
 def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
-    """uint8 (height, width, 3): an image as the network is evaluated on it, from the pixels that a set would hold.
+    """uint8 (height, width, 3): an image as prepared for evaluation, from the pixels that a shard set would hold.
 
     Raises:
-        ValueError, OSError: the file is no image that a shard set would take, or cannot be read.
+        ValueError, OSError: the file is not an image that a shard set would accept, or cannot be read.
     """
     return shown(as_rgb(path.read_bytes()), trained.preset.evaluation)
 
 
 def shown(pixels: np.ndarray, view: View) -> np.ndarray:
-    """A view that draws nothing of pixels in RGB: both uint8 (height, width, 3)."""
+    """A view without randomness of RGB pixels: both uint8 (height, width, 3)."""
     height, width = pixels.shape[:2]
     plan = plan_view(view, np.array([width]), np.array([height]), _draws_nothing)
     return picture_view(Image.fromarray(pixels), plan, 0)
@@ -129,7 +129,7 @@ def predictions(
 ) -> Iterator[dict[str, Any]]:
     """For each image {"image", "classes": [{"class", "name", "probability"} … `top` of them, best first]}.
 
-    A file that cannot be read has {"image", "error"} instead.
+    An unreadable file gives {"image", "error"} instead.
     """
     for start in range(0, len(images), batch_size):
         part = images[start : start + batch_size]
@@ -159,7 +159,7 @@ def _best_classes(
 
 
 class PredictionFile:
-    """JSON, JSON lines, or CSV with one row per image and rank; what is predicted is in the file at once.
+    """JSON, JSON lines, or CSV with one row per image and rank; each prediction is written to the file at once.
 
     Args:
         kind: json, jsonl or csv.
@@ -196,10 +196,10 @@ class PredictionFile:
 
 @contextmanager
 def prediction_file(path: Path | None, overwrite: bool) -> Iterator[PredictionFile | None]:
-    """The file to write, made before anything is predicted, its folder too; whole also where the block fails.
+    """The output file, created with its folder before any prediction; well-formed even if the block fails.
 
     Raises:
-        FileExistsError: there is one of that name, and nobody said that it may go.
+        FileExistsError: the file exists and may not be replaced.
     """
     if path is None:
         yield None
@@ -216,18 +216,19 @@ def prediction_file(path: Path | None, overwrite: bool) -> Iterator[PredictionFi
 
 
 def class_names(trained: Trained, dataset: Path | str | None) -> list[str]:
-    """Names of the network's classes: from its checkpoint; for a released one from a shard set, else their numbers.
+    """The network's class names: from its checkpoint; for a released one from a shard set, else numbers.
 
     Raises:
-        ValueError: the shard set has other classes than the network.
+        ValueError: the shard set's classes are not those of the network.
     """
     found = None if dataset is None else ShardSet.open(dataset)
     if found is not None and found.num_classes != trained.classes:
         raise ValueError(
-            f"{dataset} has {found.num_classes} classes, the network {trained.classes}; give its own data set"
+            f"{dataset} has {found.num_classes} classes, the network {trained.classes}; "
+            "give the data set it was trained on"
         )
     if trained.class_names is not None:
-        if found is not None:  # also classes without samples have to be the network's
+        if found is not None:  # classes without samples must be the network's too
             everything = np.ones(found.num_classes, dtype=np.int64)
             class_ids(found.class_names, trained.class_names, everything, str(dataset), f"the network {trained.path}")
         return list(trained.class_names)
@@ -238,12 +239,12 @@ def class_names(trained: Trained, dataset: Path | str | None) -> list[str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the best class of each image; write all that was asked for. Returns 4 if files had to be skipped."""
+    """Print the best class of each image and write the requested file. Returns 4 if files were skipped."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     parser = predict_parser()
     options = parser.parse_args(arguments)
     if options.out is not None and options.out.suffix.lower() not in (".csv", ".json", ".jsonl"):
-        parser.error(f"--out is {options.out}, expected a name that ends in .csv, .json or .jsonl")
+        parser.error(f"--out is {options.out}, expected a file name that ends in .csv, .json or .jsonl")
     return run_command("predict", lambda: _main(options))
 
 
@@ -270,7 +271,7 @@ def _main(options: Namespace) -> int:
             if options.jsonl:
                 line = json.dumps(record, ensure_ascii=False)
             if file is None:
-                print(line, flush=True)  # for this alone: where nobody reads on, the work is over
+                print(line, flush=True)  # only this line: if nobody reads the output any more, the work is done
             else:
                 tell(line)
     if skipped:

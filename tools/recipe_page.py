@@ -1,6 +1,6 @@
 """The tables of recipes/README.md: every recipe with its published and measured accuracy and its command.
 
-python -m tools.recipe_page writes them; a test keeps them fresh.
+`python -m tools.recipe_page` writes them; a test checks that they are up to date.
 """
 
 import json
@@ -21,18 +21,18 @@ _MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL
 
 
 def main() -> int:
-    """Write the page anew."""
+    """Rewrite the page."""
     PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 
 def page(text: str) -> str:
-    """The page with the tables of today's recipes, published numbers and results."""
+    """The page with tables of the current recipes, published numbers and results."""
     return _MARKED.sub(lambda m: f"{m[1]}\n{tables()}\n{m[2]}", text)
 
 
 def tables() -> str:
-    """One table per data set, a row per recipe."""
+    """One table per data set, one row per recipe."""
     published = _published()
     parts = []
     for folder in sorted(path for path in RECIPES_FOLDER.iterdir() if path.is_dir()):
@@ -50,7 +50,7 @@ def _row(path: Path, published: dict[str, str]) -> tuple[str, ...]:
 
 
 def _published() -> dict[str, str]:
-    """By recipe: All in percent of the rows that it makes without further options, and where they stand."""
+    """By recipe: All in percent for the rows that it produces without further options, and their tables."""
     found: dict[str, list[str]] = {}
     for number, table in read_tables().items():
         for row in table.rows:
@@ -60,7 +60,7 @@ def _published() -> dict[str, str]:
 
 
 def _measured(name: str, epochs: int | None) -> str:
-    """Mean of All over the committed results of a recipe's seeds; shorter runs say how many epochs they had."""
+    """Mean of All over the committed results of a recipe's seeds, with the number of epochs for shorter runs."""
     of_recipe = re.compile(rf"{re.escape(name.replace('/', '-'))}-(seed\d+|\d+-epochs.*)")
     results = [_read(path) for path in sorted(RESULTS_FOLDER.glob("*.json")) if of_recipe.fullmatch(path.stem)]
     by_epochs: dict[int, list[float]] = {}

@@ -1,7 +1,7 @@
-"""One page for one run or several: python -m tools.report RUN_DIR [RUN_DIR …] [--out report.html]
+"""Write one page for one run or several: python -m tools.report RUN_DIR [RUN_DIR …] [--out report.html]
 
-The page is a single HTML file that needs no network. Each run writes its own at its end; this makes it again, and puts
-several runs side by side.
+The page is a single HTML file that works offline. Each run writes its own page at the end; this command writes it
+again, or compares several runs.
 """
 
 import sys
@@ -15,7 +15,7 @@ from train.evaluation.page.render import PAGE, write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the page and say where it is."""
+    """Write the page and print its path."""
     options = report_parser().parse_args(arguments)
     return run_command("report", lambda: _main(options))
 

@@ -1,8 +1,8 @@
 """Run rows of published tables: python -m tools.sweep --tables 2 --seeds 0 1 2
 
-It prints them beside the published numbers. Each run is a `python -m train` of its own. Finished runs are never
-repeated and interrupted ones continue, so the same command is run again after an interruption; rows that need the same
-run share it.
+It prints the results next to the published numbers. Each run is a separate `python -m train`. Finished runs are never
+repeated and interrupted ones continue, so after an interruption run the same command again. Rows that need the same run
+share it.
 """
 
 import fnmatch
@@ -25,17 +25,17 @@ from tools.paper_tables import NUMBERS, Row, Table, as_arguments, read_tables
 from train.evaluation.spread import mean_and_spread
 from train.run_folder import write_json
 
-PREEMPTED = 75  # exit status of a run that was asked to stop and wrote a checkpoint, see train/run.py
+PREEMPTED = 75  # exit status of a run that was told to stop and wrote a checkpoint, see train/run.py
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """Where runs go and what they share.
+    """The sweep's output folder and common options.
 
     Args:
-        out: folder of the run folders.
-        extra: options for every run, beside those of its row.
-        processes: processes of each run; above 1 through `accelerate launch`.
+        out: the folder for the run folders.
+        extra: options for every run, in addition to those of its row.
+        processes: processes per run; more than 1 through `accelerate launch`.
     """
 
     out: Path
@@ -43,7 +43,7 @@ class Sweep:
     processes: int
 
     def claim(self) -> None:
-        """Make the folder this sweep's own: runs of other options must not be taken for its own.
+        """Claim the folder for this sweep, so that it never mixes runs with different options.
 
         Raises:
             ValueError: the folder holds runs with other options.
@@ -60,23 +60,23 @@ class Sweep:
         return self.out / f"{row.run_name}-seed{seed}"
 
     def finished(self, row: Row, seed: int) -> bool:
-        """Whether a row's run needs no more work."""
+        """Whether a row's run is finished."""
         return (self.run_dir(row, seed) / "result.json").is_file()
 
     def command(self, row: Row, seed: int) -> list[str]:
-        """The command of a row's run; to be run, its first stage has to be finished."""
+        """The command of a row's run; its first stage must be finished before it can run."""
         options: dict[str, Any] = {"seed": seed, "run_dir": self.run_dir(row, seed), "resume": "auto"}
         if row.first_stage is not None:
             folder = self.run_dir(first_stage(row), seed) / "checkpoints"
-            from train.checkpoints.files import CheckpointFolder  # imports torch, which --help need not wait for
+            from train.checkpoints.files import CheckpointFolder  # imports torch, which --help should not wait for
 
             found = CheckpointFolder(folder, keep=1).positions()
             options["model.init_from"] = found[-1][1] if found else folder / "(the last of its first stage)"
         return [*train_command(self.processes), *row.arguments(), *as_arguments(self.extra), *as_arguments(options)]
 
     def run(self, row: Row, seed: int) -> int:
-        """Bring a row's run to its end; returns the exit status of the run, 0 where there was nothing to do, and
-        PREEMPTED however it ended after a stop signal.
+        """Finish a row's run; returns its exit status, 0 if there was nothing to do, and always PREEMPTED after a
+        stop signal.
         """
         if self.finished(row, seed):
             return 0
@@ -89,18 +89,19 @@ class Sweep:
 
 def first_stage(row: Row) -> Row:
     """The run that a row starts from: on the same data, with the recipe's own method."""
-    assert row.first_stage is not None, "asked only for rows that have one"
+    assert row.first_stage is not None, "only called for rows that have one"
     data = {name: value for name, value in row.overrides.items() if name.startswith("data.")}
     return replace(row, recipe=row.first_stage, overrides=data, first_stage=None)
 
 
 def _wait_for(command: Sequence[str]) -> int:
-    """Exit status of a command, PREEMPTED after a stop signal, which is passed on: the run then writes a checkpoint.
+    """Exit status of a command. A stop signal is forwarded, so the run writes a checkpoint, and gives PREEMPTED.
 
-    Its own status would not do. A launcher of several processes replaces it, and a run that is still importing has no
-    handler yet and dies of the signal; a sweep that took this for a failed row would start the next.
+    The command's own status is not enough: a launcher of several processes replaces it, and a run that is still
+    importing has no handler yet and is killed by the signal. A sweep that counted this as a failure would start the
+    next row.
     """
-    # Its own group: Ctrl-C in a terminal would reach it twice, and the second signal ends a run without a checkpoint.
+    # Its own process group: otherwise Ctrl-C reaches it twice, and a second signal stops a run without a checkpoint.
     process = subprocess.Popen(command, process_group=0, env=environment())
     asked_to_stop = False
 
@@ -119,7 +120,7 @@ def _wait_for(command: Sequence[str]) -> int:
 
 
 def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[dict[str, float | None]]:
-    """Test numbers of the finished runs of a row, or of the best expert of each, whose groups are not reported."""
+    """Test numbers of a row's finished runs, or of each run's best expert, for which groups are not reported."""
     done = [sweep.run_dir(row, seed) / "result.json" for seed in seeds if sweep.finished(row, seed)]
     numbers = [json.loads(path.read_text(encoding="utf-8"))["test"][weights] for path in done]
     if not row.single_expert:
@@ -129,7 +130,7 @@ def results(sweep: Sweep, row: Row, seeds: Sequence[int], weights: str) -> list[
 
 
 def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, seeds: Sequence[int], weights: str) -> str:
-    """A table as Markdown: measured and published numbers in columns of their own."""
+    """A table as Markdown, with separate columns for measured and published numbers."""
     lines = []
     for row in rows:
         measured = results(sweep, row, seeds, weights)
@@ -140,7 +141,7 @@ def table_text(number: str, table: Table, rows: Sequence[Row], sweep: Sweep, see
     settings = f"; every run with {', '.join(f'{k}={v}' for k, v in sweep.extra.items())}" if sweep.extra else ""
     text = (
         f"Table {number}: {table.title}\n\nMeasured here: test accuracy (%), {weights} epoch, mean ± standard deviation"
-        f"{settings}. Published: {table.paper}, or as the source says.\n\n"
+        f"{settings}. Published: {table.paper}, or as given in the source column.\n\n"
     )
     return text + markdown(("row", "runs", *titles, "source of the published", "note"), lines)
 
@@ -162,7 +163,7 @@ def choose(tables: dict[str, Table], numbers: Sequence[str], pattern: str) -> di
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is not finished, then print the tables. Returns 1 if a run failed, 75 if one was interrupted."""
+    """Run all unfinished runs, then print the tables. Returns 1 if a run failed, 75 if one was interrupted."""
     options = _parser().parse_args(arguments)
     return run_command("sweep", lambda: _main(options))
 
@@ -196,7 +197,7 @@ def _main(options: Namespace) -> int:
 
 
 def plan(sweep: Sweep, rows: Sequence[Row], seeds: Sequence[int]) -> list[str]:
-    """The commands of all runs that are not finished, each once, first stages before what starts from them."""
+    """The commands of all unfinished runs, each once, first stages before the runs that start from them."""
     commands: list[str] = []
     for seed in seeds:
         for row in rows:
@@ -218,20 +219,20 @@ def _parser() -> Parser:
     parser = Parser(prog="python -m tools.sweep", description=__doc__)
     add = parser.add_argument
     add("--tables", nargs="+", metavar="NUMBER", help="tables of recipes/tables.yaml, or all (default)")
-    add("--rows", default="*", metavar="PATTERN", help="rows whose names match, for example 'BS*' (default: all)")
-    add("--seeds", type=whole_number(0), nargs="+", default=[0], help="one run of each row for each seed (default: 0)")
+    add("--rows", default="*", metavar="PATTERN", help="rows with matching names, for example 'BS*' (default: all)")
+    add("--seeds", type=whole_number(0), nargs="+", default=[0], help="one run per row and seed (default: 0)")
     add("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options for every run, for example epochs=20")
     add(
         "--out",
         type=home_path,
         default=Path("runs/sweep"),
         metavar="DIR",
-        help="folder of the runs (default: %(default)s)",
+        help="folder for the runs (default: %(default)s)",
     )
-    add("--processes", type=whole_number(1), default=1, help="processes of each run, one a GPU (default: 1)")
-    add("--weights", choices=("last", "best"), default="last", help="numbers of the last or of the best epoch")
-    add("--dry-run", action="store_true", help="run nothing, print the commands of the runs that are not finished")
-    add("--print-only", action="store_true", help="run nothing, print what is there")
+    add("--processes", type=whole_number(1), default=1, help="processes per run, one per GPU (default: 1)")
+    add("--weights", choices=("last", "best"), default="last", help="show the numbers of the last or the best epoch")
+    add("--dry-run", action="store_true", help="run nothing, print the commands of unfinished runs")
+    add("--print-only", action="store_true", help="run nothing, print the tables of finished runs")
     return parser
 
 

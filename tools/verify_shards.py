@@ -23,12 +23,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _verify(locations: Sequence[Path | str]) -> int:
-    damaged = [_is_damaged(location) for location in locations]  # every set, also after a damaged one
+    damaged = [_is_damaged(location) for location in locations]  # all sets, even after a damaged one
     return FAILED if any(damaged) else 0
 
 
 def _is_damaged(location: Path | str) -> bool:
-    """Print what is wrong with a set. One that cannot be read counts as damaged, and the next one is looked at."""
+    """Print what is wrong with a set. An unreadable set counts as damaged; the next one is still checked."""
     faults = 0
     try:
         for fault in verify_shards(location):
@@ -39,7 +39,7 @@ def _is_damaged(location: Path | str) -> bool:
     except (OutsideError, ValueError, OSError) as error:
         say_error(_NAME, described(error))
         return True
-    print(f"{location}: {f'{faults} faults' if faults else 'whole, all checksums and counts agree'}", flush=True)
+    print(f"{location}: {f'{faults} faults' if faults else 'intact, all checksums and counts agree'}", flush=True)
     return faults > 0
 
 

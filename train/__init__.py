@@ -1,1 +1,1 @@
-"""Models, methods, the loop, evaluation and reports. Reads no tar file."""
+"""Models, methods, the training loop, evaluation and reports. Does not read tar files."""

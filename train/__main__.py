@@ -2,10 +2,10 @@
 
 import os
 
-# Before torch is imported. Its threads spin while they wait for each other at the end of every operation, for
-# milliseconds by default: beside other threads on the same cores that took up to 26 times the CPU time of the work
-# itself. Not to spin at all (OMP_WAIT_POLICY=passive) costs a ResNet-32 step on idle cores 40 % of its speed; a spin
-# this short costs nothing there (2 cores, digits, images/s: 145 passive, 240 active, 235 so).
+# Must be set before torch is imported. Its threads spin while they wait for each other after every operation, for
+# milliseconds by default: next to other threads on the same cores this took up to 26 times the CPU time of the work
+# itself. Not spinning at all (OMP_WAIT_POLICY=passive) costs a ResNet-32 step on idle cores 40 % of its speed; a spin
+# this short costs nothing there (2 cores, digits, images/s: 145 passive, 240 active, 235 with this setting).
 os.environ.setdefault("GOMP_SPINCOUNT", "20000")
 
 import faulthandler
@@ -20,7 +20,7 @@ from train.startup import StartClock
 
 
 def main(arguments: Sequence[str] | None = None, program: str = "python -m train") -> int:
-    """Train as the command line says; see train/run.py for the exit statuses."""
+    """Train with the options on the command line; see train/run.py for the exit statuses."""
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         arguments = early.normalised(arguments)
@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None, program: str = "python -m train
 def _train(arguments: Sequence[str]) -> int:
     clock = StartClock(from_process_start=True)
     clock.end_of("python")
-    # Imported here: they take seconds, which a mistake in the options need not cost.
+    # Imported here: they take seconds, which a mistake in the options should not cost.
     with importing():
         import torch
 
@@ -45,7 +45,7 @@ def _train(arguments: Sequence[str]) -> int:
         from train.run import train
 
     clock.end_of("imports")
-    first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would say the same things again
+    first_rank = os.environ.get("RANK", "0") == "0"  # the other ranks would repeat the same lines
     level = logging.INFO if first_rank else logging.WARNING
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s")
 
@@ -58,5 +58,5 @@ def _train(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    faulthandler.enable()  # else a shard that is cut while it is mapped (SIGBUS) ends the run without a word
+    faulthandler.enable()  # otherwise a shard truncated while mapped (SIGBUS) kills the run without a message
     sys.exit(main())

@@ -13,12 +13,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
-    """The shard sets of a run by role: train, and test, validation and meta where they are given.
+    """The shard sets of a run by role: train, and test, validation and meta if given.
 
-    All have the class ids of the training set: classes are matched by name. Evaluation sets may lack classes.
+    All use the class ids of the training set: classes are matched by name. Evaluation sets may lack classes.
 
     Raises:
-        ValueError: a set has other classes than the training set, or a class has no training or no meta sample.
+        ValueError: a set has classes that the training set lacks, or a class has no training or no meta sample.
     """
     paths = {"train": options.train, "test": options.test, "validation": options.validation, "meta": options.meta}
     cache = options.cache_options()
@@ -34,7 +34,7 @@ def open_datasets(options: DataOptions) -> dict[str, ShardSet]:
 
 
 def classes_without_samples(dataset: ShardSet) -> list[str]:
-    """Names of the classes that a set has no sample of."""
+    """Names of the classes without samples in a set."""
     return [dataset.class_names[c] for c in np.flatnonzero(dataset.samples_per_class == 0)]
 
 
@@ -49,7 +49,7 @@ def _matched(role: str, dataset: ShardSet, train_set: ShardSet) -> ShardSet:
     lacking = classes_without_samples(matched)
     if role in ("test", "validation") and lacking:
         logger.warning(
-            "the %s set %s has no image of %d of %d classes (%s): their accuracy stays unknown, and means are over the "
+            "the %s set %s has no images of %d of %d classes (%s): their accuracy is unknown, and means are over the "
             "others",
             role,
             dataset.path,

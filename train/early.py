@@ -1,24 +1,24 @@
-"""The command line of a run before anything heavy is imported: `--help`, and mistakes in names and plain values.
+"""Checks of a run's command line before anything heavy is imported: `--help`, wrong names and plain values.
 
-Only what is certainly wrong is refused here. All else is checked by `train.options.parse`.
+Only certain mistakes are refused here. `train.options.parse` checks everything else.
 """
 
 import ast
 import difflib
-import importlib.util
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
+from typing import Any
 
 import yaml
 
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
+from train.option_forms import current_recipe
 from train.option_sources import Option, method_options, part_names, run_options, whole_methods
 from train.resources import find_recipe
 
 USAGE_STATUS = 2
-# What users of other programs type, and what it is called here.
+# Names used by other programs, and the corresponding ones here.
 _OTHER_NAMES = {
     "learning_rate": "optimizer.lr",
     "lr": "optimizer.lr",
@@ -36,20 +36,20 @@ _OTHER_NAMES = {
     "workers": "data.decode_threads",
     "num_workers": "data.decode_threads",
 }
-_KINDS = ("mixing", "objective", "stage")
+CHOICES = ("name", *PART_FOLDERS)  # of a method: they decide which options there are
 
 
 class OptionError(ValueError):
-    """An option that cannot be meant."""
+    """An invalid option."""
 
 
 def normalised(arguments: Sequence[str]) -> list[str]:
-    """The command line with "_" for "-" in option names, and recipes that come with the project as their files.
+    """The command line with "_" for "-" in option names, and included recipes replaced by their files.
 
-    A switch without a value (`--dry-run`) is one that is on.
+    A switch without a value (`--dry-run`) is on.
 
     Raises:
-        FileNotFoundError: a recipe is neither a file nor one of those.
+        FileNotFoundError: a recipe is neither a file nor an included one.
     """
     result: list[str] = []
     switches = {f"--{name}" for name, option in {**run_options(), **method_options()}.items() if option.type == "bool"}
@@ -71,11 +71,11 @@ def _recipe(text: str) -> str:
 
 
 def check(arguments: Sequence[str], forms: Mapping[str, str]) -> None:
-    """Refuse unknown option names, and values that are plainly of another type.
+    """Refuse unknown option names, and values that are clearly of the wrong type.
 
     Args:
         arguments: a normalised command line.
-        forms: other names of options, which are renamed or explained later.
+        forms: other option names, which are renamed or explained later.
 
     Raises:
         OptionError: the first mistake, with similar names.
@@ -108,7 +108,7 @@ def _unknown(name: str, names: Sequence[str]) -> str:
         similar = ends[:2] or difflib.get_close_matches(name, names, 2, 0.6)
         similar = similar or [known for known in names if known.startswith(name)][:2]
     hint = f"did you mean {' or '.join(f'--{s}' for s in similar)}?" if similar else "--help lists the options"
-    return f"--{name} is no option; {hint}"
+    return f"--{name} is not an option; {hint}"
 
 
 def _check_value(option: Option, text: str) -> None:
@@ -138,47 +138,40 @@ def yaml_word(text: str) -> str:
 
 def _check_method(method: Mapping[str, str]) -> None:
     name = method.get("name", "cmo")
-    names = [*presets().METHOD_PRESETS, *whole_methods()]
+    names = [*METHOD_PRESETS, *whole_methods()]
     if ":" not in name and name not in names:
         similar = difflib.get_close_matches(name, names, 2)
         hint = f"; did you mean {' or '.join(similar)}?" if similar else ""
         raise OptionError(f"method.name {name!r} is unknown; expected one of {', '.join(sorted(names))}{hint}")
-    for kind in _KINDS:
+    for kind in PART_FOLDERS:
         part = method.get(kind)
         if part is not None and ":" not in part and part not in part_names(kind):
             raise OptionError(f"method.{kind} {part!r} is unknown; expected one of {', '.join(part_names(kind))}")
 
 
 def chosen_method(arguments: Sequence[str]) -> dict[str, str]:
-    """Name and parts of the method, by "name", "mixing", …: as the command line says, else the recipes."""
+    """Name and parts of the method, by "name", "mixing", …: from the command line, else from the recipes."""
     chosen: dict[str, str] = {}
     given: dict[str, str] = {}
     for number, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         value = value if equals else "".join(arguments[number + 1 : number + 2])
         if name == "--recipe" and Path(value).is_file():
-            chosen |= _method_of(Path(value))
-        elif name.startswith("--method.") and name[9:] in ("name", *_KINDS):
+            chosen |= method_of(_read(Path(value)))
+        elif name.startswith("--method.") and name[9:] in CHOICES:
             given[name[9:]] = value
     return chosen | given
 
 
-def _method_of(recipe: Path) -> dict[str, str]:
+def _read(recipe: Path) -> Any:
+    """A recipe's content with current names; None if it cannot be read, which the parser then reports."""
     try:
-        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return {}
-    method = content.get("method") if isinstance(content, dict) else None
-    return {k: str(v) for k, v in method.items() if k in ("name", *_KINDS)} if isinstance(method, dict) else {}
+        return current_recipe(yaml.safe_load(recipe.read_text(encoding="utf-8")), ())
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
 
 
-def presets() -> ModuleType:
-    """`train.methods.presets`, which needs nothing, without its package, which needs torch."""
-    name = "train_methods_presets_alone"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / "methods" / "presets.py")
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name]
+def method_of(content: Any) -> dict[str, str]:
+    """Name and parts of the method in the content of a recipe."""
+    method = content.get("method") if isinstance(content, Mapping) else None
+    return {k: str(v) for k, v in method.items() if k in CHOICES} if isinstance(method, Mapping) else {}

@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: mean vectors of classes to start a classifier from, and tables to train it on."""
+"""Features of a frozen backbone: class means to initialise a classifier, and tables to train it on."""
 
 import hashlib
 import logging
@@ -31,7 +31,7 @@ _PROJECTED = set(_PROJECTED_ORDER)
 
 
 class HeadAlone(nn.Module):
-    """A classifier under the name that it has in its whole network, so that the two share entries of a checkpoint."""
+    """A classifier with the same name as in its whole network, so both use the same checkpoint entries."""
 
     def __init__(self, name: str, head: nn.Module):
         super().__init__()
@@ -49,19 +49,19 @@ class HeadAlone(nn.Module):
 
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
-    """What the classifier of one of timm's networks sees, (batch, width): the class token, or an average.
+    """The input of a timm network's classifier, (batch, width): the class token, or an average.
 
     Raises:
-        ValueError: the network is not timm's.
+        ValueError: it is not a timm network.
     """
     if not hasattr(model, "forward_head"):
-        raise ValueError(f"{type(model).__name__} gives no features; take one of timm's networks, or start at random")
+        raise ValueError(f"{type(model).__name__} provides no features; use a timm network, or --method.start random")
     return model.forward_head(model.forward_features(images), pre_logits=True)
 
 
 @dataclass(frozen=True)
 class FeatureReader:
-    """A backbone in evaluation mode, in full float32, and how pictures reach it."""
+    """A backbone in evaluation mode, in full float32, with its input pipeline."""
 
     model: nn.Module
     input_builder: InputBuilder
@@ -71,10 +71,10 @@ class FeatureReader:
 
     @torch.no_grad()
     def rows(self, dataset: ShardSet, view: View, sample_ids: np.ndarray | None = None) -> tuple[Tensor, Tensor]:
-        """Features float32 (n, width) and labels int64 (n,) of samples, by default of all, in their order; on the CPU.
+        """Features float32 (n, width) and labels int64 (n,) of samples, by default all, in order; on the CPU.
 
         Raises:
-            ValueError: the network gives no features.
+            ValueError: the network provides no features.
         """
         was_training = {module: module.training for module in self.model.modules()}
         self.model.eval()
@@ -99,7 +99,7 @@ class FeatureReader:
 
 
 def sample_per_class(dataset: ShardSet, limit: int, seed: int) -> np.ndarray:
-    """Ids, ascending, of at most `limit` random samples of each class: a function of the seed alone."""
+    """Ascending ids of at most `limit` random samples per class, depending only on the seed."""
     order = generator(seed, "class_means/samples", 0, 0).permutation(len(dataset))
     labels = dataset.index["label"][order].astype(np.int64)
     by_class = np.argsort(labels, kind="stable")
@@ -110,16 +110,16 @@ def sample_per_class(dataset: ShardSet, limit: int, seed: int) -> np.ndarray:
 def class_vectors(
     wanted: ClassVectors, dataset: ShardSet, view: View, reader: FeatureReader, seed: int
 ) -> tuple[Tensor, Tensor]:
-    """The vectors (classes, width) that a classifier starts from, and for which classes there is one, bool.
+    """The initial class vectors of a classifier, (classes, width), and which classes have one, bool.
 
     Raises:
-        ValueError, FileNotFoundError: the file is not one of class vectors, or of other classes.
+        ValueError, FileNotFoundError: the file does not contain class vectors, or has other classes.
     """
     if wanted.file is not None:
         return read_class_vectors(wanted.file, dataset.class_names)
     features, labels = reader.rows(dataset, view, sample_per_class(dataset, wanted.per_class, seed))
     means, known = class_means(features, labels, dataset.num_classes)
-    logger.info("the classifier starts from the mean features of %d images", len(labels))
+    logger.info("the classifier is initialised from the mean features of %d images", len(labels))
     return means, known
 
 
@@ -128,15 +128,15 @@ def read_class_vectors(path: Path, names: list[str]) -> tuple[Tensor, Tensor]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is damaged, lacks an array, or its names are not those of the classes in their order.
+        ValueError: it is damaged, lacks an array, or its names are not the class names in order.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"method.class_vectors: {path} is no file")
+        raise FileNotFoundError(f"method.class_vectors: {path} is not a file")
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
     except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: damaged, or no .npz of plain arrays: {error}") from error
+        raise ValueError(f"{path}: damaged, or not an .npz of plain arrays: {error}") from error
     if "names" not in arrays or not ({"vectors"} <= arrays.keys() or arrays.keys() >= _PROJECTED):
         raise ValueError(
             f"{path} has {sorted(arrays)}; expected names and vectors, or names, {', '.join(sorted(_PROJECTED))}"
@@ -158,13 +158,13 @@ def cache_features(
     reader: FeatureReader,
     first: Callable[[], AbstractContextManager[Any]],
 ) -> dict[str, int]:
-    """Compute or read the features of each data set, and serve them in the place of its pictures.
+    """Compute or read the features of each data set, and serve them instead of its images.
 
-    A table is a file beside the shards, or beside the local copy of a set in a store; where that folder takes none, it
-    is kept in memory alone.
+    A table is a file next to the shards (of a set in a store, next to its local copy) or, if that folder is not
+    writable, only kept in memory.
 
     Args:
-        views: how each data set is shown; nothing in them may be drawn.
+        views: each data set's view; it must not be random.
         key: what the features depend on beside view and data: weights and normalisation.
         first: context in which the first process is alone, the others follow and read its files.
 
@@ -172,15 +172,15 @@ def cache_features(
         By data set: how many of its features were computed now and not read.
 
     Raises:
-        ValueError: a view is drawn.
+        ValueError: a view is random.
     """
     computed = {}
     for role, dataset in datasets.items():
         view = views[role]
         if not _draws_nothing(view):
             raise ValueError(
-                f"method.cached_features needs a view that is the same in every epoch, but the {role} images are "
-                f"shown as {view}; choose data.preset backbone-plain"
+                f"method.cached_features needs a view that is the same in every epoch, but the {role} images use "
+                f"{view}; choose data.preset backbone-plain"
             )
         assert isinstance(view, View)
         with first():

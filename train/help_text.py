@@ -1,10 +1,11 @@
-"""`--help` of a run: what everybody needs first, the method's own options, and what only papers need last."""
+"""`--help` of a run: common options first, then the method's own, and options needed only by papers last."""
 
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 
-from train.early import chosen_method, presets
+from train.early import chosen_method
+from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
 from train.option_sources import Option, method_options, run_options, whole_methods
 
 COMMON = (
@@ -45,18 +46,21 @@ examples:
   {program} --data.train data/mine/train --data.test data/mine/test \\
       --model.name resnet50 --model.pretrained true --method.name vanilla --method.loss bs --epochs 30
 
-Options may be written with - or _, and in a YAML file, which --recipe reads (`longtail recipes` lists those that come
-along). The command line wins. --help shows the options of the method that --method.name (or the recipe) chooses.
+Option names may use - or _. Options can also be put into a YAML file for --recipe (`longtail recipes` lists the
+included ones); the command line takes precedence. --help shows the options of the method chosen by --method.name or
+the recipe.
 """
 
 
 def text(program: str, arguments: Sequence[str]) -> str:
-    """The whole help, for the method that a normalised command line chooses."""
+    """The complete help, for the method chosen on a normalised command line."""
     chosen = chosen_method(arguments)
     name = chosen.pop("name", "cmo")
     options = run_options()
     common = [Option("recipe", "Path", None, "a YAML file with any of the options below, or DATASET/METHOD")]
-    common += [Option("method.name", "str", "'cmo'", "how to train; `longtail methods` lists them with their papers")]
+    common += [
+        Option("method.name", "str", "'cmo'", "training method; `longtail methods` lists them with their papers")
+    ]
     common += [options[key] for key in COMMON if key in options]
     papers = [options[key] for key in PAPERS if key in options]
     rest = [option for key, option in options.items() if key not in (*COMMON, *PAPERS)]
@@ -65,7 +69,7 @@ def text(program: str, arguments: Sequence[str]) -> str:
         "common options": common,
         f"options of the method {name}": of_method,
         "further options": rest,
-        "switches of single papers": papers,
+        "options needed by single papers": papers,
     }
     return "\n".join([_HEAD.format(program=program), *(_group(title, group) for title, group in groups.items())])
 
@@ -73,10 +77,10 @@ def text(program: str, arguments: Sequence[str]) -> str:
 def _of_method(name: str, chosen: Mapping[str, str]) -> dict[str, Option]:
     if name in whole_methods():
         return method_options(whole=name)
-    preset = presets().METHOD_PRESETS.get(name)
+    preset = METHOD_PRESETS.get(name)
     if preset is None:
         return {}
-    parts = {kind: chosen.get(kind, getattr(preset, kind)) for kind in ("mixing", "objective", "stage")}
+    parts = {kind: chosen.get(kind, getattr(preset, kind)) for kind in PART_FOLDERS}
     found = method_options(parts)
     for kind, part in parts.items():
         found[f"method.{kind}"] = _with_default(found[f"method.{kind}"], part)

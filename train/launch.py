@@ -1,4 +1,4 @@
-"""Devices and processes: what the launcher started, and what this process may use."""
+"""Devices and processes: what the launcher has started, and what this process may use."""
 
 import logging
 import os
@@ -19,11 +19,11 @@ from train.options import RunOptions
 
 logger = logging.getLogger(__name__)
 
-# After this long without an answer from another rank, collective operations fail instead of waiting on. Ranks that have
-# not met yet wait for a shorter time: one that died before it came leaves no connection whose end the others notice.
+# After this long without a response from another rank, collective operations fail instead of waiting. Ranks that have
+# not connected yet wait for less: one that died before connecting leaves no connection for the others to lose.
 RANK_TIMEOUT = timedelta(minutes=10)
 
-# What `accelerate launch` tells its processes of its configuration, and what to do instead.
+# Settings that `accelerate launch` passes to its processes, and what to do instead.
 _SWITCHES = {
     "ACCELERATE_USE_FSDP": "FSDP; the trainer keeps whole networks on every process: choose MULTI_GPU",
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed; the trainer has its own optimizer steps: choose MULTI_GPU",
@@ -34,16 +34,16 @@ _INSTEAD = "run `accelerate config` again, or launch with --config_file accelera
 
 
 def check_device(device: str) -> None:
-    """Refuse a GPU that is not there, instead of training slowly without one."""
+    """Refuse a missing GPU, instead of training slowly without one."""
     if device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is cuda, but torch sees no GPU; check the driver (nvidia-smi), or use --device auto")
 
 
 def device_of(text: str) -> torch.device:
-    """The device of a tool's --device; "auto" is a GPU where there is one.
+    """The device for a tool's --device; "auto" is a GPU if there is one.
 
     Raises:
-        UsageError: there is no such kind, or this machine has none.
+        UsageError: there is no such device type, or this machine has none.
     """
     if text == "auto":
         text = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,36 +60,36 @@ def device_of(text: str) -> torch.device:
 
 
 def check_launcher(options: RunOptions) -> None:
-    """Refuse what Accelerate's configuration switches on and the trainer does not do, or does by its own option.
+    """Refuse settings of Accelerate's configuration that the trainer does not support or has its own option for.
 
     Raises:
-        UsageError: with what was found, and what to do.
+        UsageError: naming the setting and the remedy.
     """
     for name, what in _SWITCHES.items():
         if os.environ.get(name, "false").lower() in ("1", "true", "yes"):
-            raise UsageError(f"Accelerate's configuration switches on {what}; {_INSTEAD}")
+            raise UsageError(f"Accelerate's configuration enables {what}; {_INSTEAD}")
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
     if precision not in ("no", options.mixed_precision):
         raise UsageError(
-            f"Accelerate's configuration asks for mixed precision {precision}, this run for "
-            f"{options.mixed_precision}: the trainer's own option counts, --mixed_precision; {_INSTEAD}"
+            f"Accelerate's configuration sets mixed precision {precision}, this run "
+            f"{options.mixed_precision}: the trainer uses its own option, --mixed_precision; {_INSTEAD}"
         )
     backend = os.environ.get("ACCELERATE_DYNAMO_BACKEND", "no").lower()
     if backend != "no" and not (backend == "inductor" and options.compile):
         raise UsageError(
-            f"Accelerate's configuration switches on torch dynamo ({backend}): the trainer's own option counts, "
+            f"Accelerate's configuration enables torch dynamo ({backend}): the trainer uses its own option, "
             f"--compile true, which is inductor; {_INSTEAD}"
         )
     parts = os.environ.get("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "1")
     if parts not in ("1", "auto", str(options.accumulation)):
         raise UsageError(
-            f"Accelerate's configuration asks for {parts} gradient accumulation steps, this run for "
-            f"{options.accumulation}: the trainer's own option counts, --accumulation; {_INSTEAD}"
+            f"Accelerate's configuration sets {parts} gradient accumulation steps, this run "
+            f"{options.accumulation}: the trainer uses its own option, --accumulation; {_INSTEAD}"
         )
 
 
 def check_trackers(names: tuple[str, ...]) -> None:
-    """Refuse trackers that would not track.
+    """Refuse trackers that would not work.
 
     Raises:
         UsageError: a name is unknown, or its package is not installed.
@@ -97,19 +97,19 @@ def check_trackers(names: tuple[str, ...]) -> None:
     available = [str(name) for name in get_available_trackers()]
     for name in names:
         if name not in LOGGER_TYPE_TO_CLASS:
-            raise UsageError(f"trackers: {name!r} is unknown; Accelerate knows {', '.join(LOGGER_TYPE_TO_CLASS)}")
+            raise UsageError(f"trackers: {name!r} is unknown; Accelerate supports {', '.join(LOGGER_TYPE_TO_CLASS)}")
         if name not in available:
             raise UsageError(
-                f"trackers: {name} is not installed; install its package, or leave it out: --trackers "
+                f"trackers: {name} is not installed; install its package, or omit it: --trackers "
                 f"{' '.join(other for other in names if other in available) or 'none'}"
             )
 
 
 def make_accelerator(options: RunOptions) -> Accelerator:
-    """Accelerate for devices, processes and trackers; precision, accumulation, compiling stay with the trainer.
+    """Accelerate for devices, processes and trackers; the trainer handles precision, accumulation and compiling.
 
     Raises:
-        OutsideError: the other processes did not come in time, or are not as many as the launcher started.
+        OutsideError: the other processes did not connect in time, or their number is not what the launcher started.
     """
     use_cpu = options.device == "cpu" or not torch.cuda.is_available()
     ddp = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
@@ -125,7 +125,7 @@ def make_accelerator(options: RunOptions) -> Accelerator:
             kwargs_handlers=[ddp, meeting],
         )
         if dist.is_initialized():
-            dist.barrier()  # NCCL connects at the first operation: that is part of the meeting
+            dist.barrier()  # NCCL connects at the first operation, which must happen within the time limit too
             dist.set_timeout(RANK_TIMEOUT)
     except dist.DistError as error:
         raise OutsideError(_who_did_not_come(options.meet_within_seconds)) from error
@@ -139,7 +139,7 @@ def make_accelerator(options: RunOptions) -> Accelerator:
 
 
 def _wait_for_first_rank(seconds: float) -> None:
-    """Until somebody listens at the meeting point; torch itself would wait for more than twice the time it is given."""
+    """Wait until the rendezvous address accepts connections; torch waits for more than twice its own timeout."""
     address, port = os.environ.get("MASTER_ADDR"), os.environ.get("MASTER_PORT")
     if os.environ.get("RANK", "0") == "0" or address is None or port is None:
         return
@@ -159,14 +159,14 @@ def _who_did_not_come(seconds: float) -> str:
         os.environ.get(name, "?") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     )
     return (
-        f"rank {rank} did not meet all of the {world_size} processes at {address}:{port} within {seconds:g} s: one has "
-        "died before it came (see what the others printed), cannot reach that address, or is slower to start; then "
-        "raise --meet_within_seconds"
+        f"rank {rank} could not connect to all {world_size} processes at {address}:{port} within {seconds:g} s: one "
+        "died before connecting (see the output of the others), cannot reach that address, or is slow to start; in "
+        "that case raise --meet_within_seconds"
     )
 
 
 def start_trackers(accelerator: Accelerator, names: tuple[str, ...]) -> None:
-    """Begin to track.
+    """Start the trackers.
 
     Raises:
         OutsideError: a tracker cannot start, for example because nobody is logged in.

@@ -1,4 +1,4 @@
-"""Other ways to write an option: the names it had before, and lists without brackets."""
+"""Alternative ways to write an option: old names, and lists without brackets."""
 
 import logging
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,7 +9,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 STILL_TAKEN = {"data.recipe": "data.preset"}
-# Their values count differently now, or would be read as something else: refused.
+# Refused, because their values now have a different meaning.
 RENAMED = {
     "method.start_data_aug": "method.plain_first, which is the old value plus 1",
     "method.end_data_aug": "method.plain_last",
@@ -21,13 +21,13 @@ _NOTHING = {"", "none", "null", "no", "off"}
 
 
 def current_arguments(arguments: Sequence[str], lists: Collection[str]) -> list[str]:
-    """A command line with the names of today, and with brackets around the values of these list options.
+    """A command line with current names, and with brackets around the values of these list options.
 
     Raises:
-        ValueError: an option has another name now.
+        ValueError: an option has been renamed.
     """
     result: list[str] = []
-    pending: list[str] | None = None  # values of the list option that came last
+    pending: list[str] | None = None  # values of the last list option
     for argument in arguments:
         if not argument.startswith("--"):
             (result if pending is None else pending).append(argument)
@@ -46,10 +46,10 @@ def current_arguments(arguments: Sequence[str], lists: Collection[str]) -> list[
 
 
 def current_recipe(content: Any, lists: Collection[str]) -> Any:
-    """What a recipe says, with the names of today.
+    """A recipe's content with current names.
 
     Raises:
-        ValueError: an option has another name now.
+        ValueError: an option has been renamed.
     """
     if not isinstance(content, Mapping):
         return content
@@ -65,13 +65,13 @@ def current_recipe(content: Any, lists: Collection[str]) -> Any:
 
 
 def current_name(name: str) -> str:
-    """The name of today.
+    """The current name.
 
     Raises:
-        ValueError: the option's value would mean something else now.
+        ValueError: the option's value now has a different meaning.
     """
     if name in RENAMED:
-        raise ValueError(f"{name} has another name now: {RENAMED[name]}")
+        raise ValueError(f"{name} is now called {RENAMED[name]}")
     if name in STILL_TAKEN:
         _warn(name)
         return STILL_TAKEN[name]
@@ -80,12 +80,12 @@ def current_name(name: str) -> str:
 
 @cache  # a recipe is read twice: for its method, then for its options
 def _warn(name: str) -> None:
-    logger.warning("%s has another name now: %s", name, STILL_TAKEN[name])
+    logger.warning("%s is now called %s", name, STILL_TAKEN[name])
 
 
 def _as_list(values: list[str] | None) -> list[str]:
     if not values:
-        return []  # of an option that is no list; else the parser says that a value is missing
+        return []  # not a list option; otherwise the parser reports a missing value
     if len(values) == 1 and values[0].startswith("["):
         return values
     if len(values) == 1 and values[0].lower() in _NOTHING:

@@ -1,8 +1,8 @@
-"""Which options there are, read from the sources of their classes without running them.
+"""The available options, read from the source code of their classes without running it.
 
-Torch and timm take seconds to import, and the method options stand beside code that needs both. A misspelt option and
-`--help` should not wait for that; so this module reads names, types, defaults and docstrings from the syntax tree. What
-it says is never the last word: `train.options.parse` checks everything again, with the classes themselves.
+Torch and timm take seconds to import, and method options are defined next to code that needs both. Misspelt options and
+`--help` should not wait for that, so this module reads names, types, defaults and docstrings from the syntax tree. Its
+result is only preliminary: `train.options.parse` checks everything again with the classes themselves.
 """
 
 import ast
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import docstring_parser
 
+from train.methods.presets import PART_FOLDERS
+
 _TRAIN = Path(__file__).parent
-_PARTS = {"mixing": "mixings", "objective": "objectives", "stage": "stages"}
 
 
 @dataclass(frozen=True)
@@ -23,8 +24,8 @@ class Option:
 
     Attributes:
         name: as on the command line, without dashes: "optimizer.lr", "epochs".
-        type: its annotation, aliases of Literal written out.
-        default: as in the source; None where there is none.
+        type: its annotation, with aliases of Literal expanded.
+        default: as in the source; None if there is none.
         text: its line of the docstring.
     """
 
@@ -42,10 +43,11 @@ class _Class:
 
 @dataclass(frozen=True)
 class _Sources:
-    """Classes by name, classes' `Options` by file, and aliases of types."""
+    """Classes by name, `Options` classes by file, files of whole methods, and type aliases."""
 
     classes: dict[str, _Class] = field(default_factory=dict)
     options_of: dict[Path, str] = field(default_factory=dict)
+    whole: set[Path] = field(default_factory=set)
     aliases: dict[str, str] = field(default_factory=dict)
 
 
@@ -56,8 +58,11 @@ def _sources() -> _Sources:
         for node in ast.parse(path.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.ClassDef):
                 found.classes[node.name] = _Class(node, path)
-                for name in _options_class(node):
-                    found.options_of[path] = name
+                settings = dict(_settings(node))
+                if "Options" in settings:
+                    found.options_of[path] = settings["Options"]
+                if settings.get("own_stage", "None") != "None":
+                    found.whole.add(path)
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 text = ast.unparse(node.value)
                 if text.startswith("Literal["):
@@ -65,17 +70,16 @@ def _sources() -> _Sources:
     return found
 
 
-def _options_class(node: ast.ClassDef) -> Iterator[str]:
-    """X of a line `Options = X` in the body of a method or part."""
+def _settings(node: ast.ClassDef) -> Iterator[tuple[str, str]]:
+    """Name and value, as written, of each line `NAME = VALUE` in a class body."""
     for line in node.body:
         if isinstance(line, ast.Assign | ast.AnnAssign) and line.value:
             target = line.targets[0] if isinstance(line, ast.Assign) else line.target
-            if ast.unparse(target) == "Options":
-                yield ast.unparse(line.value)
+            yield ast.unparse(target), ast.unparse(line.value)
 
 
 def _options(class_name: str, prefix: str) -> dict[str, Option]:
-    """The options of a class of `train` by name, those of its bases first."""
+    """The options of a class in `train` by name, those of its bases first."""
     known = _sources().classes.get(class_name)
     if known is None:
         return {}
@@ -109,30 +113,30 @@ def run_options() -> Mapping[str, Option]:
 
 
 def whole_methods() -> list[str]:
-    """The methods that are not put together from parts, sorted."""
-    return sorted(path.stem for path in _sources().options_of if path.parent == _TRAIN / "methods")
+    """The methods that are not composed of parts, sorted."""
+    return sorted(path.stem for path in _sources().whole)
 
 
 def part_names(kind: str) -> list[str]:
     """The mixings, objectives or stages, sorted; kind is "mixing", "objective" or "stage"."""
-    folder = _TRAIN / "methods" / _PARTS[kind]
+    folder = _TRAIN / "methods" / PART_FOLDERS[kind]
     return sorted(path.stem for path in _sources().options_of if path.parent == folder)
 
 
 def method_options(parts: Mapping[str, str] | None = None, whole: str | None = None) -> dict[str, Option]:
-    """Options of a method: of these parts by kind, of a whole method, or, with neither, of all that there are."""
+    """Options of a method: of these parts by kind, of a whole method, or, with neither, of all methods and parts."""
     methods = _TRAIN / "methods"
     if whole is not None:
         files = [methods / f"{whole}.py"]
     elif parts is not None:
-        files = [methods / _PARTS[kind] / f"{name}.py" for kind, name in parts.items()]
+        files = [methods / PART_FOLDERS[kind] / f"{name}.py" for kind, name in parts.items()]
     else:
         files = [path for path in _sources().options_of if methods in path.parents]
     found: dict[str, Option] = {}
     for path in files:
         found |= _options(_sources().options_of.get(path, ""), "method.")
     if whole is None:
-        for kind in _PARTS:
+        for kind in PART_FOLDERS:
             text = f"the {kind} of the method: {', '.join(part_names(kind))}"
             found[f"method.{kind}"] = Option(f"method.{kind}", "str", None, text)
     return found

@@ -1,6 +1,5 @@
 """The options of a run: typed, filled from a recipe (YAML) and the command line, checked before anything is loaded."""
 
-import argparse
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,9 +14,9 @@ from pipeline.views.presets import Preset
 from shards.class_counts import GroupRule
 from shards.commandline import USAGE, say_error
 from shards.local_copy import CacheOptions, default_cache_folder
-from train.early import normalised
+from train.early import chosen_method, method_of, normalised
 from train.losses.precision import Precision
-from train.methods import KINDS, find_method, method_names
+from train.methods.registry import find_method, method_names
 from train.models.backbone_views import BACKBONE_PRESETS, find_preset
 from train.models.build import ModelOptions
 from train.option_forms import current_arguments, current_recipe
@@ -33,27 +32,27 @@ def _at_least(minimum: float, **values: float | None) -> None:
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Shard sets and how their images are read.
+    """Shard sets and the reading of their images.
 
     Args:
         train: folder of the training shard set (made by `python -m tools.build_shards`), or its URL in an object
             store: s3://bucket/imagenet-lt/train, gs://…, az://…, https://…
-        test: folder or URL of the shard set that the final numbers come from; without one they come from the
-            validation set.
-        validation: folder or URL of a shard set to select the best epoch on; without one, the best epoch on the test
-            set is reported too, as the papers do, and labelled so.
-        meta: folder or URL of the balanced shard set that the meta stream of MetaSAug reads; may be the training set.
-        cache: folder for the local copies of sets that are given by URL; by default longtail in the user's cache.
-        cache_gigabytes: what these copies may take on the disk; by default nine tenths of what is free.
+        test: folder or URL of the shard set for the final numbers; without one they are measured on the validation
+            set.
+        validation: folder or URL of the shard set for selecting the best epoch; without one, the best epoch on the
+            test set is also reported, as in the papers, and labelled as such.
+        meta: folder or URL of the balanced shard set for MetaSAug's meta stream; may be the training set.
+        cache: folder for local copies of sets given by URL; by default longtail in the user's cache folder.
+        cache_gigabytes: disk space limit of these copies; by default nine tenths of the free space.
         preset: augmentation, evaluation crop and normalisation, by name (`longtail presets`) or from a .yaml file;
             backbone, backbone-mda and backbone-plain follow the pretrained network.
-        image_size: side of the network's input in pixels, where it is to differ from the preset's.
-        mean: of red, green and blue, for pixel values from 0 to 1, where they are to differ from the preset's.
-        std: their standard deviations, likewise.
+        image_size: side of the network's input in pixels, if different from the preset's.
+        mean: means of red, green and blue, for pixel values from 0 to 1, if different from the preset's.
+        std: standard deviations of red, green and blue, likewise.
         executor: auto (small images resident on the device, DALI for others), dali, resident or reference (PIL).
-        decode_threads: DALI threads per process; by default the cores divided by the processes of this machine.
+        decode_threads: DALI threads per process; by default the cores divided by the processes on this machine.
         many_min: a class with at least this many training samples is "many".
-        few_max: a class with at most this many training samples is "few"; those between are "medium".
+        few_max: a class with at most this many training samples is "few"; classes in between are "medium".
         bad_sample_budget: undecodable or corrupt samples that a run may replace before it stops.
     """
 
@@ -78,13 +77,13 @@ class DataOptions:
             self.make_preset(ModelOptions())
         elif self.image_size is not None:
             raise ValueError(
-                f"data.image_size: preset {self.preset} takes the size from the backbone; another one is an option of "
-                "it, model.image_size"
+                f"data.image_size: preset {self.preset} takes the size from the backbone; to change it use "
+                "model.image_size"
             )
         if self.test is None and self.validation is None:
             raise ValueError(
-                "neither data.test nor data.validation is given, so nothing would be measured; a validation set can be "
-                "held out of the training images: python -m tools.build_shards SOURCE --holdout 0.1"
+                "neither data.test nor data.validation is given, so nothing would be measured; to hold out a "
+                "validation set from the training images: python -m tools.build_shards SOURCE --holdout 0.1"
             )
         _at_least(1, decode_threads=self.decode_threads)
         _at_least(0, bad_sample_budget=self.bad_sample_budget)
@@ -92,12 +91,12 @@ class DataOptions:
         self.group_rule()
 
     def cache_options(self) -> CacheOptions:
-        """Where copies of sets in object stores go."""
+        """The cache for copies of sets in object stores."""
         limit = None if self.cache_gigabytes is None else int(self.cache_gigabytes * 1e9)
         return CacheOptions(self.cache or default_cache_folder(), limit)
 
     def make_preset(self, model: ModelOptions) -> Preset:
-        """The views and the normalisation; those of some presets follow the network."""
+        """The views and the normalisation; for some presets they follow the network."""
         return find_preset(self.preset, model, self.image_size, self.mean, self.std)
 
     def group_rule(self) -> GroupRule:
@@ -107,18 +106,19 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """How parameters follow their gradients; by default stochastic gradient descent on all, norms and biases included.
+    """The optimizer; by default stochastic gradient descent on all parameters, including norms and biases.
 
     Args:
-        kind: sgd, or adamw (which takes neither momentum nor nesterov).
-        lr: base learning rate; it is not scaled with the batch size.
-        momentum: momentum.
-        nesterov: Nesterov's form of it.
+        kind: sgd, or adamw (which uses neither momentum nor nesterov).
+        lr: base learning rate; not scaled with the batch size.
+        momentum: momentum of sgd.
+        nesterov: use Nesterov momentum.
         weight_decay: weight decay.
-        decay: what it acts on: all, or matrices (no norms, biases, scales of adapters, nor what timm exempts).
-        layer_decay: factor on the learning rate from each layer to the one below, in timm's grouping; for tuning all
-            of a pretrained network, 0.65 to 0.9.
-        clip_norm: scale the gradients of a step down to this norm where theirs is larger.
+        decay: parameters with weight decay: all, or matrices (no norms, biases or adapter scales, nor timm's exempt
+            parameters).
+        layer_decay: factor on the learning rate from each layer to the one below, with timm's layer groups; 0.65 to
+            0.9 for tuning a whole pretrained network.
+        clip_norm: clip a step's gradients to this norm.
     """
 
     kind: Literal["sgd", "adamw"] = "sgd"
@@ -133,7 +133,7 @@ class OptimizerOptions:
     def __post_init__(self) -> None:
         _at_least(0, lr=self.lr, momentum=self.momentum, weight_decay=self.weight_decay)
         if self.kind == "adamw" and self.nesterov:
-            raise ValueError("optimizer.nesterov is true, but adamw has no such form; leave it out")
+            raise ValueError("optimizer.nesterov is true, but adamw does not support it; omit it")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
             raise ValueError(f"optimizer.layer_decay is {self.layer_decay}, expected above 0 and at most 1")
         if self.clip_norm is not None and self.clip_norm <= 0:
@@ -145,38 +145,38 @@ SelectBy = Literal["balanced", "all", "harmonic", "worst"]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Length, batch, device and bookkeeping of a run.
+    """Length, batch size, device and bookkeeping of a run.
 
     Args:
         epochs: passes over the original stream; milestones and phase starts are rescaled to it.
-        batch_size: samples of an optimizer step, over all processes and micro-batches.
-        accumulation: micro-batches a process runs one after the other in a step, to fit the memory.
-        seed: decides every draw: initial weights, samples, crops, pastes.
-        device: auto (a GPU where there is one), cpu or cuda.
-        mixed_precision: bf16 runs the network (never the losses) in bfloat16, fp16 in float16 with a loss scale, for
-            GPUs before Ampere.
-        compile: torch.compile the network, which fuses its operations. The first steps take a minute or so.
-        cuda_graphs: replay whole steps, from the paste to the optimizer, as CUDA graphs: for small networks, whose
-            kernels are shorter than their launches. One process on a GPU; not under MetaSAug.
-        ema_decay: evaluate a moving average of the weights instead, which keeps this share of itself in a step, but
-            at most 1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000 on, 0.999 from 31,600. Training does not notice.
-        deterministic: ask torch for deterministic kernels; slower on a GPU, no difference on the CPU.
-        run_dir: the run's folder; by default runs/RECIPE-seedSEED, or runs/DATA-METHOD-seedSEED without a recipe.
-        resume: never, auto (continue where the folder has a checkpoint, start otherwise) or the path of a checkpoint.
-        checkpoint_every_steps: steps between checkpoints, beside the one at the end of every epoch.
+        batch_size: samples per optimizer step, over all processes and micro-batches.
+        accumulation: micro-batches that a process runs sequentially per step, to save memory.
+        seed: determines every draw: initial weights, samples, crops, pastes.
+        device: auto (a GPU if available), cpu or cuda.
+        mixed_precision: bf16 runs the network (never the losses) in bfloat16; fp16 in float16 with a loss scale, for
+            GPUs older than Ampere.
+        compile: torch.compile the network, which fuses its operations. The first steps take about a minute.
+        cuda_graphs: replay whole steps, from the paste to the optimizer, as CUDA graphs; for small networks, whose
+            kernels are shorter than their launches. One process on a GPU; not with MetaSAug.
+        ema_decay: evaluate an exponential moving average of the weights with this decay, limited to
+            1 - (1 + n)^(-2/3) in step n: 0.99 from step 1,000, 0.999 from step 31,600. Training is not affected.
+        deterministic: use torch's deterministic kernels; slower on a GPU, no difference on the CPU.
+        run_dir: the run folder; by default runs/RECIPE-seedSEED, or runs/DATA-METHOD-seedSEED without a recipe.
+        resume: never, auto (continue if the folder has a checkpoint, otherwise start) or the path of a checkpoint.
+        checkpoint_every_steps: steps between checkpoints, in addition to the one after every epoch.
         checkpoint_every_minutes: minutes between checkpoints, likewise.
-        keep_checkpoints: how many of the latest checkpoints to keep.
+        keep_checkpoints: number of latest checkpoints to keep.
         evaluate_every: epochs between evaluations; the last epoch is always evaluated.
-        select_by: what makes an epoch the best: balanced (mean recall of the classes), all (accuracy over the images,
-            as in the papers), harmonic (mean of the recalls) or worst (lowest recall). The first two agree where all
-            classes have equally many images in the set that is selected on.
-        patience: end the run after this many evaluations without a new best epoch; null runs all epochs.
-        log_every_steps: steps between two lines of training loss in metrics.jsonl (reading it waits for the device).
-        max_steps: end the run after this many steps, to try something out.
-        dry_run: take a few steps, say how long the run would be and what it needs, and leave nothing behind.
-        trackers: experiment trackers of Accelerate to log to: tensorboard, wandb, …; several after one another.
+        select_by: criterion for the best epoch: balanced (mean recall over classes), all (accuracy over images, as in
+            the papers), harmonic (harmonic mean of recalls) or worst (lowest recall). The first two agree if the
+            selection set has the same number of images for every class.
+        patience: stop the run after this many evaluations without a new best epoch; null runs all epochs.
+        log_every_steps: steps between lines of training loss in metrics.jsonl (reading it waits for the device).
+        max_steps: stop the run after this many steps, for quick trials.
+        dry_run: take a few steps, report the length and requirements of the run, and write nothing.
+        trackers: Accelerate's experiment trackers to log to: tensorboard, wandb, …; separate several with spaces.
         meet_within_seconds: how long processes wait for each other at the start. Later a process waits ten minutes for
-            an answer; one that dies closes its connections, which the others notice at once on the CPU.
+            a response; one that dies closes its connections, which the others detect at once on the CPU.
     """
 
     epochs: int = 200
@@ -242,14 +242,14 @@ class Options:
 
     @classmethod
     def of(cls, recipe: str | Path | None = None, **values: Any) -> "Options":
-        """Options from Python values, checked as those of a command line.
+        """Options from Python values, with the same checks as the command line.
 
             Options.of("cifar100-lt/bs-cmo", epochs=20)
             Options.of(data={"train": "data/mine/train", "test": "data/mine/test"}, method={"loss": "bs"}, epochs=30)
 
         Args:
-            recipe: a YAML file, or DATASET/METHOD of a recipe that comes along.
-            values: win over the recipe; sections (data, model, method, optimizer, schedule) are mappings.
+            recipe: a YAML file, or DATASET/METHOD of an included recipe.
+            values: override the recipe; sections (data, model, method, optimizer, schedule) are mappings.
 
         Raises:
             ValueError: an unknown option, a value of the wrong type, or options that contradict each other.
@@ -258,7 +258,7 @@ class Options:
         file = None if recipe is None else find_recipe(str(recipe))
         content = {} if file is None else _read_yaml(file)
         content = _merged(current_recipe(content, _LISTS), current_recipe(_plain(values), _LISTS))
-        chosen = {k: str(v) for k, v in (content.get("method") or {}).items() if k in ("name", *KINDS)}
+        chosen = method_of(content)
         method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
         parser = _parser(method.Options, method.without, exit_on_error=False)
@@ -272,11 +272,11 @@ class Options:
 def parse(arguments: Sequence[str]) -> Options:
     """Options from a command line such as `--recipe recipes/digits-lt/ce.yaml --epochs 20`.
 
-    An unknown key, a value of the wrong type or a contradiction ends the program with exit status 2 and a message.
+    An unknown key, a value of the wrong type or a contradiction exits with status 2 and a message.
     """
     try:
         arguments = current_arguments(normalised(arguments), _LISTS)
-        chosen = _chosen_method(arguments)
+        chosen = chosen_method(arguments)
         method_name = chosen.pop("name", "cmo")
         method = find_method(method_name, chosen)
     except (ValueError, FileNotFoundError, yaml.YAMLError) as error:
@@ -295,7 +295,7 @@ def parse(arguments: Sequence[str]) -> Options:
 def _finished(
     parser: ArgumentParser, namespace: Any, recipes: Sequence[Any], method_name: str, method_options: type
 ) -> Options:
-    """From parsed values to checked options, with what follows from others filled in."""
+    """From parsed values to checked options, with derived values filled in."""
     namespace.pop("recipe", None)
     _expand_home(namespace, parser)
     values = namespace.as_dict()
@@ -317,8 +317,8 @@ def _finished(
     return Options(**sections, model=model, method_name=method_name, method=method, run=run, resolved=resolved)
 
 
-_AUTO = "auto"  # model.name where nobody chose one
-LARGEST_SMALL_IMAGE = 64  # pixels a side, up to which the networks for 32 pixels make sense
+_AUTO = "auto"  # model.name if none was chosen
+LARGEST_SMALL_IMAGE = 64  # pixels per side up to which the networks for 32 pixels make sense
 
 
 def _network_for(image_size: int) -> str:
@@ -335,7 +335,7 @@ def _plain(value: Any) -> Any:
 
 
 def _merged(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> dict[str, Any]:
-    """Both, section by section; where both have a value, the second's."""
+    """Both, merged section by section; the second takes precedence."""
     result = dict(first or {})
     for name, value in second.items():
         both = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
@@ -344,20 +344,20 @@ def _merged(first: Mapping[str, Any] | None, second: Mapping[str, Any]) -> dict[
 
 
 def _run_name(recipes: Sequence[Any]) -> str:
-    """DATASET-METHOD of a recipe in a data set's folder, as this project's are; the file's name of any other."""
+    """DATASET-METHOD for a recipe in a data set's folder, as in this project; the file name for any other."""
     path = Path(str(recipes[-1]))
     return f"{path.parent.name}-{path.stem}" if path.parent.parent.name == "recipes" else path.stem
 
 
 def _data_and_method(data: Any, method_name: str, method: Mapping[str, Any]) -> str:
-    """Such as "birds-cmo-bs" of data/birds/train: what tells two first tries apart."""
+    """A name such as "birds-cmo-bs" for data/birds/train, to tell first tries apart."""
     folder = Path(data.train).absolute()
     name = folder.parent.name if folder.name in ("train", "training") else folder.name
     return "-".join(filter(None, (name, method_name, method.get("loss"))))
 
 
 def _expand_home(namespace: Any, parser: ArgumentParser) -> None:
-    """`~` is the home folder in every path, from the command line and from a recipe."""
+    """Expand `~` to the home folder in every path, from the command line or a recipe."""
     for name, value in list(namespace.items()):
         is_text_for_path = isinstance(value, str) and (name == "resume" or name.startswith("data."))
         if (is_text_for_path or isinstance(value, Path)) and str(value).startswith("~"):
@@ -378,7 +378,7 @@ _LISTS = {
 
 
 class _Parser(ArgumentParser):
-    """Says of an option that the method does not have why it does not; `reasons` by name."""
+    """Explains why the method does not have an option; `reasons` by name."""
 
     reasons: Mapping[str, str] = {}
 
@@ -386,7 +386,7 @@ class _Parser(ArgumentParser):
         told = [
             f"method.{name}: {why}"
             for name, why in self.reasons.items()
-            if "has another name now" not in message
+            if "is now called" not in message
             and re.search(rf"\bmethod\.{name}\b|'method' .*'{name}'", message)  # of a command line, of a recipe
         ]
         if not self.exit_on_error:
@@ -395,7 +395,7 @@ class _Parser(ArgumentParser):
         sys.exit(USAGE)
 
     def parse_path(self, path: Any, *arguments: Any, **settings: Any) -> Any:
-        """Read a recipe, whose options may be written in other ways."""
+        """Read a recipe, whose options may use alternative forms."""
         try:
             content = current_recipe(_read_yaml(Path(str(path))), _LISTS)
         except ValueError as error:
@@ -416,37 +416,13 @@ def _parser(method_options: type, without: Mapping[str, str], exit_on_error: boo
     return parser
 
 
-def _chosen_method(arguments: Sequence[str]) -> dict[str, str]:
-    """The method decides which options exist, so its name and parts come first: from command line, else recipe."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("name", *KINDS):
-        finder.add_argument(f"--method.{name}", dest=name)
-    finder.add_argument("--recipe", action="append", default=[])
-    given = vars(finder.parse_known_args([a for a in arguments if a != "--help"])[0])
-    chosen: dict[str, str] = {}
-    for path in given.pop("recipe"):
-        method = _method_section(Path(path))
-        chosen |= {name: str(method[name]) for name in given if name in method}
-    return chosen | {name: value for name, value in given.items() if value is not None}
-
-
 def _read_yaml(path: Path) -> Any:
     """The content of a YAML file.
 
     Raises:
-        ValueError: it is none; the message says where.
+        ValueError: it is not YAML; the message says where.
     """
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: expected a recipe in YAML, found {' '.join(str(error).split())}") from error
-
-
-def _method_section(recipe: Path) -> dict[str, Any]:
-    """The method's options of a recipe; none where it cannot be read, which the parser then reports."""
-    try:
-        content = current_recipe(_read_yaml(recipe), _LISTS)
-    except (OSError, ValueError):
-        return {}
-    method = content.get("method") if isinstance(content, dict) else None
-    return method if isinstance(method, dict) else {}

@@ -1,4 +1,4 @@
-"""Where numbers come from: commit of the code, versions of the packages, the hardware."""
+"""The origin of numbers: commit of the code, versions of the packages, hardware."""
 
 import subprocess
 import sys
@@ -21,10 +21,10 @@ _CODE = Path(__file__).resolve().parents[1]
 
 
 def commit() -> str | None:
-    """Commit of the code, with "+changes" where files differ from it; None outside of a checkout of this project.
+    """Commit of the code, with "+changes" if files differ from it; None outside a checkout of this project.
 
-    Installed into an environment inside another project's repository, git would name *that* project's commit, so the
-    folder that git calls the top has to be the one that holds this package.
+    If the environment is inside another project's repository, git returns *that* project's commit, so git's top-level
+    folder must be the one that contains this package.
     """
     top = _git("rev-parse", "--show-toplevel")
     if top is None or Path(top).resolve() != _CODE:
@@ -41,7 +41,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Python and the packages that numbers can depend on."""
+    """Versions of Python and the packages that numbers can depend on."""
     found = {"python": sys.version.split()[0]}
     for name in _VERSIONED:
         try:

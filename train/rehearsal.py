@@ -1,4 +1,4 @@
-"""`--dry_run`: what a run is going to take, from its first steps, without leaving anything behind."""
+"""`--dry_run`: estimates what a run will take from its first steps, without leaving files behind."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ _WARM_UP, _TIMED = 2, 5  # steps
 
 @contextmanager
 def trial(options: Options) -> Iterator[Options]:
-    """The options of a run of a few steps in a folder that is removed again."""
+    """The options for a run of a few steps in a temporary folder."""
     with tempfile.TemporaryDirectory() as scratch:
         steps = min(_WARM_UP + _TIMED, options.run.max_steps or _WARM_UP + _TIMED)
         run = replace(options.run, run_dir=Path(scratch), resume="never", max_steps=steps)
@@ -23,10 +23,10 @@ def trial(options: Options) -> Iterator[Options]:
 
 
 def summary(options: Options, steps_per_epoch: int, parameters: int, ends: Sequence[float]) -> str:
-    """What the whole run takes.
+    """An estimate for the whole run.
 
     Args:
-        ends: when each of the steps taken was done, in seconds after the start.
+        ends: when each step finished, in seconds after the start.
     """
     run = options.run
     side = options.data.make_preset(options.model).train.size
@@ -36,11 +36,11 @@ def summary(options: Options, steps_per_epoch: int, parameters: int, ends: Seque
     seconds = max((timed[-1] - timed[0]) / (len(timed) - 1), 1e-9)
     return "\n".join(
         [
-            "dry run: everything fits together; nothing was written",
+            "dry run: all options and data are consistent; nothing was written",
             f"  network   {options.model.name}, {parameters:,} parameters, {side} pixels",
             f"  steps     {steps:,} of {run.batch_size} images: {run.epochs} epochs of {steps_per_epoch:,}",
-            f"  time      about {duration(steps * seconds)} of training, by the first {len(ends)} steps "
-            f"({run.batch_size / seconds:.0f} images/s); evaluations come on top",
+            f"  time      about {duration(steps * seconds)} of training, estimated from the first {len(ends)} steps "
+            f"({run.batch_size / seconds:.0f} images/s); plus evaluations",
             f"  memory    {peak_memory_gb():.1f} GB so far",
             f"  folder    {run.run_dir}",
         ]

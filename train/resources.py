@@ -1,4 +1,4 @@
-"""Files that come with this project, in a checkout and in a wheel: recipes, the launcher's configuration."""
+"""Files included with this project, in a checkout or a wheel: recipes, the launcher's configuration."""
 
 import difflib
 from pathlib import Path
@@ -14,10 +14,10 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(text: str) -> Path:
-    """The file of a recipe: a path, or DATASET/METHOD of those that come with this project.
+    """The file of a recipe: a path, or DATASET/METHOD of an included one.
 
     Raises:
-        FileNotFoundError: neither; the message names similar recipes.
+        FileNotFoundError: it is neither; the message names similar recipes.
     """
     path = Path(text)
     if path.is_file():
@@ -26,5 +26,5 @@ def find_recipe(text: str) -> Path:
     if name in recipe_names() and (text.startswith("recipes/") or text.removesuffix(".yaml") == name):
         return RECIPES_FOLDER / f"{name}.yaml"
     similar = difflib.get_close_matches(name, recipe_names(), 3)
-    hint = f"did you mean {', '.join(similar)}?" if similar else "`longtail recipes` lists those that come with it"
-    raise FileNotFoundError(f"recipe {text}: there is no such file, and no recipe of that name; {hint}")
+    hint = f"did you mean {', '.join(similar)}?" if similar else "`longtail recipes` lists the included ones"
+    raise FileNotFoundError(f"recipe {text}: there is no such file or included recipe; {hint}")

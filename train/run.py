@@ -1,4 +1,4 @@
-"""From options to a finished run: open the data, put the parts together, train, evaluate, report."""
+"""From options to a finished run: open the data, assemble the parts, train, evaluate, report."""
 
 import logging
 import os
@@ -7,11 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from pipeline.executors.decode_settings import decode_settings
@@ -43,28 +42,32 @@ from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
 from train.losses.precision import autocast, loss_scaler
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.optimizers import make_optimizer, warn_of_destructive_rate
 from train.options import Options
 from train.run_folder import RunFolder
 from train.schedules import Schedule
 from train.startup import StartClock
 
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
+
 logger = logging.getLogger(__name__)
 
-# Exit statuses of `python -m train`. A launcher of several processes replaces them by its own; see status.json.
+# Exit statuses of `python -m train`. A launcher of several processes replaces them with its own; see status.json.
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
 
 
 def train(options: Options, clock: StartClock | None = None) -> int:
-    """Train, evaluate and report as the options say; returns the exit status.
+    """Train, evaluate and report according to the options; returns the exit status.
 
-    clock: of a command that measured its start up to here.
+    clock: from a command that has measured its start-up so far.
 
     Raises:
-        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not fit; nothing was changed.
-        RuntimeError: another process trains in the folder of this run.
+        ValueError, FileNotFoundError, FileExistsError: options, data and checkpoint do not match; nothing was changed.
+        RuntimeError: another process is training in this run's folder.
     """
     clock = clock or StartClock()
     check_device(options.run.device)
@@ -72,7 +75,7 @@ def train(options: Options, clock: StartClock | None = None) -> int:
     check_trackers(options.run.trackers)
     folder = RunFolder(_run_dir(options), options.run.keep_checkpoints)
     folder.check_free(options.run.resume)
-    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be fetched
+    pretrained = find_pretrained(options.model)  # before any data is read: it may have to be downloaded
     # Before the data: a host that has to fetch an index first may take minutes longer than one that has it.
     accelerator = make_accelerator(options.run)
     try:
@@ -85,8 +88,8 @@ def train(options: Options, clock: StartClock | None = None) -> int:
             clock.end_of("network")
             return run.execute(clock)
     finally:
-        # Networks hold the group too. One that outlives the interpreter aborts the process now and then (gloo, torch
-        # 2.11), and the launcher reports a finished run as failed.
+        # Networks also hold the process group. One that outlives the interpreter occasionally aborts the process (gloo,
+        # torch 2.11), and the launcher then reports a finished run as failed.
         end(accelerator)
 
 
@@ -95,15 +98,19 @@ def _run_dir(options: Options) -> Path:
     return options.run.run_dir
 
 
-def _moving_average(model: nn.Module, decay: float | None) -> ModelEmaV3 | None:
+def _moving_average(model: nn.Module, decay: float | None) -> "ModelEmaV3 | None":
     """Of weights and batch norm's statistics. Its warm-up, in `ema_decay`'s words, forgets the initial weights."""
-    return None if decay is None else ModelEmaV3(model, decay, use_warmup=True)
+    if decay is None:
+        return None
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay, use_warmup=True)
 
 
 def _rehearse(
     options: Options, datasets: dict[str, ShardSet], accelerator: Accelerator, pretrained: Pretrained | None
 ) -> int:
-    """Take a few steps and say what the whole run takes; weights and files are thrown away."""
+    """Take a few steps and report an estimate for the whole run; weights and files are discarded."""
     with rehearsal.trial(options) as few:
         run = Run(few, RunFolder(_run_dir(few), keep_checkpoints=1), datasets, accelerator, pretrained)
         ends, started = [], time.perf_counter()
@@ -117,7 +124,7 @@ def _rehearse(
 
 
 class Run:
-    """The parts of a run, made in the order in which they can fail cheaply."""
+    """The parts of a run, created in an order that lets cheap checks fail first."""
 
     def __init__(
         self,
@@ -135,24 +142,26 @@ class Run:
         self.capture: Capture | None = None
         if options.run.cuda_graphs:
             if options.optimizer.kind != "sgd" or options.run.mixed_precision == "fp16" or options.optimizer.clip_norm:
-                raise ValueError("cuda_graphs replays plain sgd steps: leave out adamw, clip_norm, fp16 or cuda_graphs")
+                raise ValueError(
+                    "cuda_graphs only supports plain sgd steps: omit adamw, clip_norm, fp16 or cuda_graphs"
+                )
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
         self.plan = Plan(
             datasets,
-            self.method.streams(),
-            self.method.mix_rule(),
+            self.method.objective.streams(),
+            self.method.objective.mix_rule(),
             options.run.seed,
             options.run.batch_size,
             options.run.epochs,
-            self.method.drop_last,
+            self.method.objective.drop_last,
         )
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
-            load_pretrained(bare_model, pretrained, self.method.inherits)
+            load_pretrained(bare_model, pretrained, self.method.stage.inherits)
         if options.model.init_from is not None:
-            beside = None if pretrained is None else pretrained.sha256
-            load_weights(bare_model, options.model.init_from, self.method.inherits, self.method.requires, beside)
+            stage, beside = self.method.stage, None if pretrained is None else pretrained.sha256
+            load_weights(bare_model, options.model.init_from, stage.inherits, stage.requires, beside)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         bare_model = self._started(bare_model)
@@ -179,19 +188,19 @@ class Run:
         views = (self.preset.train, self.preset.evaluation)
         context = MethodContext(counts, *views, self.schedule, input_builder, device, self.preset.second)
         method = find_method(self.options.method_name, vars(self.options.method)).make(self.options.method, context)
-        if self.options.run.accumulation > 1 and not method.accumulates:
+        if self.options.run.accumulation > 1 and not method.objective.accumulates:
             raise ValueError(
                 f"accumulation is {self.options.run.accumulation}, but a step of {self.options.method_name} needs its "
-                "whole batch at once; leave accumulation at 1, and use more processes or a smaller batch_size"
+                "whole batch at once; set accumulation to 1, and use more processes or a smaller batch_size"
             )
-        method.check_batch_size(self.options.run.batch_size)
+        method.objective.check_batch_size(self.options.run.batch_size)
         return method
 
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
         cached.
         """
-        wanted, alone = self.method.starts_from(), self.method.trained_alone()
+        wanted, alone = self.method.stage.starts_from(), self.method.stage.trained_alone()
         if wanted is None and alone is None:
             return model
         device, seed = self.accelerator.device, self.options.run.seed
@@ -206,7 +215,7 @@ class Run:
                     f"backbone-mda; data.preset is {self.options.data.preset}"
                 )
             vectors, known = class_vectors(wanted, self.datasets["train"], self.preset.plain, reader, seed)
-            self.method.start(model, vectors, known)
+            self.method.stage.start(model, vectors, known)
         if alone is None:
             return model
         views = {role: self.preset.train if role == "train" else self.preset.evaluation for role in self.datasets}
@@ -215,28 +224,30 @@ class Run:
         return HeadAlone(alone, model.get_submodule(alone))
 
     def _weights_key(self) -> str:
-        """Names the weights of a frozen backbone."""
+        """A string that identifies the weights of a frozen backbone."""
         if self.pretrained is not None:
             return f"{self.options.model.name} {self.pretrained.sha256}"
-        assert self.options.model.init_from is not None, "the stage wants one of the two"
+        assert self.options.model.init_from is not None, "the stage requires one of the two"
         return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
         torch.use_deterministic_algorithms(self.options.run.deterministic)
-        torch.backends.cudnn.benchmark = not self.options.run.deterministic  # a run has few shapes: try all algorithms
+        torch.backends.cudnn.benchmark = (
+            not self.options.run.deterministic
+        )  # a run has few shapes, so trying all algorithms pays off
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
 
     def _make_trainer(self) -> Trainer:
         o = self.options.optimizer
-        # Not prepared by Accelerate: its wrapper serves its own accumulation and loss scaling, which we do not use.
-        # Captured steps know the learning rate by its address.
+        # Not prepared by Accelerate: its wrapper is for its own accumulation and loss scaling, which we do not use.
+        # Captured steps refer to the learning rate by its address.
         lr = o.lr if self.capture is None else torch.tensor(o.lr, device=self.accelerator.device)
         bare_model = bare(self.accelerator, self.model)
         on_gpu = self.accelerator.device.type == "cuda"
-        optimizer = make_optimizer(bare_model, o, self.method.rate_factor, lr, fused=on_gpu)
+        optimizer = make_optimizer(bare_model, o, self.method.stage.rate_factor, lr, fused=on_gpu)
         started = self.pretrained is not None or self.options.model.init_from is not None
-        inherited = (self.method.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
+        inherited = (self.method.stage.inherits(name) for name, p in bare_model.named_parameters() if p.requires_grad)
         warn_of_destructive_rate(o, started and any(inherited))
         parts = TrainerParts(
             accelerator=self.accelerator,
@@ -255,7 +266,7 @@ class Run:
             fit=self._fit(),
             scaler=loss_scaler(self.accelerator.device, self.options.run.mixed_precision),
             clip_norm=o.clip_norm,
-            stores=None if self.pretrained is None else self.method.stores,
+            stores=None if self.pretrained is None else self.method.stage.stores,
             classes={
                 "names": self.datasets["train"].class_names,
                 "samples": self.datasets["train"].samples_per_class.tolist(),
@@ -264,7 +275,7 @@ class Run:
         return Trainer(parts, self.options.run)
 
     def _fit(self) -> dict[str, Any]:
-        """What decides the weights of a run: equal in a run and in every checkpoint it may continue from."""
+        """Everything that determines a run's weights; equal in a run and every checkpoint it may continue from."""
         resolved = self.options.resolved
         sections = ("model", "method", "optimizer", "schedule")
         return {
@@ -290,7 +301,7 @@ class Run:
             self.trainer.restore(*found)
             logger.info("continuing from %s", found[0])
         elif self.accelerator.is_main_process:
-            self.folder.metrics.restore(0)  # a run that was killed before its first checkpoint begins anew
+            self.folder.metrics.restore(0)  # a run killed before its first checkpoint starts over
 
     # ---------------------------------------------------------------- execution
 
@@ -307,7 +318,7 @@ class Run:
         return status
 
     def make_loader(self) -> Loader:
-        """This rank's steps, from where the trainer stands to the end of the run."""
+        """This rank's steps, from the trainer's position to the end of the run."""
         run = self.options.run
         return Loader(
             self.plan,
@@ -372,10 +383,10 @@ class Run:
             self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
             self.trainer.run(loader)
             if self.trainer.ended_early:
-                logger.info("no better epoch in %d evaluations: the run ends early", self.options.run.patience)
+                logger.info("no better epoch in %d evaluations: stopping early", self.options.run.patience)
         except PreemptedError:
             logger.info(
-                "stopped; the state is in %s. The same command with --resume auto goes on from there",
+                "stopped; the state is in %s. The same command with --resume auto continues from there",
                 self.folder.checkpoints.positions()[-1][1] if self.accelerator.is_main_process else "its folder",
             )
             self._write_status("preempted", signal=self.stop_request.signal)
@@ -395,7 +406,7 @@ class Run:
         except BaseException as error:
             try:
                 self._write_status("failed", error=f"{type(error).__name__}: {error}")
-            except OSError as second:  # the disk that is full cannot take this either; the first error is the cause
+            except OSError as second:  # a full disk has no space for this either; the first error is the cause
                 logger.error("%s: status.json could not be written: %s", self.folder.path, second)
             raise
 
@@ -405,7 +416,7 @@ class Run:
             self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
 
     def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
-        """Test numbers of the last and of the best weights, then everything that a reader wants to see."""
+        """Test numbers of the last and the best weights, then all reports."""
         history = self.trainer.history
         last, details = self.evaluator.final_scores()
         best = last

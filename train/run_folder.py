@@ -1,4 +1,4 @@
-"""The folder of a run: its options, metrics, status and result, and who may write to it."""
+"""The run folder: options, metrics, status and result, and exclusive access to it."""
 
 import json
 import os
@@ -14,14 +14,14 @@ from train.checkpoints.files import CheckpointFolder
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON so that `path` never holds half of it."""
+    """Write JSON so that `path` is never incomplete."""
     data = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_file(path, path.with_name(path.name + ".partial")) as file:
         file.write(data.encode())
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object a line, cut back on resume to what the checkpoint had seen."""
+    """metrics.jsonl: one JSON object per line, truncated on resume to the checkpoint's position."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -32,10 +32,10 @@ class MetricsFile:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def restore(self, size_bytes: int) -> None:
-        """Forget the lines that a killed run wrote after its last checkpoint; they are going to be written again."""
+        """Remove the lines that a killed run wrote after its last checkpoint; they will be written again."""
         if self.size_bytes < size_bytes:
             raise ValueError(
-                f"{self.path} has {self.size_bytes} bytes, fewer than the {size_bytes} its checkpoint had seen; "
+                f"{self.path} has {self.size_bytes} bytes, fewer than the {size_bytes} recorded in the checkpoint; "
                 "it was edited or removed: restore it, or start over in another --run_dir"
             )
         if self.path.exists():
@@ -53,7 +53,7 @@ class MetricsFile:
 
 
 class RunFolder:
-    """Paths of a run, and what is written there once."""
+    """The paths of a run, and the files written once."""
 
     def __init__(self, path: Path, keep_checkpoints: int):
         self.path = path
@@ -66,26 +66,27 @@ class RunFolder:
         return self.path / "result.json"
 
     def check_free(self, resume: str) -> None:
-        """Refuse to write over an earlier run by accident.
+        """Refuse to overwrite an earlier run by accident.
 
         Raises:
-            FileExistsError: the folder holds a run, and nobody asked to resume it.
+            FileExistsError: the folder holds a run, and resuming was not requested.
         """
         if resume == "never" and (self.path / "options.yaml").exists():
             raise FileExistsError(
-                f"{self.path} holds a run already; continue it with --resume auto, or choose another --run_dir"
+                f"{self.path} already holds a run; continue it with --resume auto, or choose another --run_dir"
             )
 
     def lock(self) -> AbstractContextManager[None]:
-        """Make the folder and keep other runs out of it: a launcher that is killed may leave its processes running."""
+        """Create the folder and lock it against other runs: a killed launcher may leave its processes running."""
         self.path.mkdir(parents=True, exist_ok=True)
         refusal = (
-            f"{self.path}: another process trains in this folder (its pid is in status.json); wait for it or stop it"
+            f"{self.path}: another process is training in this folder (its pid is in status.json); wait for it or "
+            "stop it"
         )
         return exclusive_lock(self.path, refusal)
 
     def prepare(self, options: Mapping[str, Any], derived: Mapping[str, Any]) -> None:
-        """Make the folders and save the resolved and the derived options."""
+        """Create the folders and save the resolved and derived options."""
         self.checkpoints.prepare()
         text = yaml.safe_dump({**options, "derived": dict(derived)}, sort_keys=False)
         (self.path / "options.yaml").write_text(text, encoding="utf-8")

@@ -1,7 +1,7 @@
 """The learning rate of an epoch, as pure functions of the zero-based epoch.
 
 The rate is constant within an epoch and not scaled with the batch size, as in the published CMO code. There is no
-scheduler object: nothing has to be saved, and a resumed run reads its rate from the epoch number.
+scheduler object: nothing has to be saved, and a resumed run computes its rate from the epoch number.
 """
 
 import math
@@ -20,9 +20,9 @@ def step_factor(
 ) -> float:
     """Factor on the base rate: linear warm-up, then `factors[k]` from `milestones[k]` on.
 
-    Schedules S1-S3 of CMO (CIFAR, ImageNet-LT, iNat18) warm up over epochs 0 … warmup_epochs-1. S4 (CIFAR, 400 epochs)
-    lets the ramp run one epoch longer (`warmup_overshoots`), so that epoch 10 trains at 1.1 times the base rate: odd,
-    and needed to reproduce the published numbers. NCL's ramp begins at a third of the base rate (`warmup_start`).
+    CMO's schedules S1-S3 (CIFAR, ImageNet-LT, iNat18) warm up over epochs 0 … warmup_epochs-1. S4 (CIFAR, 400 epochs)
+    extends the ramp by one epoch (`warmup_overshoots`), so epoch 10 trains at 1.1 times the base rate: odd, but needed
+    to reproduce the published numbers. NCL's ramp starts at a third of the base rate (`warmup_start`).
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         done = (epoch + 1) / warmup_epochs
@@ -37,9 +37,9 @@ def cosine_factor(
 
     Schedule S5 of CMO (ImageNet-LT and iNat18, 400 epochs): with a warm-up of w epochs the cosine starts one epoch
     earlier than the ramp ends, `(1 + cos(pi (e - (w-1)) / (E - (w-1)))) / 2`, and never reaches zero. With w = 0 it
-    is the plain `(1 + cos(pi e / E)) / 2` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs let the ramp run one
-    epoch longer (`warmup_overshoots`). NCL counts epochs from one (`ends_at_zero`): its last epoch has factor 0,
-    and none has 1.
+    is the plain `(1 + cos(pi e / E)) / 2` of GLMC's CIFAR runs; its ImageNet-LT and iNat18 runs extend the ramp by one
+    epoch (`warmup_overshoots`). NCL counts epochs from one (`ends_at_zero`): its last epoch has factor 0, and none
+    has 1.
     """
     if epoch < warmup_epochs or (warmup_overshoots and epoch == warmup_epochs):
         return (epoch + 1) / warmup_epochs
@@ -49,24 +49,24 @@ def cosine_factor(
 
 @dataclass(frozen=True)
 class ScheduleOptions:
-    """How the learning rate depends on the epoch.
+    """The learning rate schedule.
 
     Args:
-        kind: "steps" (warm-up, then a factor from each milestone on) or "cosine" (warm-up, then half a cosine).
-        for_epochs: the run length that milestones and phase starts (deferred re-weighting) are written for; another
-            `epochs` rescales them in proportion. Warm-up and the paste window stay.
+        kind: "steps" (warm-up, then a factor after each milestone) or "cosine" (warm-up, then half a cosine).
+        for_epochs: the run length that milestones and phase starts (deferred re-weighting) refer to; a different
+            `epochs` rescales them in proportion. Warm-up and the paste window do not change.
         milestones: zero-based epochs at which the factor changes (steps only).
-        factors: factor on the base rate from the milestone of the same position on (steps only).
+        factors: factors on the base rate, one per milestone, effective from that milestone (steps only).
         warmup_epochs: length of the linear ramp.
-        warmup_overshoots: let the ramp run one epoch longer, as CMO's 400-epoch CIFAR schedule and GLMC's 224-pixel one
-            do: its last epoch trains above the base rate.
-        late: every epoch trains with the rate of the epoch before, and the first with the base rate, as where the rate
-            is updated after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch so precedes the warm-up).
-        warmup_start: factor that the ramp rises from (steps only); NCL begins at 1/3.
-        final_lr: rate that the cosine descends to; NCL's is 1e-4.
-        per: epoch keeps a rate for an epoch; step lets ramp and cosine (no other kind) go on with every step, the
-            cosine from the end of the ramp to the end of the run.
-        ends_at_zero: let the cosine reach its end in the last epoch, as NCL's does, instead of one epoch later.
+        warmup_overshoots: extend the ramp by one epoch, as in CMO's 400-epoch CIFAR schedule and GLMC's 224-pixel one:
+            its last epoch trains above the base rate.
+        late: every epoch uses the rate of the epoch before, and the first the base rate, as in code that updates the
+            rate after an epoch (GLMC on ImageNet-LT and iNat18, whose first epoch thus precedes the warm-up).
+        warmup_start: factor at which the ramp starts (steps only); NCL uses 1/3.
+        final_lr: final rate of the cosine; NCL uses 1e-4.
+        per: epoch keeps the rate constant within an epoch; step updates ramp and cosine (no other kind) every step,
+            with the cosine from the end of the ramp to the end of the run.
+        ends_at_zero: let the cosine end in the last epoch, as in NCL, instead of one epoch later.
     """
 
     kind: Literal["steps", "cosine"] = "steps"
@@ -84,13 +84,14 @@ class ScheduleOptions:
     def __post_init__(self) -> None:
         if self.per == "step" and (self.kind != "cosine" or self.late or self.warmup_overshoots or self.ends_at_zero):
             raise ValueError(
-                "schedule.per step goes with schedule.kind cosine, and without late, warmup_overshoots and ends_at_zero"
+                "schedule.per step requires schedule.kind cosine, without late, warmup_overshoots and ends_at_zero"
             )
         if self.for_epochs < 1:
             raise ValueError(f"schedule.for_epochs is {self.for_epochs}, expected at least 1")
         if len(self.milestones) != len(self.factors):
             raise ValueError(
-                f"schedule: {len(self.milestones)} milestones, {len(self.factors)} factors; give one factor a milestone"
+                f"schedule: {len(self.milestones)} milestones, {len(self.factors)} factors; give one factor per "
+                "milestone"
             )
         if list(self.milestones) != sorted(set(self.milestones)):
             raise ValueError(f"schedule.milestones {list(self.milestones)} must increase")
@@ -98,7 +99,7 @@ class ScheduleOptions:
 
 @dataclass(frozen=True)
 class Schedule:
-    """A schedule fitted to the length of a run; every derived epoch number is an attribute, so it can be printed."""
+    """A schedule rescaled to the length of a run; every derived epoch number is an attribute, so it can be printed."""
 
     options: ScheduleOptions
     base_lr: float
@@ -110,7 +111,7 @@ class Schedule:
 
     @property
     def milestones(self) -> tuple[int, ...]:
-        """Milestones in epochs of this run."""
+        """Milestones, in epochs of this run."""
         return tuple(self.rescaled(m) for m in self.options.milestones)
 
     def lr(self, epoch: int) -> float:

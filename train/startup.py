@@ -1,4 +1,4 @@
-"""How long a run takes until its first step, by part: wall and CPU seconds since the process began."""
+"""Start-up time of a run until its first step, by part: wall and CPU seconds since the process started."""
 
 import os
 import time
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the start.
+    """A part of the start-up.
 
     Attributes:
         name: "python", "imports", "options", "data", "network", "loader" or "first step".
-        seconds: by the clock.
+        seconds: wall-clock time.
         cpu_seconds: of all threads of this process, user and system.
     """
 
@@ -22,10 +22,10 @@ class Part:
 
 
 class StartClock:
-    """Cuts the start of a run into parts, each from the end of the one before.
+    """Splits a run's start-up into parts, each starting at the end of the one before.
 
     Args:
-        from_process_start: count from when the process began, for a command; else from now, for a call in a program.
+        from_process_start: count from the start of the process, for commands; otherwise from now, for library calls.
     """
 
     def __init__(self, from_process_start: bool = False):
@@ -41,7 +41,7 @@ class StartClock:
         self._wall, self._cpu = wall, cpu
 
     def line(self) -> str:
-        """For people, the larger parts named."""
+        """A line for people, which names the larger parts."""
         named = ", ".join(f"{part.name} {part.seconds:.1f}" for part in self.parts if part.seconds >= 0.05)
         seconds, cpu = (sum(values) for values in zip(*((p.seconds, p.cpu_seconds) for p in self.parts), strict=True))
         return f"first step after {seconds:.1f} s, {cpu:.1f} s of CPU time ({named})"
@@ -52,7 +52,7 @@ class StartClock:
 
 
 def _process_age() -> float:
-    """Seconds since this process began, to a hundredth; 0 where the system does not say (without /proc)."""
+    """Seconds since this process started, to a hundredth; 0 if the system does not report it (without /proc)."""
     try:
         fields = Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / os.sysconf("SC_CLK_TCK"))

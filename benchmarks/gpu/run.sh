@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All that only a GPU can tell, in pieces; see tools/benchmarks/gpu_day.py.
+# Everything that needs a GPU, in parts; see tools/benchmarks/gpu_day.py.
 #   benchmarks/gpu/run.sh --out OUT [--images FOLDER_OF_JPEGS] [--cifar10 cifar10-jpeg.zip] [--only PIECE ...] [--toy]
 set -euo pipefail
 cd "$(dirname "$0")/../.."

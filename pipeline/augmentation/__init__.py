@@ -1,4 +1,4 @@
-"""What happens to pixels after the flip: colour, policies, blur, Cutout, on batches in torch, the same on CPU and GPU.
+"""Operations on pixels after the flip: colour, policies, blur, Cutout, on torch batches, the same on CPU and GPU.
 
-Executes what `pipeline.views` planned. May import `pipeline.views`, and of the rest of the pipeline nothing.
+Executes what `pipeline.views` planned. May import `pipeline.views` and nothing else from the pipeline.
 """

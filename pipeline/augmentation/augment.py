@@ -1,8 +1,8 @@
 """Runs planned operations on a batch: colour, grey, blur, policies and cutout.
 
 Pillow is the reference (pillow_operations.py): values are clipped and rounded to whole numbers after every operation.
-The same kernels serve CPU and GPU; of large images on a CPU, Pillow itself does what it does faster. Which images an
-operation touches is known on the host, so nothing here waits for the device.
+CPU and GPU share the same kernels; for large images on a CPU, Pillow itself runs the operations at which it is faster.
+The host knows which images an operation affects, so nothing here waits for the device.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,25 +38,25 @@ KERNELS: tuple[tuple[tuple[Kind, ...], Kernel], ...] = (
     ((Kind.CUTOUT,), spatial_kernels.cutout),
 )
 
-# For each kind, its row in KERNELS; -1 for IDENTITY.
+# The row in KERNELS for each kind; -1 for IDENTITY.
 KERNEL_OF_KIND = np.array([next((row for row, (kinds, _) in enumerate(KERNELS) if kind in kinds), -1) for kind in Kind])
 
-# On the CPU a few images at a time: enough to hide the cost of a call, few enough to keep their planes in the cache.
+# On the CPU, a few images at a time: enough to hide the call overhead, few enough to keep their planes in the cache.
 CHUNK_PIXELS = 8 * 224 * 224
 
-# From this size on, images that take other operations are a chunk of their own: nothing is regrouped. Of smaller images
-# the operations cost less than the calls, which chunks of many share.
+# At or above this size, images with different operations go into separate chunks, without regrouping. For smaller
+# images the operations cost less than the calls, so large chunks share them.
 LARGE_IMAGE_PIXELS = 128 * 128
 
-# What Pillow does faster than torch does on float planes, on a CPU at 224 pixels: it moves bytes, looks them up or
-# filters them in one pass. Its colour blends are no faster, and their float planes are there already.
+# Operations that Pillow does faster than torch on float planes, on a CPU at 224 pixels: moving, looking up or filtering
+# bytes in one pass. Its colour blends are not faster, and their float planes already exist.
 BY_PILLOW = np.isin(np.arange(len(Kind)), [*GEOMETRIC, Kind.SHARPNESS, Kind.EQUALIZE, Kind.SOLARIZE])
 
 
 def augment_views(
     views: Sequence[Tensor], plans: Sequence[ViewPlan], pool: Executor | None = None
 ) -> tuple[Tensor, ...]:
-    """Each view of a batch with its planned operations done; see `augment`."""
+    """Each view of a batch with its planned operations applied; see `augment`."""
     return tuple(augment(view, plan.operations, pool) for view, plan in zip(views, plans, strict=True))
 
 
@@ -64,8 +64,8 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Exec
     """Runs the operations in order on each image.
 
     images: uint8 (B, H, W, 3), left unchanged. Returns the same shape and type on the same device.
-    pool: shares the work on the CPU (`threads.one_thread_each`); without, torch's own threads do.
-    Raises ValueError where images and operations do not fit together.
+    pool: shares the work on the CPU (`threads.one_thread_each`); without it, torch's own threads do.
+    Raises ValueError if images and operations do not match.
     """
     if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
         raise ValueError(f"images are {images.dtype} {tuple(images.shape)}, expected uint8 (batch, height, width, 3)")
@@ -83,7 +83,7 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Exec
     def run(chunk: np.ndarray) -> None:
         part = images.index_select(0, torch.from_numpy(chunk))
         planned = tuple(operation.take(chunk) for operation in operations)
-        # By numpy: torch's assignment to rows takes ten times as long.
+        # With numpy: torch's assignment to rows takes ten times as long.
         rows[chunk] = (_augment_alike if large else _augment_together)(part, planned).numpy()
 
     pixels = images.shape[1] * images.shape[2]
@@ -95,9 +95,9 @@ def augment(images: Tensor, operations: tuple[PlannedOperation, ...], pool: Exec
 
 
 def _chunks(kinds: np.ndarray, pixels: int) -> list[np.ndarray]:
-    """Indices of the images of a batch, cut into chunks.
+    """Indices of a batch's images, split into chunks.
 
-    kinds: uint8 (operations, B). pixels: of an image.
+    kinds: uint8 (operations, B). pixels: number of pixels per image.
     """
     order = np.lexsort(kinds)
     changes = (np.diff(kinds[:, order]) != 0).any(axis=0) & (pixels >= LARGE_IMAGE_PIXELS)
@@ -107,7 +107,7 @@ def _chunks(kinds: np.ndarray, pixels: int) -> list[np.ndarray]:
 
 
 def _augment_alike(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
-    """All operations on images that take the same kinds, each by whatever does it faster; as new images."""
+    """Apply all operations to images with the same kinds, each with the faster implementation; returns new images."""
     for by_pillow, group in groupby(operations, key=lambda operation: bool(BY_PILLOW[operation.kind[0]])):
         run = _by_pillow if by_pillow else _augment_together
         images = run(images, tuple(group))
@@ -125,7 +125,7 @@ def _by_pillow(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tens
 
 
 def _augment_together(images: Tensor, operations: tuple[PlannedOperation, ...]) -> Tensor:
-    """All operations on all images at once, as new images."""
+    """Apply all operations to all images at once; returns new images."""
     pixels = images.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     for operation in operations:
         pixels = _apply(pixels, operation)
@@ -135,7 +135,7 @@ def _augment_together(images: Tensor, operations: tuple[PlannedOperation, ...]) 
 
 
 def _apply(pixels: Tensor, operation: PlannedOperation) -> Tensor:
-    """One planned operation; each kernel sees only the images that it concerns."""
+    """Apply one planned operation; each kernel sees only the images that it affects."""
     kernel_of_image = KERNEL_OF_KIND[operation.kind]
     for row in set(kernel_of_image.tolist()) - {-1}:
         _, kernel = KERNELS[row]

@@ -14,7 +14,7 @@ from pipeline.views.operations import Kind, PlannedOperation
 
 
 def on_device(values: np.ndarray, like: Tensor) -> Tensor:
-    """Numbers of each image, (n,) or (n, k), as float32 (n, 1 or k, 1, 1) beside `like`."""
+    """Numbers per image, (n,) or (n, k), as float32 (n, 1 or k, 1, 1) on the device of `like`."""
     columns = torch.from_numpy(np.ascontiguousarray(values, np.float32)).view(len(values), -1, 1, 1)
     return to_device(columns, like.device)
 
@@ -39,8 +39,8 @@ def grey(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 def enhance(pixels: Tensor, operation: PlannedOperation) -> Tensor:
     """Brightness, contrast and saturation: blends with black, the mean grey, or the grey image.
 
-    A batch whose images are at different steps of their jitter takes one formula for the three and is not regrouped;
-    on a GPU any batch does, so that one function is compiled.
+    A batch whose images are at different steps of their jitter uses one formula for the three and is not regrouped; on
+    a GPU every batch does, so only one function is compiled.
     """
     factor = on_device(operation.arguments[:, 0], pixels)
     kinds = np.unique(operation.kind)
@@ -67,7 +67,7 @@ _ENHANCE_ALIKE = {Kind.BRIGHTNESS: _brighten, Kind.CONTRAST: _contrast, Kind.COL
 
 
 def _pivot(luminance: Tensor) -> Tensor:
-    """int(mean + 0.5) a image, as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels."""
+    """int(mean + 0.5) per image, as in ImageEnhance.Contrast; the float32 sum is exact up to 256 x 256 pixels."""
     return luminance.mean(dim=(2, 3), keepdim=True).add_(0.5).floor_()
 
 
@@ -86,7 +86,7 @@ def hue(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 @compiled_on_gpu
 def _turn_hue(pixels: Tensor, shift: Tensor) -> Tensor:
-    # Three dimensions: with four, (n, 1, H, W) passes for channels_last, and a compiler adds a pass from that layout.
+    # Three dimensions: with four, (n, 1, H, W) counts as channels_last, and the compiler adds a pass from that layout.
     planes, shift = pixels.flatten(2), shift.flatten(2)
     red, green, _ = planes.split(1, dim=1)
     value = planes.amax(1, keepdim=True)
@@ -110,7 +110,7 @@ def _turn_hue(pixels: Tensor, shift: Tensor) -> Tensor:
     rising = (value * (1 - strength * (1 - fraction)) + 0.5).floor_()
     low = (value * (1 - strength) + 0.5).floor_()
     # Each channel is a trapezoid over six sectors: top, falling, bottom, bottom, rising, top for red; green and blue
-    # are the same, two and four sectors later. Without saturation all of it is at the height of the value.
+    # are the same, two and four sectors later. Without saturation every channel equals the value.
     channels = []
     for delay in (0, 2, 4):
         phase = (sector - delay).remainder_(6)
@@ -167,5 +167,5 @@ def equalize(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 
 def _look_up(table: Tensor, pixels: Tensor) -> Tensor:
-    """Applies a table (n, 3, 256), one for each channel of each image."""
+    """Applies lookup tables (n, 3, 256), one per channel of each image."""
     return table.to(pixels.dtype).gather(2, pixels.flatten(2).long()).view_as(pixels)

@@ -1,4 +1,4 @@
-"""Planned operations by Pillow, one image at a time: what every other way of doing them is held against."""
+"""Planned operations with Pillow, one image at a time: the reference for all other implementations."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ RESAMPLING = {
 
 
 def pillow_operation(image: Image.Image, operation: PlannedOperation, i: int) -> Image.Image:
-    """What the planned operation does to image `i`."""
+    """Apply the planned operation to image `i`."""
     kind = Kind(operation.kind[i])
     if kind == Kind.CUTOUT:
         result = image.copy()

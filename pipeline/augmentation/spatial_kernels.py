@@ -1,4 +1,4 @@
-"""Operations that look at neighbouring pixels or move them, on a batch, with Pillow's arithmetic.
+"""Operations that read neighbouring pixels or move pixels, on a batch, with Pillow's arithmetic.
 
 Every kernel takes `pixels` float32 (n, 3, H, W) holding whole numbers, may change it in place, and returns the result.
 """
@@ -37,7 +37,7 @@ def blur(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 
 
 def box_radius(sigma: np.ndarray) -> np.ndarray:
-    """Radius of the extended box whose three-fold repetition has variance sigma^2, by Pillow's formula."""
+    """Radius of the extended box that, applied three times, has variance sigma^2, by Pillow's formula."""
     variance = sigma**2 / BLUR_PASSES
     inner = np.floor((np.sqrt(12.0 * variance + 1.0) - 1.0) / 2.0)
     fraction = (2 * inner + 1) * (inner * (inner + 1) - 3.0 * variance) / (6.0 * (variance - (inner + 1) ** 2))
@@ -62,7 +62,7 @@ def _symmetric_filter(padded: Tensor, weights: Tensor, dim: int) -> Tensor:
     total = padded.narrow(dim, reach, length) * centre
     for distance, weight in enumerate(others, 1):
         pair = padded.narrow(dim, reach - distance, length) + padded.narrow(dim, reach + distance, length)
-        # Not addcmul_, which rounds once on some processors and twice on others.
+        # Not addcmul_, which rounds once on some CPUs and twice on others.
         total.add_(pair.mul_(weight))
     return total.add_(0.5).floor_()
 
@@ -104,9 +104,9 @@ def affine_matrices(operation: PlannedOperation, height: int, width: int) -> np.
 
 
 def transform(pixels: Tensor, operation: PlannedOperation) -> Tensor:
-    """Rotation, shear and translation: each output pixel reads the source at its centre's image under the matrix."""
+    """Rotation, shear and translation: each output pixel reads the source where the matrix maps its centre."""
     matrices = affine_matrices(operation, *pixels.shape[2:])
-    # Grouped by method and by the axes along which pixels move: an axis at rest needs no interpolation.
+    # Grouped by method and by the axes along which pixels move: a fixed axis needs no interpolation.
     methods = operation.arguments[:, 1].astype(np.int64)
     moves = MOVED_AXES[operation.kind]
     result = torch.empty_like(pixels)
@@ -122,7 +122,7 @@ def transform(pixels: Tensor, operation: PlannedOperation) -> Tensor:
 def _sample(
     pixels: Tensor, matrices: np.ndarray, method: Interpolation, moved: int, fill: tuple[int, int, int]
 ) -> Tensor:
-    """Reads `pixels` at the mapped centres; where these lie outside, the fill colour."""
+    """Reads `pixels` at the mapped centres, or the fill colour where these are outside."""
     height, width = pixels.shape[2:]
     planes = pixels.flatten(2)
     if method == Interpolation.NEAREST:
@@ -163,7 +163,7 @@ def _source_coordinates(matrices: np.ndarray, pixels: Tensor, fixed_point: bool)
 
 
 def _pick(planes: Tensor, x: Tensor, y: Tensor, height: int, width: int) -> Tensor:
-    """Pixels at whole coordinates (n, 1, H, W), those outside moved to the border; planes (n, 3, H * W)."""
+    """Pixels at integer coordinates (n, 1, H, W), clamped to the border; planes (n, 3, H * W)."""
     index = y.clamp(0, height - 1).mul_(width).add_(x.clamp(0, width - 1)).long()  # exact: below 2^24
     return planes.gather(2, index.flatten(2).expand_as(planes)).view(-1, 3, height, width)
 

@@ -1,11 +1,11 @@
-"""Samples that cannot be used at run time: found once, named, counted, replaced by a fixed rule, limited in number.
+"""Samples that are unusable at run time: found once, named, counted, replaced by a fixed rule, limited in number.
 
-Shard sets are checked when they are built, so a bad sample here means that a file changed afterwards or that the
-decoder in use rejects what the checking one took. One of them must not end a run of days, nor go unnoticed.
+Shard sets are checked at build time, so a bad sample here means that a file changed afterwards, or that this decoder
+rejects an image that the check accepted. A single one must not stop a run of days, nor go unnoticed.
 
-The rule: a bad sample is replaced by the next usable sample of its class, in the order of the ids, the first following
-the last. Its crop is scaled to the size of the replacement. So labels, class frequencies, λ and every other image stay
-as planned, and a resumed run, which meets the same bad sample again, replaces it by the same other one.
+The rule: a bad sample is replaced by the next usable sample of its class in id order, wrapping around at the end. The
+crop is scaled to the size of the replacement. So labels, class frequencies, λ and all other images stay as planned, and
+a resumed run that meets the same bad sample again uses the same replacement.
 """
 
 import logging
@@ -26,13 +26,13 @@ class BadSamples:
     """The bad samples found so far in one data set; shared by its streams and their threads."""
 
     def __init__(self, dataset: ShardSet, budget: int) -> None:
-        """`budget`: how many different bad samples are replaced; one more raises."""
+        """`budget`: how many different bad samples may be replaced; one more raises an error."""
         self._dataset = dataset
         self._budget = budget
         self._reasons: dict[int, str] = {}
-        # Bytes are compared with their checksum the first time this process uses them, which costs about 1.5 % of
-        # decoding them on a CPU core; after that nothing. One bit per sample: 12.5 MB for 10^8. Two threads that mark
-        # samples of one byte at once may lose a mark, and its sample is checked once more.
+        # Bytes are compared with their checksum on first use in this process, which costs about 1.5 % of decoding them
+        # on a CPU core; later uses cost nothing. One bit per sample: 12.5 MB for 10^8. If two threads mark samples in
+        # the same byte at once, a mark may be lost, and that sample is checked again.
         self._checked = np.zeros(len(dataset) // 8 + 1, dtype=np.uint8)
         self._lock = threading.Lock()
 
@@ -45,9 +45,9 @@ class BadSamples:
         return dict(self._reasons)
 
     def check(self, sample: int) -> bool:
-        """Whether the sample is usable as far as is known; compares its checksum on first use.
+        """Whether the sample is usable as far as known; compares its checksum on first use.
 
-        Raises RuntimeError when the budget is spent.
+        Raises RuntimeError if the budget is exceeded.
         """
         byte, bit = divmod(sample, 8)
         if not self._checked[byte] & (1 << bit):
@@ -59,7 +59,7 @@ class BadSamples:
         return sample not in self._reasons
 
     def add(self, sample: int, reason: str) -> None:
-        """Record a bad sample. Raises OutsideError when there are more than the budget."""
+        """Record a bad sample. Raises OutsideError if there are more than the budget allows."""
         with self._lock:
             if sample in self._reasons:
                 return
@@ -67,13 +67,15 @@ class BadSamples:
             found = len(self._reasons)
         if found > self._budget:
             raise OutsideError(
-                f"{self._dataset.path}: {found} samples cannot be used, {self._budget} are tolerated; the last is "
+                f"{self._dataset.path}: {found} unusable samples, {self._budget} are tolerated; the last is "
                 f"{reason}. Run tools.verify_shards on the folder, then restore it or build it again"
             )
-        logger.warning("bad sample %d of at most %d, replaced by another of its class: %s", found, self._budget, reason)
+        logger.warning(
+            "bad sample %d of at most %d, replaced by another one of its class: %s", found, self._budget, reason
+        )
 
     def replaced(self, request: StreamPlan) -> StreamPlan:
-        """The request with every bad sample replaced; raises OutsideError where a class has no usable sample."""
+        """The request with every bad sample replaced; raises OutsideError if a class has no usable sample."""
         bad = [position for position, sample in enumerate(request.sample_ids.tolist()) if not self.check(sample)]
         if not bad:
             return request
@@ -93,7 +95,7 @@ class BadSamples:
             if self.check(candidate):
                 return candidate
         raise OutsideError(
-            f"{self._dataset.path}: no sample of class {label} ({self._dataset.class_names[label]}) can be used; "
+            f"{self._dataset.path}: no sample of class {label} ({self._dataset.class_names[label]}) is usable; "
             f"sample {sample}: {self._reasons[sample]}"
         )
 

@@ -1,8 +1,9 @@
 """Crop, resize, window and flip of decoded images on their device, as two small matrices per image.
 
-All four steps of a view's geometry are linear and separable: an output row is a weighted sum of source rows, and the
-same for columns. So one pair of batched products does all of it, for any mix of geometries in a batch, without a loop
-over images and without waiting for the device. Meant for images of up to some 64 pixels; the cost grows with size³.
+All four steps of a view's geometry are linear and separable: an output row is a weighted sum of source rows, and
+likewise for columns. So one pair of batched products does everything, for any mix of geometries in a batch, without a
+loop over images and without waiting for the device. Intended for images up to about 64 pixels; the cost is cubic in
+the size.
 """
 
 import numpy as np
@@ -14,11 +15,11 @@ from pipeline.views.view import PadMode, Resampling, ViewPlan
 
 
 def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
-    """The geometry of `plan` on decoded images.
+    """Apply the geometry of `plan` to decoded images.
 
     images: uint8 (B, height, width, 3); returns uint8 (B, *plan.output_size, 3) on the same device.
-    Exactly Pillow's pixels where nothing is resized; else its antialiased bilinear resize, but for ties of rounding.
-    A bicubic one likewise.
+    Exactly Pillow's pixels if nothing is resized; otherwise its antialiased bilinear or bicubic resize, except for
+    rounding ties.
     """
     numbers = {name: getattr(plan, name).astype(np.float32) for name in ("region", "resized", "window")}
     region, resized, window, flip = values_to_device({**numbers, "flip": plan.flip}, images.device).values()
@@ -37,7 +38,7 @@ def crop_resize_flip(images: Tensor, plan: ViewPlan) -> Tensor:
     )
     columns = torch.where(flip[:, None, None], columns.flip(1), columns)
     pixels = images.permute(0, 3, 1, 2).float()
-    # Columns first and rounded in between, as Pillow does it.
+    # Columns first, rounded in between, as in Pillow.
     pixels = torch.einsum("bchw,bxw->bchx", pixels, columns).add_(0.5).floor_().clamp_(0, 255)
     pixels = torch.einsum("bchx,byh->byxc", pixels, rows).add_(0.5).floor_()
     return pixels.clamp_(0, 255).to(torch.uint8)
@@ -55,9 +56,9 @@ def resampling_weights(
 ) -> Tensor:
     """Weights float32 (B, output_size, source_size) of source pixels in output pixels, along one axis.
 
-    Pixels `start` to `start + length` (float32 (B,) each) are resized to `resized` pixels, of which the output
-    shows those from `window` on. Pillow's filters: a triangle as wide as two pixels of the coarser of the two grids,
-    or the cubic with a = −1/2, as wide as four.
+    Pixels `start` to `start + length` (float32 (B,) each) are resized to `resized` pixels; the output starts at pixel
+    `window` of these. Pillow's filters: a triangle as wide as two pixels of the coarser grid, or the cubic with
+    a = −1/2, as wide as four.
     """
     shown = window[:, None] + torch.arange(output_size, device=start.device)
     last = (resized - 1)[:, None]
@@ -68,7 +69,7 @@ def resampling_weights(
     centre = start[:, None] + (shown + 0.5) * scale
     pixel = torch.arange(source_size, device=start.device) + 0.5
     distance = (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
-    # Pillow crops first: pixels outside of the region have no part in the resize.
+    # Pillow crops first: pixels outside the region do not contribute to the resize.
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
     weights = (cubic(distance) if resampling == "bicubic" else (1 - distance).clamp(min=0)) * inside[:, None, :]
     weights = weights / weights.sum(dim=2, keepdim=True)
@@ -78,7 +79,7 @@ def resampling_weights(
 
 
 def cubic(distance: Tensor) -> Tensor:
-    """The cubic kernel with a = −1/2 (Keys, 1981), zero from two pixels on."""
+    """The cubic kernel with a = −1/2 (Keys, 1981), zero beyond two pixels."""
     x = distance.clamp(max=2)
     near = (1.5 * x - 2.5) * x * x + 1
     far = ((-0.5 * x + 2.5) * x - 4) * x + 2

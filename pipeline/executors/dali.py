@@ -1,10 +1,10 @@
-"""DALI decodes what the plan says, from the memory-mapped tars; on a GPU it also crops, resizes and flips.
+"""DALI decodes the planned samples from the memory-mapped tars; on a GPU it also crops, resizes and flips.
 
 DALI draws nothing and keeps no state of ours: encoded bytes and the plan's numbers go in, uint8 images come out. So the
-result does not depend on threads or queue depth, and a new pipeline continues wherever it is told to.
+result does not depend on threads or queue depth, and a new pipeline can continue anywhere.
 
-On the CPU, DALI only decodes and `host_views` does the rest, in half the time of DALI's own operators. The GPU's graph
-is tested on the CPU; on a GPU it has not run yet.
+On the CPU, DALI only decodes and `host_views` does the rest, in half the time of DALI's own operators. The GPU graph
+is tested on the CPU; it has not run on a GPU yet.
 """
 
 import logging
@@ -56,10 +56,10 @@ class DaliExecutor:
     ) -> None:
         """
         Args:
-            views_by_dali: whether DALI also makes the views; by default on a GPU only.
+            views_by_dali: whether DALI also makes the views; by default only on a GPU.
 
         Raises:
-            ValueError: a view has reflected borders, and the images different sizes.
+            ValueError: a view has reflected borders, and the images have different sizes.
         """
         if any(reflects(view) for view in views) and not _one_size(dataset):
             raise ValueError(
@@ -71,7 +71,7 @@ class DaliExecutor:
         self._device = device
         self._bad_samples = bad_samples
         self._options = {
-            # A rank that is left with one sample pads it to two.
+            # A rank left with one sample pads it to two.
             "batch_size": max(largest_batch, 2),
             "num_threads": settings.threads,
             "device_id": _device_id(device),
@@ -80,7 +80,7 @@ class DaliExecutor:
         }
         by_dali = device.type != "cpu" if views_by_dali is None else views_by_dali
         self._host_views = None if by_dali else HostViews(settings.threads)
-        # Several views share one decoding, and a reflected border may show what is outside of the region.
+        # Several views share one decode, and a reflected border may show pixels outside the region.
         self._decodes_regions = settings.regions and len(views) == 1 and not reflects(views[0])
         self._ahead: ReadAhead | None = None
         self._pipeline: Any = None
@@ -90,7 +90,7 @@ class DaliExecutor:
 
     def run(self, requests: Iterator[StreamPlan]) -> Generator[FinishedBatch]:
         """See `Executor.run`."""
-        # Not in the generator: reading ahead begins now, not when the first batch is asked for.
+        # Not in the generator: read-ahead starts now, not when the first batch is requested.
         self._upcoming = self._ahead = ReadAhead(requests, self._dataset, self._bad_samples)
         self._pipeline = self._build()
         return self._serve()
@@ -98,25 +98,25 @@ class DaliExecutor:
     def _serve(self) -> Generator[FinishedBatch]:
         while True:
             try:
-                # The stream is the one that will read the images; on the CPU there is none.
+                # This is the stream that will read the images; on the CPU there is none.
                 outputs = self._pipeline.run(*self._cuda_stream())
             except StopIteration:
                 if self._source_error is not None:
                     raise self._source_error from None
                 return
             except RuntimeError as error:
-                # A pipeline that has failed once is not to be relied upon (DALI 2.4: documented as no longer valid,
-                # yet it goes on): build another, and give it again what the old one still had.
+                # A pipeline that has failed once is unreliable (DALI 2.4: documented as no longer valid, yet it keeps
+                # running): build a new one and feed it everything the old one still held.
                 self._set_aside_bad_samples(error)
                 self._pipeline = self._build()
                 continue
             request = self._in_flight.popleft()
-            # DALI decodes ahead meanwhile: torch's own threads would meet its.
+            # DALI decodes ahead at the same time: torch's own threads would compete with it.
             pool = self._host_views.pool if self._host_views is not None else None
             yield request, augment_views(self._flipped(outputs, request), request.views, pool)
 
     def close(self) -> None:
-        """Stop the threads, DALI's with its pipeline."""
+        """Stop the threads; DALI's stop with its pipeline."""
         if self._ahead is not None:
             self._ahead.close()
         if self._host_views is not None:
@@ -124,7 +124,7 @@ class DaliExecutor:
         self._pipeline = None
 
     def _flipped(self, outputs: Any, request: StreamPlan) -> tuple[torch.Tensor, ...]:
-        """The views up to the flip; on the CPU DALI has only decoded, on a GPU some of it differs from Pillow."""
+        """The views up to the flip. On the CPU DALI only decodes; on a GPU this corrects differences from Pillow."""
         if self._host_views is None:
             return tuple(
                 _as_pillow(to_torch_tensor(output.as_tensor(), copy=False), view, planned)
@@ -149,13 +149,13 @@ class DaliExecutor:
         return pipeline
 
     def _next_inputs(self) -> list[Any]:
-        """DALI asks for the next batch; StopIteration lets it finish what it has."""
+        """DALI's callback for the next batch; StopIteration lets it finish what it has."""
         try:
             request = next(self._upcoming)
         except StopIteration:
             raise
         except Exception as error:
-            # Raised here, it would overtake the batches that are still being decoded, and look like an error of DALI's.
+            # Raised here, it would overtake the batches still being decoded and look like a DALI error.
             self._source_error = error
             raise StopIteration from None
         self._in_flight.append(request)
@@ -164,7 +164,7 @@ class DaliExecutor:
         return view_inputs(self._dataset, request, self._views)
 
     def _set_aside_bad_samples(self, error: RuntimeError) -> None:
-        """Find and replace what cannot be decoded in the batches under way; the error stands if that is nothing."""
+        """Find and replace undecodable samples in the batches in flight; if there are none, re-raise the error."""
         samples = sorted({int(sample) for request in self._in_flight for sample in request.sample_ids})
         bad = self._undecodable(samples)
         if not bad:
@@ -178,7 +178,7 @@ class DaliExecutor:
         self._upcoming = chain(again, self._upcoming)
 
     def _undecodable(self, samples: list[int]) -> list[int]:
-        """Halve until the culprits stand alone: DALI's message names one at most, and only in words."""
+        """Bisect to the bad samples: DALI's message names at most one, and only as text."""
         options = {**self._options, "batch_size": len(samples), "prefetch_queue_depth": 1}
         encoded = [self._dataset.encoded(sample) for sample in samples]
         try:
@@ -192,7 +192,7 @@ class DaliExecutor:
 
 
 def _as_pillow(images: torch.Tensor, view: View | OneOf, planned: ViewPlan) -> torch.Tensor:
-    """What DALI does not do as Pillow: the border of a resize, and reflecting borders (such images leave it whole)."""
+    """Where DALI differs from Pillow: the border of a resize, and reflected borders (these images arrive uncropped)."""
     if reflects(view):
         return crop_resize_flip(images, planned)
     brighten_border(images, planned)
@@ -200,7 +200,7 @@ def _as_pillow(images: torch.Tensor, view: View | OneOf, planned: ViewPlan) -> t
 
 
 def _device_id(device: torch.device) -> int | None:
-    """DALI's name of a device: None is the CPU."""
+    """DALI's id for a device: None is the CPU."""
     if device.type == "cpu":
         return None
     return torch.cuda.current_device() if device.index is None else device.index

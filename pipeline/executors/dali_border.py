@@ -1,9 +1,9 @@
-"""Pillow's border for images that DALI has made smaller.
+"""Pillow's border for images that DALI has downscaled.
 
-The filter of an antialiased resize reaches beyond the image at the first and the last line. Pillow leaves out what is
-not there and rescales the remaining weights; DALI repeats the outermost pixel, which at hard contrasts differs by 10
-grey levels and more. So DALI is given a black margin, which it counts in: the outermost lines come out too dark by a
-factor that follows from the sizes alone, and is undone here. All other lines never see the margin.
+The filter of an antialiased resize reaches beyond the image at the first and the last line. Pillow omits missing pixels
+and rescales the remaining weights; DALI repeats the outermost pixel, which at hard edges differs by 10 grey levels or
+more. So DALI gets images with a black margin, which it includes: the outermost lines come out too dark by a factor that
+depends only on the sizes and is corrected here. All other lines are unaffected by the margin.
 """
 
 import numpy as np
@@ -17,16 +17,16 @@ from pipeline.views.view import ViewPlan
 def margins(plan: ViewPlan) -> npt.NDArray[np.int32]:
     """Width of the black margin above and below, left and right, int32 (B, 2): as far as the filter reaches.
 
-    None where nothing is made smaller: enlarging, Pillow too shows the outermost pixel alone.
+    None if nothing is downscaled: when upscaling, Pillow also uses only the outermost pixel.
     """
     scale = _scale(plan)
     return np.where(scale > 1, np.ceil(scale), 0).astype(np.int32)
 
 
 def brighten_border(images: torch.Tensor, plan: ViewPlan) -> None:
-    """Undo, in place, the margin's share in the outermost lines of images that were resized with `margins`.
+    """Undo, in place, the margin's effect on the outermost lines of images that were resized with `margins`.
 
-    Bicubic ones had none.
+    Bicubic resizes have no margin.
     """
     if plan.resampling == "bicubic":
         return
@@ -54,9 +54,9 @@ def _scale(plan: ViewPlan) -> npt.NDArray[np.float64]:
 
 
 def _share_inside(scale: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Which share of the first line's filter lies inside the image: 1 where it is not made smaller, else about 7/8."""
+    """The share of the first line's filter that is inside the image: 1 unless downscaled, else about 7/8."""
     half_width = np.maximum(scale, 1.0)
-    # Pixel centres to both sides of the edge, as far as the widest filter reaches.
+    # Pixel centres on both sides of the edge, as far as the widest filter reaches.
     reach = int(np.ceil(2 * half_width.max())) + 1
     centres = np.arange(-reach, reach) + 0.5
     weights = np.maximum(1 - np.abs(centres - scale[..., None] / 2) / half_width[..., None], 0)

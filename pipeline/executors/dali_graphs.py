@@ -1,4 +1,4 @@
-"""The graphs that DALI runs, and what they are fed: encoded bytes and the numbers of the plan."""
+"""The graphs that DALI runs, and their inputs: encoded bytes and the numbers of the plan."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from pipeline.plan import StreamPlan
 from pipeline.views.view import AnnealedSquareCrop, OneOf, RandomResizedCrop, ResizeCenterCrop, View, ViewPlan, Whole
 from shards.reader import ShardSet
 
-# The inputs of a graph that carry a view's plan: element type and dimensions of a sample.
+# The graph inputs that carry a view's plan: element type and dimensions per sample.
 _INPUTS = {
     "start": (types.INT32, 1),
     "shape": (types.INT32, 1),
@@ -26,7 +26,7 @@ _INPUTS = {
 
 
 def decode_inputs(dataset: ShardSet, request: StreamPlan, regions: bool) -> list[Any]:
-    """What `decode_graph` is fed for a request."""
+    """The inputs of `decode_graph` for a request."""
     inputs: list[Any] = [_encoded(dataset, request)]
     if regions:
         region = request.views[0].region
@@ -35,16 +35,16 @@ def decode_inputs(dataset: ShardSet, request: StreamPlan, regions: bool) -> list
 
 
 def decoder_arguments(settings: DecodeSettings, on_cpu: bool) -> dict[str, Any]:
-    """What every decoder of ours is given."""
-    # No EXIF rotation, as Pillow and torchvision: the index has the sizes of the unrotated images.
+    """The arguments of all our decoders."""
+    # No EXIF rotation, as in Pillow and torchvision: the index has the sizes of the unrotated images.
     arguments = {"adjust_orientation": False, "output_type": types.RGB}
     if on_cpu:
         return arguments
     width, height = settings.size_hint
     return arguments | {
         "device": "mixed",
-        "jpeg_fancy_upsampling": True,  # as on the CPU: otherwise runs on the two differ
-        "affine": False,  # pinned threads would meet on the same cores when ranks share a machine
+        "jpeg_fancy_upsampling": True,  # as on the CPU: otherwise CPU and GPU runs differ
+        "affine": False,  # pinned threads would share cores when several ranks run on one machine
         "hw_decoder_load": settings.hardware_share,
         "preallocate_width_hint": width,
         "preallocate_height_hint": height,
@@ -55,7 +55,7 @@ def decoder_arguments(settings: DecodeSettings, on_cpu: bool) -> dict[str, Any]:
 def decode_graph(source: Any, regions: bool, decoder: dict[str, Any]) -> Any:
     """On the CPU: encoded bytes in, uint8 HWC out; with `regions` only the planned region of each image.
 
-    decoder: as `decoder_arguments` gives them, here and in the other graphs.
+    decoder: from `decoder_arguments`, here and in the other graphs.
     """
     if not regions:
         return fn.decoders.image(_external_source(source, [])[0], **decoder)
@@ -64,7 +64,7 @@ def decode_graph(source: Any, regions: bool, decoder: dict[str, Any]) -> Any:
 
 
 def view_inputs(dataset: ShardSet, request: StreamPlan, views: tuple[View | OneOf, ...]) -> list[Any]:
-    """What `view_graph` is fed for a request: the encoded images, and the numbers of each view."""
+    """The inputs of `view_graph` for a request: the encoded images, and the numbers of each view."""
     inputs: list[Any] = [_encoded(dataset, request)]
     for view, planned in zip(views, request.views, strict=True):
         values = _input_values(planned)
@@ -73,7 +73,7 @@ def view_inputs(dataset: ShardSet, request: StreamPlan, views: tuple[View | OneO
 
 
 def _input_names(view: View | OneOf) -> list[str]:
-    """What the graph needs for a view; DALI warns of inputs that nothing uses."""
+    """The graph's inputs for a view; DALI warns about unused inputs."""
     if reflects(view):
         return []
     unused = set() if _has_window(view) else {"window"}
@@ -100,7 +100,7 @@ def _input_values(planned: ViewPlan) -> dict[str, np.ndarray]:
 
 @pipeline_def
 def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, decoder: dict[str, Any]) -> tuple[Any, ...]:
-    """Encoded bytes and the plans of `views` in; per view uint8 HWC out, whole where the view reflects.
+    """Encoded bytes and the plans of `views` in; per view uint8 HWC out, uncropped if the view reflects.
 
     regions: decode only the planned region; for a single view that does not reflect.
     """
@@ -149,7 +149,7 @@ def view_graph(source: Any, views: tuple[View | OneOf, ...], regions: bool, deco
 
 @pipeline_def
 def trial_graph(encoded: list[np.ndarray], decoder: dict[str, Any]) -> Any:
-    """Decodes one batch; shows whether it can be decoded."""
+    """Decodes one batch, to test whether it can be decoded."""
     return fn.decoders.image(fn.external_source(source=iter([encoded]), dtype=types.UINT8, ndim=1), **decoder)
 
 
@@ -158,21 +158,21 @@ def _branches(view: View | OneOf) -> tuple[View, ...]:
 
 
 def reflects(view: View | OneOf) -> bool:
-    """Whether a view has reflected borders, which DALI has not."""
+    """Whether a view has reflected borders, which DALI does not support."""
     return any(branch.pad_mode == "reflect" for branch in _branches(view))
 
 
 def _has_window(view: View | OneOf) -> bool:
-    """Whether the output is a part of the resized image; copying all of it costs 2 % of decoding."""
+    """Whether the output is a part of the resized image; copying all of it costs 2 % of the decoding time."""
     return any(
         not isinstance(branch.geometry, RandomResizedCrop | AnnealedSquareCrop | Whole) for branch in _branches(view)
     )
 
 
 def _shows_border(view: View | OneOf) -> bool:
-    """Whether the output may show the outermost lines of a resize; the margin costs a fifth of a view.
+    """Whether the output may include the outermost lines of a resize; the margin costs a fifth of a view.
 
-    A bicubic view has no margin, whose share of a cubic is negative here and positive there: its border is DALI's.
+    A bicubic view gets no margin, because its cubic weights there have mixed signs: it keeps DALI's border.
     """
     if view.resampling == "bicubic":
         return False

@@ -1,4 +1,4 @@
-"""Which executor serves a data set, and what it is made with."""
+"""Choosing and creating the executor for a data set."""
 
 import os
 from typing import Literal
@@ -15,9 +15,9 @@ ExecutorName = Literal["auto", "dali", "resident", "reference", "features"]
 
 
 def choose_executor(name: ExecutorName, dataset: ShardSet) -> ExecutorName:
-    """Resolve "auto": sets of small equal images stay decoded on the device, all others are decoded by DALI.
+    """Resolve "auto": sets of small images of one size stay decoded on the device, DALI decodes all others.
 
-    Where features were registered for a data set, they are served whatever the name.
+    If features were registered for a data set, they are served regardless of the name.
     """
     from pipeline.executors.features import has_features
 
@@ -39,12 +39,12 @@ def make_executor(
     largest_batch: int,
     bad_samples: BadSamples,
 ) -> Executor:
-    """An executor for one stream of `dataset`; raises ValueError where it cannot serve that data set or these views.
+    """An executor for one stream of `dataset`; raises ValueError if it cannot serve that data set or these views.
 
     Args:
-        name: as `choose_executor` gives it.
-        views: the views of the stream: they decide the shape of a decode graph.
-        device: where the images are wanted; DALI decodes on it.
+        name: as returned by `choose_executor`.
+        views: the views of the stream; they determine the shape of a decode graph.
+        device: where the images are needed; DALI decodes on it.
         decode_threads: CPU threads of this executor.
         largest_batch: no request has more samples.
         bad_samples: the data set's, shared by its streams.
@@ -71,10 +71,10 @@ def make_executor(
 
 
 def decode_threads_per_rank(world_size: int) -> int:
-    """The cores that this process may use, shared evenly with the other ranks of its machine."""
+    """The cores that this process may use, shared evenly with the other ranks on its machine."""
     return max(1, len(os.sched_getaffinity(0)) // ranks_here(world_size))
 
 
 def ranks_here(world_size: int) -> int:
-    """How many of the ranks run on this machine: the launcher says so; without its word, all."""
+    """The number of ranks on this machine, as reported by the launcher; all of them if it reports none."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", world_size))

@@ -1,7 +1,7 @@
 """Resize, window and flip of decoded images on the CPU, image by image, with torch's 8-bit kernel.
 
-DALI decodes fastest, but its CPU resize works in floating point: 1.05 ms of 2.25 an image (ImageNet, to 224 pixels),
-where torch's fixed-point kernel, written after Pillow-SIMD, takes 0.2 ms and is closer to Pillow.
+DALI decodes fastest, but its CPU resize uses floating point: 1.05 ms of 2.25 per image (ImageNet, to 224 pixels).
+torch's fixed-point kernel, modelled on Pillow-SIMD, takes 0.2 ms and is closer to Pillow.
 """
 
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ class HostViews:
     def make(self, decoded: Sequence[np.ndarray], plan: ViewPlan, regions_are_cut: bool) -> Tensor:
         """The view of every image, uint8 (B, *plan.output_size, 3).
 
-        decoded: uint8 (height, width, 3) each, the whole image, or its planned region where `regions_are_cut`.
+        decoded: uint8 (height, width, 3) each, the whole image, or its planned region if `regions_are_cut`.
         """
         views = np.empty((len(decoded), *plan.output_size, 3), np.uint8)
 
@@ -39,7 +39,7 @@ class HostViews:
                 image = image[top : top + height, left : left + width]
             resized = _resized(image, plan.resized[i].tolist(), plan.resampling)
             view = _window(resized, plan.window[i].tolist(), plan.output_size)
-            # Flipped as (batch, channel, row, column): torch has a fast way for that layout only, ten times faster.
+            # Flipped as (batch, channel, row, column): only for this layout torch has a fast path, ten times faster.
             views[i] = (view.flip(3) if plan.flip[i] else view)[0].permute(1, 2, 0).numpy()
 
         for _ in self.pool.map(make_one, range(len(decoded))):
@@ -52,7 +52,7 @@ class HostViews:
 
 
 def _resized(image: np.ndarray, size: list[int], resampling: Resampling) -> Tensor:
-    """uint8 (1, 3, *size), channels last: antialiased, as Pillow's to one grey level."""
+    """uint8 (1, 3, *size), channels last: antialiased, equal to Pillow's within one grey level."""
     pixels = torch.from_numpy(image)[None].permute(0, 3, 1, 2)
     if list(image.shape[:2]) == size:
         return pixels
@@ -60,7 +60,7 @@ def _resized(image: np.ndarray, size: list[int], resampling: Resampling) -> Tens
 
 
 def _window(pixels: Tensor, corner: list[int], size: tuple[int, int]) -> Tensor:
-    """The rectangle of `size` (height, width) whose top left is `corner`; black where it lies outside of the image."""
+    """The rectangle of `size` (height, width) with top left `corner`; black outside the image."""
     (top, left), (height, width) = corner, size
     below, beside = top + height - pixels.shape[2], left + width - pixels.shape[3]
     if top >= 0 and left >= 0 and below <= 0 and beside <= 0:

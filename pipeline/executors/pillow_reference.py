@@ -1,6 +1,6 @@
-"""The reference executor: Pillow, one image at a time, as the official training programs do it.
+"""The reference executor: Pillow, one image at a time, as in the official training code.
 
-Slow and plain. Tests hold every other executor against it, and benchmarks use it as the baseline.
+Slow and plain. Tests compare every other executor with it, and benchmarks use it as the baseline.
 """
 
 import io
@@ -21,7 +21,7 @@ def reference_view(encoded: bytes | memoryview | np.ndarray, plan: ViewPlan, i: 
 
 
 def picture_view(image: Image.Image, plan: ViewPlan, i: int) -> np.ndarray:
-    """View `i` of the plan of a decoded RGB image: uint8 (H, W, 3)."""
+    """View `i` of the plan for a decoded RGB image: uint8 (H, W, 3)."""
     top, left, height, width = (int(value) for value in plan.region[i])
     image = image.crop((left, top, left + width, top + height))
     resized_height, resized_width = (int(value) for value in plan.resized[i])

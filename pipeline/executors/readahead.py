@@ -1,4 +1,4 @@
-"""A thread ahead of the decoder: plans the next requests, has their bytes read into memory, checks them."""
+"""A thread ahead of the decoder: plans the next requests, triggers reading of their bytes, and checks them."""
 
 import threading
 from collections import deque
@@ -10,8 +10,8 @@ from pipeline.executors.bad_samples import BadSamples
 from pipeline.plan import StreamPlan
 from shards.reader import ShardSet
 
-# Requests whose bytes are being fetched (more where the data set asks for it), and requests that are whole: on a cold
-# disk four requests of advice made reading 2.5 times faster than none.
+# Requests whose bytes are being fetched (more if the data set wants it), and requests that are ready: on a cold disk
+# announcing four requests ahead made reading 2.5 times faster.
 _ADVISED_AHEAD = 4
 _READY_AHEAD = 2
 
@@ -19,7 +19,7 @@ _READY_AHEAD = 2
 class ReadAhead:
     """Iterates over `requests` in order, with bad samples replaced, a few requests ahead of the consumer.
 
-    Planning and checking happen in the thread; what they raise is raised to the consumer, in its turn.
+    Planning and checking happen in the thread; their exceptions are raised in the consumer, in order.
     """
 
     def __init__(self, requests: Iterator[StreamPlan], dataset: ShardSet, bad_samples: BadSamples) -> None:
@@ -60,13 +60,13 @@ class ReadAhead:
                 self._put(self._bad_samples.replaced(request))
                 if self._stopping.is_set():
                     return
-        except BaseException as error:  # whatever it is, the consumer must not wait for ever
+        except BaseException as error:  # on any error: the consumer must not wait for ever
             last = error
         finally:
             self._put(last)
 
     def _advised(self, requests: Iterator[StreamPlan]) -> Iterator[StreamPlan]:
-        """The requests, each advised some requests before it is passed on."""
+        """The requests, each announced some requests before it is passed on."""
         pending: deque[StreamPlan] = deque()
         samples = 0
         failure: Exception | None = None
@@ -79,7 +79,7 @@ class ReadAhead:
                     samples -= len(pending[0])
                     yield pending.popleft()
         except Exception as error:
-            failure = error  # in its turn: what was planned before is served before
+            failure = error  # raised in order: earlier requests are served first
         yield from pending
         if failure is not None:
             raise failure

@@ -1,4 +1,4 @@
-"""Pillow as an executor, up to the flip: the slow one that the others are compared with."""
+"""Pillow as an executor, up to the flip: the slow reference for the others."""
 
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,12 +15,12 @@ from pipeline.executors.readahead import ReadAhead
 from pipeline.plan import StreamPlan
 from shards.reader import ShardSet
 
-# All that Pillow raises on broken files.
+# All exceptions that Pillow raises on broken files.
 DECODE_ERRORS = (OSError, ValueError, SyntaxError)
 
 
 class ReferenceExecutor:
-    """Decodes each image with Pillow, once a view, in a pool of threads."""
+    """Decodes each image with Pillow, once per view, in a thread pool."""
 
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
         self._dataset = dataset
@@ -49,7 +49,7 @@ class ReferenceExecutor:
         self._pool.shutdown()
 
     def _decode(self, request: StreamPlan) -> tuple[torch.Tensor, ...] | None:
-        """All views of a request; None if a sample turned out to be bad, which is then recorded."""
+        """All views of a request; None if a sample is bad, which is then recorded."""
         geometries = [replace(view, operations=()) for view in request.views]
 
         def pictures(position: int) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Small images stay decoded on the device: decoding tiny files again and again would starve it."""
+"""Small images stay decoded on the device: repeatedly decoding tiny files would starve it."""
 
 import io
 import logging
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_SIDE = 64
 LARGEST_BYTES = 2 * 2**30
-"""Of decoded pixels: CIFAR has 0.15 GB, a million images of 32 pixels have 3 GB and go through DALI."""
+"""Size limit of decoded pixels: CIFAR has 0.15 GB; a million images of 32 pixels have 3 GB and go through DALI."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class _Decoded:
     faults: dict[int, str]
 
 
-# The streams of a run and the evaluations after every epoch share one decoded copy for each data set and device.
+# A run's streams and the evaluations after every epoch share one decoded copy per data set and device.
 _decoded_sets: WeakKeyDictionary[ShardSet, dict[torch.device, _Decoded]] = WeakKeyDictionary()
 
 
@@ -57,11 +57,11 @@ class ResidentExecutor:
     """Gathers planned samples from the decoded set, and crops, resizes and flips them on the device."""
 
     def __init__(self, dataset: ShardSet, device: torch.device, decode_threads: int, bad_samples: BadSamples) -> None:
-        """Decodes the whole set, if no executor on this device has yet. Raises ValueError if it is not of that kind."""
+        """Decodes the whole set, unless an executor on this device already has. ValueError for unsuitable sets."""
         if not fits_resident(dataset):
             raise ValueError(
-                f"{dataset.path}: the resident executor needs images of one size, at most {LARGEST_SIDE} pixels a side "
-                f"and {LARGEST_BYTES >> 30} GiB decoded; use the executor 'dali'"
+                f"{dataset.path}: the resident executor needs images of one size, "
+                f"at most {LARGEST_SIDE} pixels per side and {LARGEST_BYTES >> 30} GiB decoded; use the executor 'dali'"
             )
         by_device = _decoded_sets.setdefault(dataset, {})
         if device not in by_device:

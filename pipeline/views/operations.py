@@ -1,9 +1,9 @@
-"""Random image operations after the flip: what each one draws, as per-image instructions that an executor follows.
+"""Random image operations after the flip: their draws, as per-image instructions for an executor.
 
 An `Operation` describes a random operation; `plan` draws it for a batch and returns one or more `PlannedOperation`.
 A planned operation is one column of a small program: every image has its own `Kind` and arguments, or `IDENTITY`.
-A colour jitter is three or four such columns whose kinds are permuted per image, RandAugment is two columns. So
-executors (augment.py, reference.py) know a flat list of kinds and nothing of policies or probabilities.
+A colour jitter is three or four such columns with kinds permuted per image; RandAugment is two columns. So executors
+(augment.py, reference.py) only know a flat list of kinds, not policies or probabilities.
 """
 
 from collections.abc import Callable
@@ -14,13 +14,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-# Uniform numbers in [0, 1) for a purpose, such as "jitter", in a shape whose first axis is that of the images. The same
-# purpose gives an image the same numbers.
+# Uniform numbers in [0, 1) for a purpose, such as "jitter"; the first axis of the shape is the images. The same purpose
+# gives an image the same numbers.
 Draw = Callable[[str, tuple[int, ...]], npt.NDArray[np.float64]]
 
 
 class Kind(IntEnum):
-    """What happens to one image; the arguments are listed in order. All on uint8, as Pillow does it."""
+    """An operation on one image, with its arguments in order. All on uint8, as in Pillow."""
 
     IDENTITY = 0
     BRIGHTNESS = 1  # factor
@@ -33,7 +33,7 @@ class Kind(IntEnum):
     INVERT = 8
     POSTERIZE = 9  # bits kept, 0 to 8
     SOLARIZE = 10  # threshold: values at or above are inverted
-    SOLARIZE_ADD = 11  # what is added to values below 128
+    SOLARIZE_ADD = 11  # amount added to values below 128
     AUTO_CONTRAST = 12
     EQUALIZE = 13
     ROTATE = 14  # degrees counter-clockwise, Interpolation
@@ -45,7 +45,7 @@ class Kind(IntEnum):
 
 
 class Interpolation(IntEnum):
-    """How a geometric kind samples between pixels."""
+    """How a geometric kind interpolates between pixels."""
 
     NEAREST = 0
     BILINEAR = 1
@@ -59,8 +59,8 @@ GEOMETRIC = (Kind.ROTATE, Kind.SHEAR_X, Kind.SHEAR_Y, Kind.TRANSLATE_X, Kind.TRA
 class PlannedOperation:
     """One instruction for each of B images.
 
-    kind: uint8 (B,), a `Kind`. arguments: float64 (B, 2), of cutouts (B, 4); 0 where the kind has none.
-    fill: RGB of pixels that a geometric kind or the cutout leaves uncovered.
+    kind: uint8 (B,), a `Kind`. arguments: float64 (B, 2), for cutouts (B, 4); 0 if the kind has none.
+    fill: RGB value of pixels that a geometric kind or the cutout leaves uncovered.
     """
 
     kind: np.ndarray
@@ -71,11 +71,11 @@ class PlannedOperation:
         return len(self.kind)
 
     def take(self, indices: np.ndarray | slice) -> "PlannedOperation":
-        """The instructions of some of the images."""
+        """The instructions for some of the images."""
         return replace(self, kind=self.kind[indices], arguments=self.arguments[indices])
 
     def only_where(self, mask: np.ndarray) -> "PlannedOperation":
-        """The same instructions, nothing to do for images outside `mask` (bool (B,))."""
+        """The same instructions, with IDENTITY for images outside `mask` (bool (B,))."""
         return replace(self, kind=np.where(mask, self.kind, np.uint8(Kind.IDENTITY)))
 
 
@@ -100,10 +100,10 @@ def check_probability(owner: object, probability: float) -> None:
 
 @dataclass(frozen=True)
 class ColorJitter:
-    """Brightness, contrast, saturation and hue in an order drawn per image, as torchvision's ColorJitter.
+    """Brightness, contrast, saturation and hue in an order drawn per image, as in torchvision's ColorJitter.
 
-    The first three are drawn from [max(0, 1 - x), 1 + x], hue from [-hue, hue]; an amount of 0 leaves that step out.
-    With probability 1 - `probability` an image is left alone.
+    The first three are drawn from [max(0, 1 - x), 1 + x], hue from [-hue, hue]; an amount of 0 omits that step.
+    With probability 1 - `probability` an image is left unchanged.
     """
 
     brightness: float = 0.0
@@ -119,7 +119,7 @@ class ColorJitter:
             raise ValueError(f"ColorJitter: amounts are {amounts}, expected >= 0, one above 0, and hue <= 0.5")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
-        # Always nine numbers per image, so that a change of one amount leaves the other draws where they are.
+        # Always nine numbers per image, so changing one amount does not change the other draws.
         uniform = draw("jitter", (count, 9))
         amounts = np.array([self.brightness, self.contrast, self.saturation, self.hue])
         low = np.append(np.maximum(1.0 - amounts[:3], 0.0), -self.hue)
@@ -189,7 +189,7 @@ class Cutout:
 
     def __post_init__(self) -> None:
         if self.side < 2 or self.side % 2:
-            raise ValueError(f"Cutout: side is {self.side}, expected an even number of pixels from 2 on")
+            raise ValueError(f"Cutout: side is {self.side}, expected an even number of pixels, at least 2")
 
     def plan(self, count: int, size: tuple[int, int], draw: Draw) -> tuple[PlannedOperation, ...]:
         extent = np.array(size)

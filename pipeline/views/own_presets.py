@@ -1,6 +1,6 @@
-"""Presets of one's own: another image size or normalisation than a named preset's, or a YAML file.
+"""User-defined presets: a named preset with a different image size or normalisation, or a YAML file.
 
-A file starts from a named preset and says what differs; names of crops and operations are those of `view.py`,
+A file starts from a named preset and lists the differences; crops and operations are named as in `view.py`,
 `operations.py` and `policies.py`:
 
     base: imagenet
@@ -44,15 +44,15 @@ def make_preset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preset:
-    """A preset by name, from a YAML file or from what `Preset.record` said, with these changes.
+    """A preset by name, from a YAML file or from `Preset.record`, with these changes.
 
     Args:
         image_size: side of the network's input in pixels; crops keep their proportions.
         mean, std: for each of red, green and blue, for pixel values from 0 to 1.
 
     Raises:
-        ValueError: no such preset, or a file that says something else than the head of this module allows.
-        FileNotFoundError: a YAML file that is not there.
+        ValueError: there is no such preset, or the file has entries that this module's docstring does not allow.
+        FileNotFoundError: the YAML file does not exist.
     """
     changes = {"image_size": image_size, "mean": mean, "std": std}
     given = {name: value for name, value in changes.items() if value is not None}
@@ -102,7 +102,7 @@ def _changed(base: Preset, content: Mapping[str, Any]) -> Preset:
         views = {role: None if view is None else _resized(view, size) for role, view in views.items()}
     sizes = {view.size for view in views.values() if view is not None}
     if len(sizes) > 1:
-        raise ValueError(f"the views have {sorted(sizes)} pixels, expected one size; say it as image_size")
+        raise ValueError(f"the views have {sorted(sizes)} pixels, expected one size; set it with image_size")
     normalization = changed_normalization(base.normalization, content.get("mean"), content.get("std"))
     name = content.get("name", f"{base.name}, changed")
     return Preset(name, views["train"], views["evaluation"], normalization, views["second"], changes=dict(content))
@@ -125,7 +125,7 @@ def changed_normalization(
 
 def _view(content: Mapping[str, Any]) -> View:
     if unknown := set(content) - _VIEW_KEYS:
-        raise ValueError(f"unknown {', '.join(sorted(unknown))} of a view; expected {', '.join(sorted(_VIEW_KEYS))}")
+        raise ValueError(f"unknown {', '.join(sorted(unknown))} in a view; expected {', '.join(sorted(_VIEW_KEYS))}")
     operations = tuple(_made(_OPERATIONS, one) for one in content.get("operations", ()))
     return View(_made(_GEOMETRIES, content["geometry"]), float(content.get("flip_probability", 0.0)), operations)
 
@@ -140,7 +140,7 @@ def _made(kinds: Mapping[str, Any], content: Mapping[str, Any] | str) -> Any:
 
 
 def _resized(view: View | OneOf, size: int) -> View | OneOf:
-    """The view in another size; margins, resizing and cut-outs in proportion."""
+    """The view at a different size, with margins, resizing and cut-outs scaled in proportion."""
     if isinstance(view, OneOf):
         first, second = (_resized(branch, size) for branch in view.views)
         assert isinstance(first, View) and isinstance(second, View)

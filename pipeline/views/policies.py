@@ -1,6 +1,6 @@
-"""Learned and random augmentation policies, with the constants of the official long-tail programs.
+"""Learned and random augmentation policies, with the constants of the official long-tail code.
 
-Both differ from torchvision's classes of the same name in ranges, signs, fill and interpolation; see docstrings.
+Both differ from torchvision's classes of the same name in ranges, signs, fill and interpolation; see the docstrings.
 """
 
 from dataclasses import dataclass
@@ -12,8 +12,8 @@ from pipeline.views.operations import GEOMETRIC, Draw, Interpolation, Kind, Plan
 LEVELS = 10.0  # magnitudes are tenths of a range
 
 
-# Argument of a kind at level t in [0, 1]: offset + scale * t, perhaps truncated, perhaps of random sign. In the order
-# of timm's list; translations are shares of the side.
+# A kind's argument at level t in [0, 1]: offset + scale * t, truncated for some kinds, with random sign for some. In
+# the order of timm's list; translations are shares of the side.
 RAND_AUGMENT_RANGES = np.array(
     [
         (Kind.AUTO_CONTRAST, 0.0, 0.0, False, False),
@@ -39,7 +39,7 @@ IS_GEOMETRIC = np.isin(np.arange(len(Kind)), GEOMETRIC)
 
 @dataclass(frozen=True)
 class RandAugment:
-    """RandAugment (Cubuk et al., 2020) as timm's "rand-m10-n2-mstd0.5", which the official CMO and NCL code equals.
+    """RandAugment (Cubuk et al., 2020) as timm's "rand-m10-n2-mstd0.5", which matches the official CMO and NCL code.
 
     `count` of 15 kinds, drawn uniformly with replacement, each applied with `probability`. The magnitude is normal
     around `magnitude` and clipped to [0, 10]: with 10, half of the applications have exactly 10. Geometric kinds have

@@ -1,7 +1,7 @@
-"""Named presets: how each data set is augmented for training, shown for evaluation, and normalised.
+"""Named presets: each data set's training augmentation, evaluation crop and normalisation.
 
-The names without a suffix are the standard ones of the official CMO code (Park et al., CVPR 2022), "-long" those of
-its long schedules, where a fair coin per image picks one of two pipelines.
+Names without a suffix are the standard presets of the official CMO code (Park et al., CVPR 2022), "-long" those of its
+long schedules, in which a fair coin per image picks one of two pipelines.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from pipeline.views.view import OneOf, PaddedCrop, RandomResizedCrop, ResizeCent
 
 @dataclass(frozen=True)
 class Normalization:
-    """Mean and standard deviation a channel (RGB), for pixel values in [0, 1]."""
+    """Mean and standard deviation per channel (RGB), for pixel values in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -23,12 +23,12 @@ class Normalization:
 
 @dataclass(frozen=True)
 class Preset:
-    """The views of a data set: `train` is drawn, `evaluation` is not.
+    """The views of a data set: `train` is random, `evaluation` is not.
 
-    `second` is how methods that show two different pictures of a training image draw the other; None: like the first.
-    `plain` shows training images undrawn, for class means and cached features; `crops` are the pictures that a
-    test-time ensemble averages over.
-    `changes`: how a preset of one's own differs from a named one, see `own_presets.py`.
+    `second` is the other view for methods that use two different views of a training image; None: the same as `train`.
+    `plain` is the non-random view of training images, for class means and cached features; `crops` are the views that
+    a test-time ensemble averages over.
+    `changes`: how a user-defined preset differs from a named one, see `own_presets.py`.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Preset:
 
     @property
     def record(self) -> str | dict[str, Any]:
-        """What a checkpoint keeps, and `own_presets.make_preset` takes back: the name, or all that was changed."""
+        """What a checkpoint stores and `own_presets.make_preset` accepts: the name, or all changes."""
         return self.name if self.changes is None else dict(self.changes)
 
 
-# The methods were published with different CIFAR statistics; a number is only reproduced with its own.
+# The methods were published with different CIFAR statistics; reproducing a number requires its own.
 CIFAR_STATISTICS = Normalization((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
 GLMC_CIFAR10_STATISTICS = Normalization((0.49139968, 0.48215827, 0.44653124), (0.24703233, 0.24348505, 0.26158768))
 METASAUG_CIFAR_STATISTICS = Normalization((125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255))
@@ -64,8 +64,8 @@ CROP_32 = View(PaddedCrop(32, padding=4), FLIP)
 CROP_224 = View(RandomResizedCrop(224), FLIP)
 JITTERED_224 = View(RandomResizedCrop(224), FLIP, (JITTER,))
 
-# The four pipelines of the long presets, by the names that the NCL and GLMC programs give them. NCL on CIFAR shows
-# AUTO_32 and SIM_32 of one image as two views; the "-long" presets of CMO pick one of the pair by a coin.
+# The four pipelines of the long presets, named as in the NCL and GLMC code. NCL on CIFAR uses AUTO_32 and SIM_32 of one
+# image as two views; CMO's "-long" presets pick one of the pair by a coin.
 AUTO_32 = View(PaddedCrop(32, padding=4), FLIP, (AutoAugmentCifar10(), Cutout(16)))
 SIM_32 = View(
     RandomResizedCrop(32, scale=(0.2, 1.0)),
@@ -83,7 +83,7 @@ SIM_224 = View(RandomResizedCrop(224), FLIP, (JITTER, Grayscale(0.2), GaussianBl
 PRESETS = {
     preset.name: preset
     for preset in (
-        # A mirrored digit is another sign: no flip.
+        # No flip: a mirrored digit is a different symbol.
         Preset("digits", View(PaddedCrop(32, padding=4)), WHOLE_32, HALF),
         Preset("cifar", CROP_32, WHOLE_32, CIFAR_STATISTICS),
         Preset("imagenet", JITTERED_224, CENTER_224, IMAGENET_STATISTICS),
@@ -91,7 +91,7 @@ PRESETS = {
         Preset("cifar-long", OneOf((AUTO_32, SIM_32)), WHOLE_32, CIFAR_STATISTICS),
         Preset("imagenet-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, IMAGENET_STATISTICS),
         Preset("inat-long", OneOf((RANDNCLS_224, SIM_224)), CENTER_224, INAT_STATISTICS),
-        # RIDE (Wang et al., ICLR 2021) rotates on CIFAR only.
+        # RIDE (Wang et al., ICLR 2021) rotates only on CIFAR.
         Preset("cifar-ride", replace(CROP_32, operations=(Rotation(15.0),)), WHOLE_32, CIFAR_STATISTICS),
         # GLMC (Du et al., CVPR 2023); on CIFAR-100 it is "cifar".
         Preset("cifar10-glmc", CROP_32, WHOLE_32, GLMC_CIFAR10_STATISTICS),
@@ -106,7 +106,7 @@ PRESETS = {
         Preset("imagenet-randncls", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
         Preset("inat-randncls", RANDNCLS_224, CENTER_224, INAT_STATISTICS, second=SIM_224),
         Preset("places-sim", SIM_224, CENTER_224, IMAGENET_STATISTICS),
-        # PaCo (Cui et al., ICCV 2021), by the operations of RandAugment, and GPaCo, which draws as many in both views.
+        # PaCo (Cui et al., ICCV 2021), by RandAugment's operations, and GPaCo, which draws as many in both views.
         Preset("imagenet-stack2", STACK_224, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
         Preset("imagenet-stack3", STACK_224_3, CENTER_224, IMAGENET_STATISTICS, second=SIM_224),
         Preset("imagenet-gpaco2", RANDNCLS_224, CENTER_224, IMAGENET_STATISTICS, second=STACK_224),

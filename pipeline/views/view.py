@@ -1,8 +1,7 @@
-"""Which part of an image a view shows, what is done to it, and how both are drawn.
+"""Which part of an image a view uses, the operations on it, and how both are drawn.
 
 A `View` is the description; `plan_view` draws it for a batch of image sizes. The result is plain integers
-(rectangles in the source image, a size, a window, a flip) and planned operations, so that every executor does the same
-thing.
+(rectangles in the source image, a size, a window, a flip) and planned operations, so every executor does the same.
 """
 
 from dataclasses import dataclass, replace
@@ -16,7 +15,7 @@ PadMode = Literal["zero", "reflect"]
 Resampling = Literal["bilinear", "bicubic"]
 Curve = Literal["convex", "linear", "concave"]
 Corner = Literal["top_left", "top_right", "bottom_left", "bottom_right"]
-CROP_ATTEMPTS = 10  # torchvision's RandomResizedCrop, before it falls back to a central crop
+CROP_ATTEMPTS = 10  # as in torchvision's RandomResizedCrop, before it falls back to a central crop
 
 
 @dataclass(frozen=True)
@@ -72,11 +71,11 @@ class ResizeCornerCrop:
 
 @dataclass(frozen=True)
 class AnnealedSquareCrop:
-    """A random square of the image, resized; its smallest area grows to the largest square with the epochs.
+    """A random square of the image, resized; over the epochs its minimum area grows to the largest square.
 
-    LIFT+'s "minimalist data augmentation" (MDA): the area share is uniform in [min(a, M), M], M that of the largest
-    square and a = minimum + (1 − minimum) · f(t), t from 0 in the first epoch to 1 in the last; f is 1 − √(1 − t²)
-    (convex), t (linear) or √(1 − (1 − t)²) (concave).
+    LIFT+'s "minimalist data augmentation" (MDA): the area share is uniform in [min(a, M), M], with M that of the
+    largest square and a = minimum + (1 − minimum) · f(t), t from 0 in the first epoch to 1 in the last; f is
+    1 − √(1 − t²) (convex), t (linear) or √(1 − (1 − t)²) (concave).
     """
 
     size: int
@@ -88,7 +87,7 @@ class AnnealedSquareCrop:
             raise ValueError(f"{self}: expected size > 0, 0 < minimum <= 1, and one of {get_args(Curve)}")
 
     def smallest_share(self, progress: float) -> float:
-        """The a of an epoch; progress is t."""
+        """The value of a for an epoch; progress is t."""
         match self.curve:
             case "convex":
                 risen = 1 - (1 - progress**2) ** 0.5
@@ -101,7 +100,7 @@ class AnnealedSquareCrop:
 
 @dataclass(frozen=True)
 class Whole:
-    """The whole image resized to a square; an image of that size is left untouched."""
+    """The whole image resized to a square; an image of that size is left unchanged."""
 
     size: int
 
@@ -111,11 +110,11 @@ Geometry = RandomResizedCrop | PaddedCrop | ResizeCenterCrop | ResizeCornerCrop 
 
 @dataclass(frozen=True)
 class View:
-    """One picture of a sample: geometry, horizontal flip, then the operations in their order.
+    """One image of a sample: geometry, horizontal flip, then the operations in order.
 
     `resampling` is the filter of the geometry's antialiased resize.
 
-    Recipes that flip last ("sim") are the same: a flip changes no later colour operation or blur.
+    Pipelines that flip last ("sim") are equivalent: a flip commutes with colour operations and blur.
     """
 
     geometry: Geometry
@@ -133,13 +132,13 @@ class View:
 
     @property
     def pad_mode(self) -> PadMode:
-        """What lies outside the image."""
+        """The padding outside the image."""
         return self.geometry.mode if isinstance(self.geometry, PaddedCrop) else "zero"
 
 
 @dataclass(frozen=True)
 class OneOf:
-    """Two views of the same size; a fair coin per image picks one. It is one view, not two."""
+    """Two views of the same size; a fair coin per image picks one. It counts as one view, not two."""
 
     views: tuple[View, View]
 
@@ -151,7 +150,7 @@ class OneOf:
         if len(modes) > 1:
             raise ValueError("OneOf: one view pads with zeros and the other reflects; a plan has one padding")
         if first.resampling != second.resampling:
-            raise ValueError("OneOf: one view resizes by another filter than the other; a plan has one filter")
+            raise ValueError("OneOf: the views resize with different filters; a plan has one filter")
 
     @property
     def size(self) -> int:
@@ -166,11 +165,11 @@ class OneOf:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """One drawn view of B images: cut `region`, resize it to `resized`, cut `window`, flip, run the operations.
+    """One drawn view of B images: cut `region`, resize it to `resized`, cut `window`, flip, apply the operations.
 
     region: int32 (B, 4), top, left, height, width in the source image.
-    resized: int32 (B, 2), height and width of the region after an antialiased resize by the filter `resampling`.
-    window: int32 (B, 2), top and left of the output in the resized image; where it reaches outside, `pad_mode` fills.
+    resized: int32 (B, 2), height and width of the region after an antialiased resize with the filter `resampling`.
+    window: int32 (B, 2), top and left of the output in the resized image; outside it `pad_mode` fills.
     flip: bool (B,), left-right. output_size: height and width of every output image.
     """
 
@@ -187,7 +186,7 @@ class ViewPlan:
         return len(self.flip)
 
     def take(self, indices: np.ndarray | slice) -> "ViewPlan":
-        """The plan of some of the images, in the order of `indices`."""
+        """The plan for some of the images, in the order of `indices`."""
         return replace(
             self,
             region=self.region[indices],
@@ -203,8 +202,8 @@ def plan_view(
 ) -> ViewPlan:
     """Draws a view for images of the given sizes (int (B,) each).
 
-    `draw("crop", shape)` gives the numbers of the crop, `draw("flip", shape)` of the flip, and so on, so that a new
-    operation moves no other's draws. Row i of every draw belongs to image i, whatever the batch size.
+    `draw("crop", shape)` returns the numbers for the crop, `draw("flip", shape)` those for the flip, and so on, so a
+    new operation does not change the draws of others. Row i of every draw belongs to image i, for any batch size.
 
     progress: from 0 in the first epoch of a run to 1 in its last; geometries that anneal depend on it.
     """
@@ -230,7 +229,7 @@ def plan_view(
 
 
 def _plan_one_of(view: OneOf, widths: np.ndarray, heights: np.ndarray, draw: Draw, progress: float) -> ViewPlan:
-    """Both branches are drawn for all images: the draws of a branch then do not depend on the coin."""
+    """Draws both branches for all images, so a branch's draws do not depend on the coin."""
     first, second = (
         plan_view(
             branch,
@@ -277,7 +276,7 @@ def _plan_geometry(
                 smallest = room.min(axis=1).argmin()
                 raise ValueError(
                     f"{geometry}: an image has {widths[smallest]} x {heights[smallest]} pixels, expected at least "
-                    f"{geometry.size - 2 * geometry.padding} a side; take a view that resizes"
+                    f"{geometry.size - 2 * geometry.padding} per side; use a view that resizes"
                 )
             offset = np.floor(draw("crop", (count, 2)) * (room + 1)).astype(np.int64)
             return whole, whole[:, 2:], offset - geometry.padding
@@ -295,7 +294,7 @@ def _plan_geometry(
 
 
 def annealed_regions(widths: np.ndarray, heights: np.ndarray, smallest: float, uniform: np.ndarray) -> np.ndarray:
-    """Squares (B, 4) top, left, height, width whose area share is uniform from `smallest` to that of the largest.
+    """Squares (B, 4) top, left, height, width with area share uniform from `smallest` to that of the largest square.
 
     uniform: numbers in [0, 1), float64 (B, 3), for share, top and left.
     """
@@ -323,7 +322,7 @@ def random_resized_regions(
 ) -> np.ndarray:
     """Rectangles (B, 4) top, left, height, width by torchvision's RandomResizedCrop algorithm, all images at once.
 
-    uniform: numbers in [0, 1), float64 (B, 2 * CROP_ATTEMPTS + 2): of each image for the area shares of all attempts,
+    uniform: numbers in [0, 1), float64 (B, 2 * CROP_ATTEMPTS + 2): per image, for the area shares of all attempts,
     their log ratios, and the position.
 
     An image's area share is uniform in `scale`, its log ratio uniform; the first of ten attempts that fits is taken,
@@ -339,7 +338,7 @@ def random_resized_regions(
     )
     rows, first = np.arange(len(widths)), fits.argmax(axis=1)
     found = fits[rows, first]
-    # No attempt fits only when the image itself is outside `ratio`, or by bad luck inside it: then the whole image.
+    # No attempt fits only if the image itself is outside `ratio`, or by bad luck inside it: then the whole image.
     width = np.where(found, crop_widths[rows, first], np.minimum(widths, np.rint(heights * ratio[1]).astype(np.int64)))
     height = np.where(
         found, crop_heights[rows, first], np.minimum(heights, np.rint(widths / ratio[0]).astype(np.int64))

@@ -37,14 +37,14 @@ def test_flipped_bytes_are_replaced_counted_and_reported(
     assert sorted(replaced["train"]) == ["20", "3"]
     assert "original/3.jpg" in replaced["train"]["3"]
     assert "000000.tar" in replaced["train"]["3"]
-    assert "bad sample 2 of at most 2, replaced by another of its class" in caplog.text
+    assert "bad sample 2 of at most 2, replaced by another one of its class" in caplog.text
 
 
 @pytest.mark.parametrize("executor", EXECUTORS)
 def test_past_the_budget_the_run_stops_with_the_reason(tmp_path: Path, executor: str) -> None:
     damaged = flipped(tmp_path / "data", [3, 20])
     run_dir = tmp_path / "run"
-    with pytest.raises(RuntimeError, match=r"2 samples cannot be used, 1 are tolerated.*verify_shards"):
+    with pytest.raises(RuntimeError, match=r"2 unusable samples, 1 are tolerated.*verify_shards"):
         train(options(damaged, run_dir, **{"data.executor": executor, "data.bad_sample_budget": 1}))
     assert not (run_dir / "result.json").exists()
 
@@ -52,7 +52,7 @@ def test_past_the_budget_the_run_stops_with_the_reason(tmp_path: Path, executor:
 def test_a_damaged_test_image_stops_the_run_instead_of_changing_the_number(tmp_path: Path) -> None:
     make_data(tmp_path / "data")
     flip_a_byte(ShardSet.open(tmp_path / "data" / "test"), 0)
-    with pytest.raises(RuntimeError, match=r"1 samples cannot be used, 0 are tolerated"):
+    with pytest.raises(RuntimeError, match=r"1 unusable samples, 0 are tolerated"):
         train(options(tmp_path / "data", tmp_path / "run"))
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "failed"
 

@@ -66,7 +66,7 @@ def test_a_rank_that_dies_before_the_ranks_have_met_ends_the_other_too(data: Pat
     codes = training.wait(RANKS_END_WITHIN_SECONDS)
     assert (codes[dead], codes[1 - dead]) == (-signal.SIGKILL, FAILED), training.output()
     assert time.monotonic() - killed < 45  # 4 s, and the start of the other on a busy machine
-    assert "did not meet all of the 2 processes" in training.output().splitlines()[-1]
+    assert "could not connect to all 2 processes" in training.output().splitlines()[-1]
     assert "within 4 s" in training.output().splitlines()[-1]
 
 
@@ -88,6 +88,6 @@ def test_two_runs_in_one_folder_exclude_each_other(data: Path, tmp_path: Path) -
     wait_for_steps(tmp_path / "run", 2)
     second = start(command, tmp_path / "log of the second")
     assert second.wait() == [FAILED]
-    assert "another process trains in this folder" in second.output().splitlines()[-1]
+    assert "another process is training in this folder" in second.output().splitlines()[-1]
     first.signal(signal.SIGTERM)
     assert first.wait() == [PREEMPTED], first.output()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.helpers.steps import context, make_method
 from tools.markdown import markdown
-from train.methods import KINDS, find_method, registry
+from train.methods.registry import KINDS, find_method, part_names
 from train.models.build import ModelOptions
 
 # Options that let a part run on four classes and a small network.
@@ -33,7 +33,7 @@ def refusal(mixing: str, objective: str, stage: str) -> str | None:
 
 def table() -> str:
     """The table, and its reasons."""
-    parts = {kind: registry.names(package, base) for kind, (package, base) in KINDS.items()}
+    parts = {kind: part_names(package, base) for kind, (package, base) in KINDS.items()}
     reasons: dict[str, str] = {}
     rows = []
     for mixing, objective in product(parts["mixing"], parts["objective"]):

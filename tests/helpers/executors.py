@@ -1,6 +1,7 @@
 """Running an executor on planned views, for the tests of single executors."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from pipeline.rng import generator
 from pipeline.views.view import plan_view
 
 
-def plan_batches(dataset, views, batches, seed=0):
+def plan_batches(dataset: Any, views: Any, batches: Any, seed: int = 0) -> list[StreamPlan]:
     """A StreamPlan for each list of sample ids."""
     planned = []
     for step, ids in enumerate(batches):
@@ -36,7 +37,7 @@ def plan_batches(dataset, views, batches, seed=0):
     return planned
 
 
-def execute(name, dataset, views, requests, threads=1):
+def execute(name: str, dataset: Any, views: Any, requests: Any, threads: int = 1) -> Any:
     """For each request, one uint8 array (B, height, width, 3) a view.
 
     "dali-views" is the graph that GPUs run, "dali-view-regions" the same where the decoder cuts out the region.
@@ -56,7 +57,7 @@ def execute(name, dataset, views, requests, threads=1):
         running.close()
 
 
-def assert_same_pictures(found, expected, largest=3, mean=0.5):
+def assert_same_pictures(found: Any, expected: Any, largest: int = 3, mean: float = 0.5) -> None:
     """Grey levels: no pixel further than `largest`, and `mean` on average over each image."""
     assert len(found) == len(expected) > 0
     for views, expected_views in zip(found, expected, strict=True):

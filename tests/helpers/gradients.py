@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from tests.helpers.runs import options
 from train.datasets import open_datasets
 from train.launch import make_accelerator
-from train.methods.bbn import BBN
-from train.methods.composed import Composed
+from train.methods.method import Method
 from train.run import Run
 from train.run_folder import RunFolder
 
@@ -61,9 +60,8 @@ def in_double(network: nn.Module) -> nn.Module:
 
 def main() -> None:
     processes, out, data, run_dir = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
-    for owner in (Composed, BBN):
-        build = owner.build_model
-        owner.build_model = lambda *a, build=build, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
+    build = Method.build_model
+    Method.build_model = lambda *a, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     accelerator = None
     for name, changes in CASES.items():
@@ -84,13 +82,13 @@ def gradients_of_an_epoch(run: Run) -> list[Tensor]:
     """One flat float64 gradient for each step; the last batch is short."""
     gradients: list[Tensor] = []
 
-    before_optimizer = run.method.before_optimizer
+    before_optimizer = run.method.objective.before_optimizer
 
     def write_down(model: nn.Module) -> None:
         before_optimizer(model)
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).clone())
 
-    run.method.before_optimizer = write_down  # type: ignore[method-assign]
+    run.method.objective.before_optimizer = write_down  # type: ignore[method-assign]
     run.trainer.parts.optimizer.step = lambda: None  # type: ignore[method-assign]
     with run.make_loader() as loader:
         for loaded in loader:

@@ -24,7 +24,7 @@ RANKS_END_WITHIN_SECONDS = 60.0
 _RUN_SECONDS = 300.0
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["tests.helpers.processes", "train.methods.composed"])
+_context.set_forkserver_preload(["tests.helpers.processes", "train.methods.method"])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,8 +15,10 @@ from pipeline.transfer import values_to_device
 from pipeline.views.presets import CIFAR_STATISTICS, WHOLE_32
 from pipeline.views.view import PaddedCrop, View
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepOutput
+from train.methods.method import Method
+from train.methods.parts import Mixing, NoOptions, Objective
+from train.methods.registry import find_method
 from train.schedules import Schedule, ScheduleOptions
 
 CPU = torch.device("cpu")
@@ -28,13 +31,14 @@ class PlannedStep:
     plan: MicroPlan
     batches: Mapping[str, Batch]
 
-    def of(self, method: Method) -> MicroStep:
+    def of(self, method: Method | Objective) -> MicroStep:
         """What the trainer hands to the loss of this method."""
-        values = values_to_device(method.values(self.plan), CPU)
+        objective = method.objective if isinstance(method, Method) else method
+        values = values_to_device(objective.values(self.plan), CPU)
         return MicroStep(self.batches, values, self.plan.global_size("original"))
 
 
-def loss_of(method: Method, model: nn.Module, step: PlannedStep) -> StepOutput:
+def loss_of(method: Method | Objective, model: nn.Module, step: PlannedStep) -> StepOutput:
     """What the method makes of the step."""
     return method.loss(model, step.of(method))
 
@@ -55,6 +59,14 @@ def make_method(name: str, context: MethodContext, **values: object) -> Method:
     """A method by name, with some of its options."""
     spec = find_method(name, values)
     return spec.make(spec.Options(**values), context)
+
+
+Kind = TypeVar("Kind", bound=Objective)
+
+
+def unmixed(kind: type[Kind], options: object, context: MethodContext) -> Kind:
+    """An objective, or a whole method, without a mixing or a stage."""
+    return kind(options, context, Mixing(NoOptions(), context))
 
 
 def random_images(batch: int, views: int = 1, size: int = 32, seed: int = 0) -> tuple[torch.Tensor, ...]:

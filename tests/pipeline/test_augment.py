@@ -2,6 +2,7 @@
 
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def difference(images: np.ndarray, operations: tuple[PlannedOperation, ...]) -> 
 
 
 @pytest.mark.parametrize(("kind", "interpolation"), CASES, ids=lambda value: value.name)
-def test_each_kind_equals_pillow(kind, interpolation):
+def test_each_kind_equals_pillow(kind: Kind, interpolation: Any) -> None:
     found = difference(photos(), (spread(kind, interpolation),))
     # Interpolation sums weights in float32 where Pillow takes doubles, and both then truncate; all else is exact.
     is_interpolated = kind in GEOMETRIC and interpolation != Interpolation.NEAREST
@@ -96,7 +97,7 @@ def test_each_kind_equals_pillow(kind, interpolation):
 
 
 @pytest.mark.parametrize("kind", [Kind.AUTO_CONTRAST, Kind.EQUALIZE, Kind.CONTRAST, Kind.HUE, Kind.COLOR], ids=str)
-def test_degenerate_images_equal_pillow(kind):
+def test_degenerate_images_equal_pillow(kind: Kind) -> None:
     one_colour = np.full((40, 50, 3), (7, 130, 7), np.uint8)
     two_values = one_colour.copy()
     two_values[:, 25:] += 1
@@ -105,7 +106,7 @@ def test_degenerate_images_equal_pillow(kind):
     assert difference(images, (spread(kind, Interpolation.NEAREST, len(images)),)).max() == 0
 
 
-def test_equalize_of_few_pixels_equals_pillow():
+def test_equalize_of_few_pixels_equals_pillow() -> None:
     # 256 to 510 pixels below the brightest: a step of 1, where Pillow's table passes 255 and is clipped.
     images = photos(4, width=21, height=19)
     images[:, 0, 0] = 255
@@ -113,7 +114,7 @@ def test_equalize_of_few_pixels_equals_pillow():
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason=f"real photographs are not at {SAMPLES}")
-def test_real_photographs_equal_pillow():
+def test_real_photographs_equal_pillow() -> None:
     images = []
     for path in sorted(SAMPLES.glob("*.JPEG"))[:3]:
         with Image.open(path) as opened:
@@ -124,7 +125,7 @@ def test_real_photographs_equal_pillow():
 
 
 @pytest.mark.parametrize("name", ["imagenet", "imagenet-long", "cifar-long", "cifar-ride"])
-def test_recipes_equal_pillow_from_start_to_end(name):
+def test_recipes_equal_pillow_from_start_to_end(name: str) -> None:
     view = PRESETS[name].train
     count, side = (128, 32) if view.size == 32 else (32, 64)
     plan = plan_view(view, np.full(count, side), np.full(count, side), draw)
@@ -135,7 +136,7 @@ def test_recipes_equal_pillow_from_start_to_end(name):
 
 
 @pytest.mark.parametrize("large", [False, True])
-def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch, large):
+def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch: pytest.MonkeyPatch, large: bool) -> None:
     if large:
         monkeypatch.setattr(pipeline.augmentation.augment, "LARGE_IMAGE_PIXELS", 1)
     operation = PlannedOperation(
@@ -159,7 +160,7 @@ def test_a_batch_of_different_kinds_equals_its_images_alone(monkeypatch, large):
         assert torch.equal(augment(images[i : i + 1], (alone, alone))[0], together[i]), Kind(operation.kind[i])
 
 
-def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch):
+def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same pixels as from the formula for images at different steps, which small images take."""
     jitter = PRESETS["imagenet"].train.operations
     operations = tuple(step for operation in jitter for step in operation.plan(40, (40, 30), draw))
@@ -172,14 +173,14 @@ def test_large_images_of_one_jitter_order_are_a_chunk(monkeypatch):
 
 
 @pytest.mark.parametrize("first", RANGES, ids=lambda kind: kind.name)
-def test_any_kind_can_follow_any_other(first):
+def test_any_kind_can_follow_any_other(first: Any) -> None:
     images = photos(2, 20, 24)
     for second in RANGES:
         operations = (spread(first, Interpolation.NEAREST, 2), spread(second, Interpolation.NEAREST, 2))
         assert difference(images, operations).max() == 0, second.name
 
 
-def test_operations_and_images_that_do_not_fit_are_refused():
+def test_operations_and_images_that_do_not_fit_are_refused() -> None:
     operation = spread(Kind.INVERT, Interpolation.NEAREST)
     with pytest.raises(ValueError, match="planned for 6 images, the batch has 2"):
         augment(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), (operation,))
@@ -191,14 +192,14 @@ def test_operations_and_images_that_do_not_fit_are_refused():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("kind", "interpolation"), CASES, ids=lambda value: value.name)
-def test_gpu_equals_pillow(kind, interpolation):
+def test_gpu_equals_pillow(kind: Kind, interpolation: Any) -> None:
     images, operation = photos(), spread(kind, interpolation)
     found = augment(torch.from_numpy(images).cuda(), (operation,)).cpu().numpy().astype(int)
     levels = np.abs(found - by_pillow(images, (operation,)))
     assert levels.mean() <= 0.5 and levels.max() <= 3
 
 
-def test_cutout_blackens_one_clipped_square_around_any_pixel():
+def test_cutout_blackens_one_clipped_square_around_any_pixel() -> None:
     count, side = 3000, 32
     (operation,) = Cutout(16).plan(count, (side, side), draw)
     white = torch.full((count, side, side, 3), 255, dtype=torch.uint8)
@@ -215,7 +216,7 @@ def test_cutout_blackens_one_clipped_square_around_any_pixel():
     assert difference(photos(8, 32, 32), (operation.take(np.arange(8)),)).max() == 0
 
 
-def test_grey_and_blur_have_their_probabilities_and_range():
+def test_grey_and_blur_have_their_probabilities_and_range() -> None:
     (grey,) = Grayscale(0.2).plan(5000, (8, 8), draw)
     assert abs((grey.kind == Kind.GREY).mean() - 0.2) < 0.03
     (blur,) = GaussianBlur(0.1, 2.0, 0.5).plan(5000, (8, 8), draw)
@@ -224,7 +225,7 @@ def test_grey_and_blur_have_their_probabilities_and_range():
     assert 0.1 <= sigma.min() < 0.11 and 1.99 < sigma.max() <= 2.0 and abs(sigma.mean() - 1.05) < 0.05
 
 
-def test_rand_augment_draws_kinds_signs_and_magnitudes_like_timm():
+def test_rand_augment_draws_kinds_signs_and_magnitudes_like_timm() -> None:
     count, size = 30000, (100, 200)
     first, second = RandAugment().plan(count, size, draw)
     kinds = np.concatenate([first.kind, second.kind])
@@ -253,7 +254,7 @@ def test_rand_augment_draws_kinds_signs_and_magnitudes_like_timm():
     assert first.fill == FILL
 
 
-def test_cifar10_policy_is_the_published_one():
+def test_cifar10_policy_is_the_published_one() -> None:
     from torchvision.transforms.autoaugment import AutoAugment, AutoAugmentPolicy
 
     official = AutoAugment(AutoAugmentPolicy.CIFAR10).policies
@@ -267,7 +268,7 @@ def test_cifar10_policy_is_the_published_one():
     assert ours == theirs
 
 
-def test_auto_augment_arguments_by_hand():
+def test_auto_augment_arguments_by_hand() -> None:
     first, second = AutoAugmentCifar10().plan(60000, (32, 64), draw)
 
     def seen(operation: PlannedOperation, kind: Kind) -> set[float]:

@@ -1,10 +1,14 @@
 import logging
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pipeline.executors.bad_samples import BadSamples
+from pipeline.plan import StreamPlan
 from pipeline.views.view import RandomResizedCrop, View
+from shards.reader import ShardSet
 from tests.helpers.executors import plan_batches
 from tests.helpers.shard_sets import encode, flip_a_byte, photo, write_shard_set
 
@@ -12,12 +16,12 @@ LABELS = [0, 1, 0, 1, 0, 0, 1]
 
 
 @pytest.fixture
-def dataset(tmp_path):
+def dataset(tmp_path: Path) -> ShardSet:
     sizes = [(60, 40), (50, 50), (120, 40), (30, 90), (64, 64), (12, 9), (80, 60)]
     return write_shard_set(tmp_path / "set", [encode(photo(i, *size)) for i, size in enumerate(sizes)], LABELS)
 
 
-def request_of(dataset, *samples):
+def request_of(dataset: ShardSet, *samples: Any) -> StreamPlan:
     return plan_batches(dataset, (View(RandomResizedCrop(16)),) * 2, [samples])[0]
 
 
@@ -33,7 +37,9 @@ def request_of(dataset, *samples):
         ({3, 6}, 6, 1),
     ],
 )
-def test_the_next_usable_sample_of_the_class_takes_the_place(dataset, bad, sample, substitute):
+def test_the_next_usable_sample_of_the_class_takes_the_place(
+    dataset: ShardSet, bad: Any, sample: int, substitute: int
+) -> None:
     for each in bad:
         flip_a_byte(dataset, each)
     replaced = BadSamples(dataset, budget=10).replaced(request_of(dataset, sample))
@@ -41,7 +47,7 @@ def test_the_next_usable_sample_of_the_class_takes_the_place(dataset, bad, sampl
     assert replaced.labels.tolist() == [LABELS[sample]]
 
 
-def test_the_rule_depends_on_the_data_alone(dataset):
+def test_the_rule_depends_on_the_data_alone(dataset: ShardSet) -> None:
     """Not on the order in which bad samples are met: a resumed run meets them in another."""
     for each in (0, 2, 3):
         flip_a_byte(dataset, each)
@@ -52,12 +58,12 @@ def test_the_rule_depends_on_the_data_alone(dataset):
     assert first == second[::-1] == [[4, 4], [4, 4, 6], [4, 1]]
 
 
-def test_a_request_without_bad_samples_is_passed_on_as_it_is(dataset):
+def test_a_request_without_bad_samples_is_passed_on_as_it_is(dataset: ShardSet) -> None:
     request = request_of(dataset, 0, 1, 2)
     assert BadSamples(dataset, 0).replaced(request) is request
 
 
-def test_crops_of_a_replacement_lie_inside_it_and_others_are_untouched(dataset):
+def test_crops_of_a_replacement_lie_inside_it_and_others_are_untouched(dataset: ShardSet) -> None:
     bad_samples = BadSamples(dataset, 10)
     for bad in (0, 2, 4):
         bad_samples.add(bad, "made up")
@@ -75,7 +81,7 @@ def test_crops_of_a_replacement_lie_inside_it_and_others_are_untouched(dataset):
         assert abs(width / 12 - before[0, 3] / 60) <= 1 / 12
 
 
-def test_a_sample_counts_once_however_often_it_is_met(dataset, caplog):
+def test_a_sample_counts_once_however_often_it_is_met(dataset: ShardSet, caplog: pytest.LogCaptureFixture) -> None:
     flip_a_byte(dataset, 0)
     bad_samples = BadSamples(dataset, budget=1)
     with caplog.at_level(logging.WARNING):
@@ -85,10 +91,8 @@ def test_a_sample_counts_once_however_often_it_is_met(dataset, caplog):
     assert "000000.tar: sample 0 (original/0.jpg) is corrupt: crc32" in caplog.text
 
 
-def test_past_the_budget_the_error_says_how_many_and_what_to_do(dataset):
+def test_past_the_budget_the_error_says_how_many_and_what_to_do(dataset: ShardSet) -> None:
     bad_samples = BadSamples(dataset, budget=1)
     bad_samples.add(0, "first")
-    with pytest.raises(
-        RuntimeError, match=r"2 samples cannot be used, 1 are tolerated; the last is second.*verify_shards"
-    ):
+    with pytest.raises(RuntimeError, match=r"2 unusable samples, 1 are tolerated; the last is second.*verify_shards"):
         bad_samples.add(1, "second")

@@ -2,6 +2,8 @@
 
 import struct
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +17,7 @@ from tests.helpers.shard_sets import photos
 GPU = DecodeSettings(threads=3, prefetch_batches=5, regions=False, hardware_share=0.3125, size_hint=(54321, 45678))
 
 
-def test_the_cpu_decodes_regions_and_a_gpu_whole_images():
+def test_the_cpu_decodes_regions_and_a_gpu_whole_images() -> None:
     on_cpu, on_gpu = (decode_settings(torch.device(name), 6) for name in ("cpu", "cuda"))
     assert (on_cpu.threads, on_gpu.threads) == (6, 6)
     assert on_cpu.regions
@@ -24,7 +26,7 @@ def test_the_cpu_decodes_regions_and_a_gpu_whole_images():
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_the_settings_are_arguments_of_the_gpus_decoder(regions):
+def test_the_settings_are_arguments_of_the_gpus_decoder(regions: bool) -> None:
     graph = serialized(decoder_arguments(GPU, on_cpu=False), regions)
     assert (b"ImageSlice" in graph) == regions
     assert (b"mixed" in graph) and (b"jpeg_fancy_upsampling" in graph)
@@ -36,18 +38,18 @@ def test_the_settings_are_arguments_of_the_gpus_decoder(regions):
     )
 
 
-def test_the_cpus_decoder_is_not_told_of_the_jpeg_engine():
+def test_the_cpus_decoder_is_not_told_of_the_jpeg_engine() -> None:
     graph = serialized(decoder_arguments(GPU, on_cpu=True), regions=False)
     assert b"mixed" not in graph
     assert b"hw_decoder_load" not in graph
 
 
-def serialized(decoder, regions) -> bytes:
+def serialized(decoder: Any, regions: bool) -> bytes:
     options = {"batch_size": 2, "num_threads": 1, "device_id": None}
     return view_graph(source=lambda: None, views=(CROP_224,), regions=regions, decoder=decoder, **options).serialize()
 
 
-def test_the_gpus_arguments_change_no_picture_on_the_cpu(tmp_path, monkeypatch):
+def test_the_gpus_arguments_change_no_picture_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All but the device: an argument that the operators do not take, or of a wrong type, would be refused."""
     dataset = photos(tmp_path / "photos", (3, 2))
     views = (CROP_224,)

@@ -2,6 +2,8 @@ import os
 import threading
 import time
 from collections import Counter
+from pathlib import Path
+from typing import Any, Never
 
 import numpy as np
 import pytest
@@ -9,12 +11,13 @@ import torch
 
 from pipeline.executors import factory
 from pipeline.executors.pillow_reference import reference_view
-from pipeline.loader import Loader, evaluation_batches
+from pipeline.loader import LoadedStep, Loader, evaluation_batches
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Position, Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from pipeline.views.operations import ColorJitter
 from pipeline.views.view import PaddedCrop, RandomResizedCrop, ResizeCenterCrop, View
+from shards.reader import ShardSet
 from tests.helpers.holding import open_files, thread_count
 from tests.helpers.shard_sets import encode, flip_a_byte, photo, photos, small_images, write_shard_set
 
@@ -24,22 +27,22 @@ EXECUTORS = ["reference", "resident", "dali"]
 
 
 @pytest.fixture(scope="module")
-def small_set(tmp_path_factory):
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return small_images(tmp_path_factory.mktemp("sets") / "small", (30, 12, 5))
 
 
-def make_plan(dataset, view=TRAIN_VIEW, epochs=3, batch=16, probability=0.5):
+def make_plan(dataset: Any, view: Any = TRAIN_VIEW, epochs: int = 3, batch: int = 16, probability: float = 0.5) -> Plan:
     streams = (Stream("original", Shuffled(), (view,)), Stream("foreground", ClassWeighted(), (view,), "mixing"))
     rule = MixRule(probability=probability, plain_first=1, plain_last=0)
     return Plan({"train": dataset}, streams, rule, seed=3, global_batch_size=batch, epochs=epochs)
 
 
-def load(plan, **options):
+def load(plan: Any, **options: Any) -> list[LoadedStep]:
     with Loader(plan, CPU, decode_threads=1, **options) as loader:
         return list(loader)
 
 
-def contents(steps):
+def contents(steps: list[LoadedStep]) -> list[Any]:
     """Everything that training sees of some steps, comparable with ==."""
     return [
         (
@@ -62,7 +65,7 @@ def contents(steps):
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
-def test_batches_are_what_the_plan_says(small_set, executor_name):
+def test_batches_are_what_the_plan_says(small_set: ShardSet, executor_name: str) -> None:
     plan = make_plan(small_set)
     steps = load(plan, executor=executor_name)
     assert [(step.whole.epoch, step.whole.step) for step in steps] == [(e, s) for e in range(3) for s in range(3)]
@@ -82,13 +85,15 @@ def test_batches_are_what_the_plan_says(small_set, executor_name):
         assert step.wait_seconds >= 0
 
 
-def test_all_executors_give_the_same_pixels(small_set):
+def test_all_executors_give_the_same_pixels(small_set: ShardSet) -> None:
     reference, *others = (contents(load(make_plan(small_set), executor=name)) for name in EXECUTORS)
     assert all(other == reference for other in others)
 
 
 @pytest.mark.parametrize(("world_size", "accumulation"), [(2, 1), (1, 3), (3, 2)])
-def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(small_set, world_size, accumulation):
+def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(
+    small_set: ShardSet, world_size: int, accumulation: int
+) -> None:
     plan = make_plan(small_set)
     whole = load(plan)
     ranks = [load(plan, rank=rank, world_size=world_size, accumulation=accumulation) for rank in range(world_size)]
@@ -116,20 +121,24 @@ def test_the_union_over_ranks_and_micro_batches_is_the_one_process_batch(small_s
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("start", [(0, 2), (2, 1)])
-def test_a_resumed_run_is_the_rest_of_an_uninterrupted_one(small_set, executor_name, start):
+def test_a_resumed_run_is_the_rest_of_an_uninterrupted_one(
+    small_set: ShardSet, executor_name: str, start: tuple[int, ...]
+) -> None:
     plan = make_plan(small_set)
     straight = contents(load(plan, executor=executor_name))
     resumed = contents(load(make_plan(small_set), executor=executor_name, start=Position(*start)))
     assert resumed == straight[start[0] * plan.steps_per_epoch + start[1] :]
 
 
-def test_a_run_may_stop_before_the_end_of_the_plan(small_set):
+def test_a_run_may_stop_before_the_end_of_the_plan(small_set: ShardSet) -> None:
     steps = load(make_plan(small_set), start=Position(0, 1), stop=Position(1, 1))
     assert [(step.whole.epoch, step.whole.step) for step in steps] == [(0, 1), (0, 2), (1, 0)]
 
 
 @pytest.mark.parametrize("executor_name", ["reference", "dali"])
-def test_the_foreground_is_decoded_only_for_steps_that_paste(small_set, monkeypatch, executor_name):
+def test_the_foreground_is_decoded_only_for_steps_that_paste(
+    small_set: ShardSet, monkeypatch: pytest.MonkeyPatch, executor_name: str
+) -> None:
     plan = make_plan(small_set, probability=0.4)
     read = Counter()
     encoded = type(small_set).encoded
@@ -144,7 +153,7 @@ def test_the_foreground_is_decoded_only_for_steps_that_paste(small_set, monkeypa
     assert len(used) < 2 * len(positions)
 
 
-def test_operations_after_the_flip_run_for_every_executor(small_set):
+def test_operations_after_the_flip_run_for_every_executor(small_set: ShardSet) -> None:
     plain = make_plan(small_set)
     jittered = make_plan(small_set, View(PaddedCrop(32, 4), 0.5, (ColorJitter(0.4, 0.4, 0.4),)))
     results = [contents(load(jittered, executor=name)) for name in EXECUTORS]
@@ -153,7 +162,7 @@ def test_operations_after_the_flip_run_for_every_executor(small_set):
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
-def test_nothing_is_left_after_close(small_set, executor_name):
+def test_nothing_is_left_after_close(small_set: ShardSet, executor_name: str) -> None:
     load(make_plan(small_set), executor=executor_name)  # what the libraries keep for good
     python_threads, system_threads, files = threading.active_count(), thread_count(), open_files()
     loader = Loader(make_plan(small_set), CPU, executor=executor_name, decode_threads=2)
@@ -171,7 +180,7 @@ def test_nothing_is_left_after_close(small_set, executor_name):
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
-def test_an_error_while_planning_reaches_the_training_loop(small_set, executor_name):
+def test_an_error_while_planning_reaches_the_training_loop(small_set: ShardSet, executor_name: str) -> None:
     plan = make_plan(small_set)
     original = plan.stream_step
     plan.stream_step = lambda name, epoch, step, part: (
@@ -185,7 +194,7 @@ def test_an_error_while_planning_reaches_the_training_loop(small_set, executor_n
             next(steps)
 
 
-def raise_(error):
+def raise_(error: Any) -> Never:
     raise error
 
 
@@ -197,12 +206,12 @@ def raise_(error):
         ({"executor": "torch"}, "expected auto, dali, resident or reference, found 'torch'"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(small_set, options, message):
+def test_arguments_that_do_not_fit_are_refused(small_set: ShardSet, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Loader(make_plan(small_set), CPU, **options)
 
 
-def test_auto_is_resident_for_small_equal_images_and_dali_otherwise(small_set, tmp_path):
+def test_auto_is_resident_for_small_equal_images_and_dali_otherwise(small_set: ShardSet, tmp_path: Path) -> None:
     assert factory.choose_executor("auto", small_set) == "resident"
     assert factory.choose_executor("auto", photos(tmp_path / "photos", (4, 2))) == "dali"
     assert factory.choose_executor("auto", small_images(tmp_path / "large", (2, 2), side=80)) == "dali"
@@ -210,7 +219,7 @@ def test_auto_is_resident_for_small_equal_images_and_dali_otherwise(small_set, t
     assert factory.choose_executor("auto", write_shard_set(tmp_path / "mixed", mixed, [0, 1])) == "dali"
 
 
-def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
+def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(16)))
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert factory.decode_threads_per_rank(1) == 16
@@ -222,7 +231,7 @@ def test_cores_are_shared_by_the_ranks_of_a_machine(monkeypatch):
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_evaluation_shows_each_image_once_in_order(small_set, executor_name, world_size):
+def test_evaluation_shows_each_image_once_in_order(small_set: ShardSet, executor_name: str, world_size: int) -> None:
     view = View(ResizeCenterCrop(36, 32))
     batches = [
         list(evaluation_batches(small_set, view, 10, CPU, rank=rank, world_size=world_size, executor=executor_name))
@@ -239,7 +248,7 @@ def test_evaluation_shows_each_image_once_in_order(small_set, executor_name, wor
 
 
 @pytest.fixture
-def broken_set(tmp_path, request):
+def broken_set(tmp_path: Path, request: pytest.FixtureRequest) -> ShardSet:
     """47 images of 64 pixels. Sample 7 is of class 0; how it is broken is the parameter."""
     labels = ([0] * 8 + [1] * 4 + [2] * 2) * 3 + [0] * 5
     encoded = [encode(photo(i, 64, 64)) for i in range(len(labels))]
@@ -253,7 +262,9 @@ def broken_set(tmp_path, request):
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
-def test_a_bad_sample_is_replaced_by_the_next_of_its_class(broken_set, executor_name, caplog):
+def test_a_bad_sample_is_replaced_by_the_next_of_its_class(
+    broken_set: ShardSet, executor_name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     view = View(RandomResizedCrop(32), 0.5)
     plan = make_plan(broken_set, view, epochs=2)
     with Loader(plan, CPU, executor=executor_name, decode_threads=1) as loader:
@@ -286,13 +297,13 @@ def test_a_bad_sample_is_replaced_by_the_next_of_its_class(broken_set, executor_
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
-def test_a_resumed_run_replaces_by_the_same_sample(broken_set, executor_name):
+def test_a_resumed_run_replaces_by_the_same_sample(broken_set: ShardSet, executor_name: str) -> None:
     plan = make_plan(broken_set, View(RandomResizedCrop(32), 0.5), epochs=2)
     straight = contents(load(plan, executor=executor_name))
     assert contents(load(plan, executor=executor_name, start=Position(1, 0))) == straight[plan.steps_per_epoch :]
 
 
-def test_several_undecodable_samples_of_one_batch(tmp_path):
+def test_several_undecodable_samples_of_one_batch(tmp_path: Path) -> None:
     encoded = [encode(photo(i, 64, 64)) for i in range(24)]
     for bad in (3, 4, 11, 17):
         encoded[bad] = encoded[bad][:-800]
@@ -306,10 +317,10 @@ def test_several_undecodable_samples_of_one_batch(tmp_path):
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
-def test_past_the_budget_of_bad_samples_the_run_stops(broken_set, executor_name):
+def test_past_the_budget_of_bad_samples_the_run_stops(broken_set: ShardSet, executor_name: str) -> None:
     plan = make_plan(broken_set, View(RandomResizedCrop(32)), epochs=1)
     with (
-        pytest.raises(RuntimeError, match=r"1 samples cannot be used, 0 are tolerated; .*sample 7 \(original/7.jpg\)"),
+        pytest.raises(RuntimeError, match=r"1 unusable samples, 0 are tolerated; .*sample 7 \(original/7.jpg\)"),
         Loader(plan, CPU, executor=executor_name, decode_threads=1, bad_sample_budget=0) as loader,
     ):
         list(loader)
@@ -317,7 +328,7 @@ def test_past_the_budget_of_bad_samples_the_run_stops(broken_set, executor_name)
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
-def test_other_images_do_not_notice_a_bad_sample(broken_set, executor_name, tmp_path):
+def test_other_images_do_not_notice_a_bad_sample(broken_set: ShardSet, executor_name: str, tmp_path: Path) -> None:
     view = View(RandomResizedCrop(32), 0.5)
     labels = broken_set.index["label"].tolist()
     whole = write_shard_set(tmp_path / "whole", [encode(photo(i, 64, 64)) for i in range(len(labels))], labels)
@@ -331,7 +342,7 @@ def test_other_images_do_not_notice_a_bad_sample(broken_set, executor_name, tmp_
             assert batch.sample_ids[~kept].tolist() == [14] * int((~kept).sum())
 
 
-def test_the_crop_is_scaled_to_a_replacement_of_another_size(tmp_path):
+def test_the_crop_is_scaled_to_a_replacement_of_another_size(tmp_path: Path) -> None:
     images = [photo(0, 60, 90), photo(1, 120, 90)]
     cut_short = encode(images[0])[:-1000]
     dataset = write_shard_set(tmp_path / "two", [cut_short, encode(images[1])], [0, 0])
@@ -346,16 +357,16 @@ def test_the_crop_is_scaled_to_a_replacement_of_another_size(tmp_path):
     assert np.abs(shown.astype(int) - expected.astype(int)).mean() < 5
 
 
-def test_a_class_without_any_usable_sample_stops_the_run(tmp_path):
+def test_a_class_without_any_usable_sample_stops_the_run(tmp_path: Path) -> None:
     encoded = [encode(photo(i, 40, 40)) for i in range(5)]
     dataset = write_shard_set(tmp_path / "one", encoded, [0, 0, 1, 0, 0])
     flip_a_byte(dataset, 2)
-    with pytest.raises(RuntimeError, match=r"no sample of class 1 \(class 1\) can be used; sample 2: .*crc32"):
+    with pytest.raises(RuntimeError, match=r"no sample of class 1 \(class 1\) is usable; sample 2: .*crc32"):
         load(make_plan(dataset, View(RandomResizedCrop(32)), epochs=1, batch=5), executor="dali")
 
 
 @pytest.mark.parametrize("executor_name", EXECUTORS)
 @pytest.mark.parametrize("broken_set", ["corrupt", "undecodable"], indirect=True)
-def test_evaluation_does_not_replace_images(broken_set, executor_name):
+def test_evaluation_does_not_replace_images(broken_set: ShardSet, executor_name: str) -> None:
     with pytest.raises(RuntimeError, match="0 are tolerated"):
         list(evaluation_batches(broken_set, View(ResizeCenterCrop(36, 32)), 8, CPU, executor=executor_name))

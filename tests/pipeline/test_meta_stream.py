@@ -23,7 +23,7 @@ def meta_plan(epochs: int = 3, batch: int = 8, **meta: object) -> Plan:
     return Plan(datasets, streams, None, 0, batch, epochs)
 
 
-def test_each_step_draws_anew_without_repeats():
+def test_each_step_draws_anew_without_repeats() -> None:
     plan = meta_plan()
     batches = [plan.stream_step("meta", 0, step).sample_ids for step in range(plan.steps_per_epoch)]
     assert [len(ids) for ids in batches] == [8, 8, 5]  # 21 samples
@@ -32,19 +32,19 @@ def test_each_step_draws_anew_without_repeats():
     assert np.array_equal(batches[0], meta_plan().stream_step("meta", 0, 0).sample_ids)
 
 
-def test_a_batch_as_large_as_the_set_is_the_set_and_a_larger_one_repeats_it_evenly():
+def test_a_batch_as_large_as_the_set_is_the_set_and_a_larger_one_repeats_it_evenly() -> None:
     for batch in (12, 20):
         ids = meta_plan(batch=batch).stream_step("meta", 0, 0).sample_ids
         assert set(np.bincount(ids, minlength=12)) == ({1} if batch == 12 else {1, 2})
 
 
-def test_full_batches_stay_full_where_the_last_batch_is_short():
+def test_full_batches_stay_full_where_the_last_batch_is_short() -> None:
     plan = meta_plan(full_batches=True)
     last = plan.step(0, plan.steps_per_epoch - 1)
     assert (len(last.streams["original"]), len(last.streams["meta"])) == (5, 8)
 
 
-def test_a_stream_is_absent_before_its_first_epoch():
+def test_a_stream_is_absent_before_its_first_epoch() -> None:
     plan = meta_plan(first_epoch=2)
     assert [set(plan.step(epoch, 0).streams) for epoch in range(3)] == [
         {"original"},
@@ -53,7 +53,7 @@ def test_a_stream_is_absent_before_its_first_epoch():
     ]
 
 
-def test_per_class_draws_from_a_fixed_balanced_subset_chosen_by_the_official_rule():
+def test_per_class_draws_from_a_fixed_balanced_subset_chosen_by_the_official_rule() -> None:
     labels = np.repeat([0, 1, 2], [9, 5, 2])
     dataset = UnreadableSet([9, 5, 2])
     dataset.index["label"] = labels
@@ -63,13 +63,13 @@ def test_per_class_draws_from_a_fixed_balanced_subset_chosen_by_the_official_rul
     assert drawn == set(cmo_subset(labels, [3, 3, 2], seed=6).tolist())
 
 
-def test_the_first_stream_cannot_start_late_or_keep_its_size():
+def test_the_first_stream_cannot_start_late_or_keep_its_size() -> None:
     for wrong in ({"first_epoch": 1}, {"full_batches": True}):
         with pytest.raises(ValueError, match="sets the length of an epoch"):
             Plan({"train": UnreadableSet([9])}, (Stream("original", Shuffled(), (VIEW,), **wrong),), None, 0, 3, 2)
 
 
-def test_ranks_share_a_full_meta_batch_in_the_last_step_too(tmp_path: Path):
+def test_ranks_share_a_full_meta_batch_in_the_last_step_too(tmp_path: Path) -> None:
     datasets = {
         "train": small_images(tmp_path / "train", [7, 3, 2]),
         "meta": small_images(tmp_path / "meta", [3, 3, 3]),

@@ -1,3 +1,5 @@
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -19,7 +21,9 @@ SIZE = (32, 32)
         (32, 48, 0.4, 20, 5, (8, 0, 32, 23), 0.640625),
     ],
 )
-def test_boxes_of_cmo(height, width, lam, row, column, box, corrected):
+def test_boxes_of_cmo(
+    height: int, width: int, lam: float, row: int, column: int, box: tuple[int, ...], corrected: float
+) -> None:
     assert cut_box(height, width, lam, row, column, "floor") == box
     assert uncovered_share(box, height, width) == pytest.approx(corrected, abs=1e-10)
 
@@ -36,11 +40,11 @@ def test_boxes_of_cmo(height, width, lam, row, column, box, corrected):
         (32, 1.0, 5, 5, (5, 5, 5, 5)),
     ],
 )
-def test_boxes_of_glmc(side, lam, row, column, box):
+def test_boxes_of_glmc(side: int, lam: float, row: int, column: int, box: tuple[int, ...]) -> None:
     assert cut_box(side, side, lam, row, column, "ceil") == box
 
 
-def test_the_sequence_of_cmos_code_from_numpys_legacy_generator():
+def test_the_sequence_of_cmos_code_from_numpys_legacy_generator() -> None:
     legacy = np.random.RandomState(0)
     steps = []
     for _ in range(6):
@@ -55,7 +59,7 @@ def test_the_sequence_of_cmos_code_from_numpys_legacy_generator():
     assert steps[5] == (0.868409043326814, (0, 0, 5, 6), 0.970703125)
 
 
-def test_the_sequence_of_glmcs_code_from_numpys_legacy_generator():
+def test_the_sequence_of_glmcs_code_from_numpys_legacy_generator() -> None:
     legacy = np.random.RandomState(0)
     boxes = []
     for _ in range(3):
@@ -69,18 +73,18 @@ def test_the_sequence_of_glmcs_code_from_numpys_legacy_generator():
     ]
 
 
-def test_the_window_leaves_out_the_first_four_and_the_last_three_epochs():
+def test_the_window_leaves_out_the_first_four_and_the_last_three_epochs() -> None:
     active = [epoch for epoch in range(200) if MixRule().active(epoch, 200)]
     assert active == list(range(4, 197))
     rule = MixRule(probability=1.0)
     assert [rule.mixes(0, epoch, 0, 10) for epoch in range(10)] == [False] * 4 + [True] * 3 + [False] * 3
 
 
-def test_a_run_shorter_than_both_margins_never_mixes():
+def test_a_run_shorter_than_both_margins_never_mixes() -> None:
     assert not any(MixRule(probability=1.0).active(epoch, 7) for epoch in range(7))
 
 
-def test_the_coin_falls_as_often_as_asked_and_does_not_depend_on_the_draw():
+def test_the_coin_falls_as_often_as_asked_and_does_not_depend_on_the_draw() -> None:
     rule = MixRule(probability=0.3, plain_first=0, plain_last=0)
     coins = [rule.mixes(0, 0, step, 1) for step in range(5000)]
     assert np.mean(coins) == pytest.approx(0.3, abs=0.025)
@@ -88,11 +92,11 @@ def test_the_coin_falls_as_often_as_asked_and_does_not_depend_on_the_draw():
     assert coins[:50] == [rule.draw(0, 0, step, 1, 2, SIZE).paste for step in range(50)]
 
 
-def plans(rule, steps, image_size=SIZE):
+def plans(rule: Any, steps: int, image_size: Any = SIZE) -> list[MixPlan]:
     return [rule.draw(0, 0, step, 1, 3, image_size) for step in range(steps)]
 
 
-def test_corrected_lambda_is_the_share_outside_the_box():
+def test_corrected_lambda_is_the_share_outside_the_box() -> None:
     rule = MixRule(probability=1.0, plain_first=0, plain_last=0)
     for plan in plans(rule, 200, (20, 44)):
         canvas = np.zeros((20, 44))
@@ -106,12 +110,12 @@ def test_corrected_lambda_is_the_share_outside_the_box():
 
 
 @pytest.mark.parametrize(("rounding", "mean_area"), [("floor", 0.300), ("ceil", 0.321)])
-def test_the_mean_pasted_area_is_that_of_the_papers_code(rounding, mean_area):
+def test_the_mean_pasted_area_is_that_of_the_papers_code(rounding: str, mean_area: float) -> None:
     rule = MixRule(probability=1.0, plain_first=0, plain_last=0, rounding=rounding)
     assert 1 - np.mean([plan.lam[0] for plan in plans(rule, 4000)]) == pytest.approx(mean_area, abs=0.015)
 
 
-def test_uncorrected_lambda_is_the_one_drawn():
+def test_uncorrected_lambda_is_the_one_drawn() -> None:
     corrected = MixRule(probability=1.0, plain_first=0, plain_last=0)
     raw = MixRule(probability=1.0, plain_first=0, plain_last=0, correct_lambda=False)
     lam = np.array([plan.lam[0] for plan in plans(raw, 3000)])
@@ -120,7 +124,7 @@ def test_uncorrected_lambda_is_the_one_drawn():
         np.testing.assert_array_equal(one.boxes, other.boxes)
 
 
-def test_mixup_has_a_lambda_and_no_box():
+def test_mixup_has_a_lambda_and_no_box() -> None:
     rule = MixRule("mixup", probability=1.0, beta=0.2, plain_first=0, plain_last=0)
     drawn = plans(rule, 2000)
     assert not any(plan.boxes.any() for plan in drawn)
@@ -128,7 +132,7 @@ def test_mixup_has_a_lambda_and_no_box():
     assert np.var([plan.lam[0] for plan in drawn]) == pytest.approx(1 / (4 * 1.4), abs=0.012)
 
 
-def test_no_mix_is_empty_boxes_and_lambda_one():
+def test_no_mix_is_empty_boxes_and_lambda_one() -> None:
     plan = MixRule().draw(0, 0, 0, 200, 5, SIZE)
     assert not plan.paste
     assert plan.lam.tolist() == [1.0] * 5
@@ -144,6 +148,6 @@ def test_no_mix_is_empty_boxes_and_lambda_one():
         ({"plain_first": -1}, "at least 0, found -1"),
     ],
 )
-def test_impossible_rules_are_refused(options, message):
+def test_impossible_rules_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MixRule(**options)

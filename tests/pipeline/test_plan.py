@@ -2,8 +2,10 @@ import dataclasses
 import hashlib
 import itertools
 import json
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,12 +37,14 @@ HALF_MIX = MixRule(plain_first=1, plain_last=1)
 CMO_STREAMS = (Stream("original", Shuffled(), (VIEW,)), Stream("foreground", ClassWeighted(), (VIEW,), "mixing"))
 
 
-def make_plan(streams=CMO_STREAMS, mix_rule=HALF_MIX, counts=(60, 30, 13), **changes):
+def make_plan(
+    streams: Any = CMO_STREAMS, mix_rule: Any = HALF_MIX, counts: Sequence[int] = (60, 30, 13), **changes: Any
+) -> Plan:
     options = {"seed": 5, "global_batch_size": 16, "epochs": 5, **changes}
     return Plan({"train": UnreadableSet(counts)}, streams, mix_rule, **options)
 
 
-def arrays(value):
+def arrays(value: Any) -> Iterator[np.ndarray]:
     """All arrays and numbers of a plan, in a fixed order."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
@@ -55,14 +59,14 @@ def arrays(value):
         yield np.asarray(value)
 
 
-def digest(value):
+def digest(value: Any) -> str:
     sha256 = hashlib.sha256()
     for array in arrays(value):
         sha256.update(f"{array.dtype.str} {array.shape} ".encode() + array.tobytes())
     return sha256.hexdigest()
 
 
-def test_golden_plan():
+def test_golden_plan() -> None:
     """Whoever changes this file changes what a resumed run sees: raise PLAN_VERSION with it, once per release."""
     streams = (
         Stream("original", Shuffled(), (VIEW, View(PaddedCrop(32, 4), 0.5, EVERY_OPERATION))),
@@ -85,7 +89,7 @@ def test_golden_plan():
     assert found == json.loads(Path(__file__).with_name("golden_plan.json").read_text())
 
 
-def test_a_step_is_a_pure_function_of_its_position():
+def test_a_step_is_a_pure_function_of_its_position() -> None:
     straight, jumping = make_plan(), make_plan()
     positions = [(epoch, step) for epoch in range(5) for step in range(straight.steps_per_epoch)]
     expected = {position: digest(straight.step(*position)) for position in positions}
@@ -94,25 +98,25 @@ def test_a_step_is_a_pure_function_of_its_position():
     assert len(set(expected.values())) == len(expected)
 
 
-def test_another_seed_is_another_plan():
+def test_another_seed_is_another_plan() -> None:
     assert digest(make_plan(seed=5).step(1, 0)) != digest(make_plan(seed=6).step(1, 0))
 
 
-def test_an_epoch_shows_each_sample_once_and_its_last_batch_is_short():
+def test_an_epoch_shows_each_sample_once_and_its_last_batch_is_short() -> None:
     plan = make_plan()
     batches = [plan.step(0, step).streams["original"] for step in range(plan.steps_per_epoch)]
     assert [len(batch) for batch in batches] == [16] * 6 + [7]
     assert sorted(np.concatenate([batch.sample_ids for batch in batches]).tolist()) == list(range(103))
 
 
-def test_drop_last_leaves_out_the_short_batch():
+def test_drop_last_leaves_out_the_short_batch() -> None:
     plan = make_plan(drop_last=True)
     assert plan.steps_per_epoch == 6
     with pytest.raises(ValueError, match="no step 6 of epoch 0; there are 5 epochs of 6 steps"):
         plan.step(0, 6)
 
 
-def test_labels_and_views_belong_to_the_samples():
+def test_labels_and_views_belong_to_the_samples() -> None:
     plan = make_plan(mix_rule=ALWAYS_MIX)
     index = plan.datasets["train"].index
     for step in range(plan.steps_per_epoch):
@@ -127,7 +131,7 @@ def test_labels_and_views_belong_to_the_samples():
             assert (region[:, 1] + region[:, 3] <= records["width"]).all()
 
 
-def test_the_foreground_exists_only_on_steps_that_paste():
+def test_the_foreground_exists_only_on_steps_that_paste() -> None:
     plan = make_plan()
     for epoch in range(5):
         pasting = []
@@ -141,7 +145,7 @@ def test_the_foreground_exists_only_on_steps_that_paste():
     assert 0 < sum(plan.paste_steps(epoch).size for epoch in (1, 2, 3)) < 21
 
 
-def test_a_new_stream_view_or_operation_moves_no_other_draw():
+def test_a_new_stream_view_or_operation_moves_no_other_draw() -> None:
     plain = make_plan(CMO_STREAMS[:1], None)
     more = make_plan((Stream("original", Shuffled(), (VIEW, VIEW)), CMO_STREAMS[1]), ALWAYS_MIX)
     before, after = (plan.step(2, 3).streams["original"] for plan in (plain, more))
@@ -150,7 +154,7 @@ def test_a_new_stream_view_or_operation_moves_no_other_draw():
     assert digest(after.views[0]) != digest(after.views[1])
 
 
-def test_the_streams_are_independent():
+def test_the_streams_are_independent() -> None:
     plan = make_plan((CMO_STREAMS[0], Stream("second", Shuffled(), (VIEW,))), None)
     streams = plan.step(0, 0).streams
     assert streams["original"].sample_ids.tolist() != streams["second"].sample_ids.tolist()
@@ -158,7 +162,7 @@ def test_the_streams_are_independent():
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16, 64, 103])
 @pytest.mark.parametrize("parts", [1, 2, 3, 4, 8])
-def test_parts_cover_a_batch_once_and_are_never_smaller_than_two(size, parts):
+def test_parts_cover_a_batch_once_and_are_never_smaller_than_two(size: int, parts: int) -> None:
     pieces = [part_indices(size, index, parts) for index in range(parts)]
     real = [indices[weights == 1] for indices, weights in pieces]
     assert np.concatenate(real).tolist() == list(range(size))
@@ -175,7 +179,7 @@ def test_parts_cover_a_batch_once_and_are_never_smaller_than_two(size, parts):
 VIEWS = tuple(PRESETS[name].train for name in ("cifar-long", "imagenet-long", "cifar-auto", "cifar-ride"))
 
 
-def by_drawing_everything(draws, purpose, shape):
+def by_drawing_everything(draws: Any, purpose: str, shape: Any) -> np.ndarray:
     """`RowDraws.uniform` the slow way: the numbers of all rows up to the last, from numpy's generator."""
     everything = generator(draws.seed, purpose, draws.epoch, draws.step).random((draws.rows.max() + 1, *shape[1:]))
     return everything[draws.rows]
@@ -183,7 +187,9 @@ def by_drawing_everything(draws, purpose, shape):
 
 @pytest.mark.parametrize("parts", [1, 3, 20])
 @pytest.mark.parametrize("largest_array", [2**22, 0], ids=["arrays", "bijections"])
-def test_ranks_that_draw_their_own_rows_have_the_rows_of_a_slowly_drawn_whole(monkeypatch, parts, largest_array):
+def test_ranks_that_draw_their_own_rows_have_the_rows_of_a_slowly_drawn_whole(
+    monkeypatch: pytest.MonkeyPatch, parts: int, largest_array: int
+) -> None:
     monkeypatch.setattr(sampling, "_LARGEST_EPOCH_ARRAY", largest_array)
     monkeypatch.setattr(sampling, "_LARGEST_STEP_ARRAY", largest_array)
     rules = (Shuffled(), ClassWeighted(), ClassWeightedEffectiveNumber(), ProgressivelyBalanced(5), Redrawn(3))
@@ -213,7 +219,7 @@ def test_ranks_that_draw_their_own_rows_have_the_rows_of_a_slowly_drawn_whole(mo
                 np.testing.assert_array_equal(found, expected)
 
 
-def test_the_labels_of_a_global_batch_are_drawn_once_and_only_when_asked_for(monkeypatch):
+def test_the_labels_of_a_global_batch_are_drawn_once_and_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = make_plan(mix_rule=ALWAYS_MIX)
     drawn = []
     original = RowDraws.uniform
@@ -227,7 +233,7 @@ def test_the_labels_of_a_global_batch_are_drawn_once_and_only_when_asked_for(mon
     assert drawn == ["foreground/samples"]
 
 
-def test_fingerprints_differ_where_plans_differ_and_are_json():
+def test_fingerprints_differ_where_plans_differ_and_are_json() -> None:
     plan = make_plan()
     assert json.loads(json.dumps(plan.fingerprint())) == make_plan().fingerprint()
     others = [
@@ -244,7 +250,7 @@ def test_fingerprints_differ_where_plans_differ_and_are_json():
     assert all(other.fingerprint() != plan.fingerprint() for other in others)
 
 
-def test_description_names_the_derived_sizes():
+def test_description_names_the_derived_sizes() -> None:
     text = make_plan().describe()
     assert "5 epochs x 7 steps, global batch 16, last batch 7, seed 5" in text
     assert "mixing: epochs 1 to 3" in text
@@ -257,7 +263,7 @@ def test_description_names_the_derived_sizes():
         ({"global_batch_size": 1}, "global batch of at least 2"),
         ({"epochs": 0}, "at least 1 epoch, found 16 and 0"),
         ({"seed": -1}, "seed must be in"),
-        ({"mix_rule": None}, "foreground is for mixing steps, but there is no mix rule"),
+        ({"mix_rule": None}, "foreground exists only on mixing steps, but there is no mix rule"),
         ({"streams": ()}, "expected a first stream"),
         ({"streams": CMO_STREAMS[1:]}, "expected a first stream that is used on every step"),
         ({"streams": (CMO_STREAMS[0], CMO_STREAMS[0])}, "names must differ"),
@@ -265,19 +271,19 @@ def test_description_names_the_derived_sizes():
         ({"streams": (Stream("original", Shuffled(), (VIEW,), dataset="meta"),)}, r"'meta'; given are \['train'\]"),
     ],
 )
-def test_arguments_that_do_not_fit_are_refused(changes, message):
+def test_arguments_that_do_not_fit_are_refused(changes: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make_plan(**changes)
 
 
-def test_a_second_shuffled_stream_needs_a_data_set_as_long_as_the_epoch():
+def test_a_second_shuffled_stream_needs_a_data_set_as_long_as_the_epoch() -> None:
     datasets = {"train": UnreadableSet((60, 30)), "meta": UnreadableSet((10, 10))}
     streams = (CMO_STREAMS[0], Stream("meta", Shuffled(), (VIEW,), dataset="meta"))
     with pytest.raises(ValueError, match="meta shuffles 20 samples, but an epoch has 90"):
         Plan(datasets, streams, None, 0, 16, 1)
 
 
-def test_planned_operations_are_part_of_the_digest():
+def test_planned_operations_are_part_of_the_digest() -> None:
     """The golden test relies on it."""
     operation = PlannedOperation(np.zeros(2, np.uint8), np.zeros((2, 2)))
     other = PlannedOperation(np.ones(2, np.uint8), np.zeros((2, 2)))

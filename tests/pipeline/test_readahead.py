@@ -2,12 +2,15 @@ import itertools
 import os
 import time
 from collections import Counter
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from pipeline.executors import readahead
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.readahead import ReadAhead
+from pipeline.plan import StreamPlan
 from pipeline.views.view import View, Whole
 from shards.reader import ShardSet
 from tests.helpers.executors import plan_batches
@@ -15,15 +18,15 @@ from tests.helpers.shard_sets import photos
 
 
 @pytest.fixture(scope="module")
-def photo_set(tmp_path_factory):
+def photo_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return photos(tmp_path_factory.mktemp("sets") / "photos", (20, 12))
 
 
-def start(dataset, requests):
+def start(dataset: Any, requests: Any) -> ReadAhead:
     return ReadAhead(iter(requests), dataset, BadSamples(dataset, budget=0))
 
 
-def test_requests_come_in_order_and_then_the_end(photo_set):
+def test_requests_come_in_order_and_then_the_end(photo_set: ShardSet) -> None:
     requests = plan_batches(photo_set, (View(Whole(32)),), [[i] for i in range(32)])
     ahead = start(photo_set, requests)
     assert list(ahead) == requests
@@ -32,7 +35,7 @@ def test_requests_come_in_order_and_then_the_end(photo_set):
     ahead.close()
 
 
-def test_the_kernel_is_told_the_bytes_of_later_requests(photo_set, monkeypatch):
+def test_the_kernel_is_told_the_bytes_of_later_requests(photo_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     told = []
     monkeypatch.setattr(os, "posix_fadvise", lambda *arguments: told.append(arguments[1:]))
     requests = plan_batches(photo_set, (View(Whole(32)),), [[i] for i in range(32)])
@@ -47,11 +50,11 @@ def test_the_kernel_is_told_the_bytes_of_later_requests(photo_set, monkeypatch):
     assert told == expected
 
 
-def test_it_runs_ahead_but_not_away(photo_set):
+def test_it_runs_ahead_but_not_away(photo_set: ShardSet) -> None:
     taken = itertools.count()
     position = 0
 
-    def endless():
+    def endless() -> Iterator[StreamPlan]:
         nonlocal position
         while True:
             position = next(taken)
@@ -66,7 +69,7 @@ def test_it_runs_ahead_but_not_away(photo_set):
     ahead.close()
 
 
-def test_the_checksum_of_a_sample_is_computed_once(photo_set, monkeypatch):
+def test_the_checksum_of_a_sample_is_computed_once(photo_set: ShardSet, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = Counter()
     check = ShardSet.check_sample
     monkeypatch.setattr(

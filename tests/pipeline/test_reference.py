@@ -2,6 +2,7 @@
 
 import io
 import zlib
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -34,17 +35,19 @@ def image() -> Image.Image:
     return Image.fromarray(photo(3, 300, 200))
 
 
-def operation_of(kind: Kind, first: float = 0.0, second: float = 0.0, fill=(0, 0, 0)) -> PlannedOperation:
+def operation_of(
+    kind: Kind, first: float = 0.0, second: float = 0.0, fill: Sequence[int] = (0, 0, 0)
+) -> PlannedOperation:
     return PlannedOperation(np.array([kind], np.uint8), np.array([[first, second]]), fill)
 
 
-def test_evaluation_is_torchvisions_resize_and_center_crop(image):
+def test_evaluation_is_torchvisions_resize_and_center_crop(image: Image.Image) -> None:
     plan = plan_view(CENTER_224, np.array([image.width]), np.array([image.height]), draw)
     official = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224)])
     np.testing.assert_array_equal(reference_view(encoded(image), plan, 0), np.asarray(official(image)))
 
 
-def test_random_resized_crop_is_torchvisions_resized_crop_then_flip(image):
+def test_random_resized_crop_is_torchvisions_resized_crop_then_flip(image: Image.Image) -> None:
     count = 8
     plan = plan_view(View(RandomResizedCrop(64), 0.5), np.full(count, image.width), np.full(count, image.height), draw)
     assert 0 < plan.flip.sum() < count
@@ -55,7 +58,7 @@ def test_random_resized_crop_is_torchvisions_resized_crop_then_flip(image):
 
 
 @pytest.mark.parametrize(("mode", "torchvision_mode"), [("zero", "constant"), ("reflect", "reflect")])
-def test_padded_crop_is_torchvisions_pad_and_crop(mode, torchvision_mode):
+def test_padded_crop_is_torchvisions_pad_and_crop(mode: str, torchvision_mode: str) -> None:
     image = Image.fromarray(photo(1, 32, 32))
     count = 30
     plan = plan_view(View(PaddedCrop(32, 4, mode)), np.full(count, 32), np.full(count, 32), draw)
@@ -66,14 +69,14 @@ def test_padded_crop_is_torchvisions_pad_and_crop(mode, torchvision_mode):
         np.testing.assert_array_equal(reference_view(encoded(image), plan, i), np.asarray(expected))
 
 
-def test_an_image_of_the_right_size_is_left_untouched():
+def test_an_image_of_the_right_size_is_left_untouched() -> None:
     pixels = photo(2, 32, 32)
     plan = plan_view(View(Whole(32)), np.array([32]), np.array([32]), draw)
     np.testing.assert_array_equal(reference_view(encoded(Image.fromarray(pixels)), plan, 0), pixels)
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_images_that_are_not_rgb_are_converted(image, mode):
+def test_images_that_are_not_rgb_are_converted(image: Image.Image, mode: str) -> None:
     data = encoded(image.convert(mode), "JPEG")
     plan = plan_view(View(Whole(32)), np.array([image.width]), np.array([image.height]), draw)
     with Image.open(io.BytesIO(data)) as opened:
@@ -81,7 +84,7 @@ def test_images_that_are_not_rgb_are_converted(image, mode):
     np.testing.assert_array_equal(reference_view(np.frombuffer(data, np.uint8), plan, 0), expected)
 
 
-def test_color_jitter_is_torchvisions_with_the_order_of_the_plan(image):
+def test_color_jitter_is_torchvisions_with_the_order_of_the_plan(image: Image.Image) -> None:
     count = 12
     operations = ColorJitter(0.4, 0.4, 0.4, 0.1).plan(count, image.size, draw)
     orders = set()
@@ -104,7 +107,7 @@ def test_color_jitter_is_torchvisions_with_the_order_of_the_plan(image):
     assert len(orders) > 6  # of 24
 
 
-def test_color_jitter_factors_orders_and_probability():
+def test_color_jitter_factors_orders_and_probability() -> None:
     count = 20000
     steps = ColorJitter(0.4, 0.4, 0.4, probability=0.8).plan(count, (8, 8), draw)
     assert len(steps) == 3  # an amount of 0 costs nothing
@@ -119,11 +122,11 @@ def test_color_jitter_factors_orders_and_probability():
         assert 0.6 <= factors.min() < 0.61 and 1.39 < factors.max() <= 1.4 and abs(factors.mean() - 1) < 0.01
 
 
-def test_hue_joins_without_moving_the_other_factors():
+def test_hue_joins_without_moving_the_other_factors() -> None:
     without = ColorJitter(0.4, 0.4, 0.4).plan(50, (8, 8), draw)
     hued = ColorJitter(0.4, 0.4, 0.4, 0.1).plan(50, (8, 8), draw)
 
-    def factors(steps, kind):
+    def factors(steps: Sequence[PlannedOperation], kind: Kind) -> np.ndarray:
         return np.sum([np.where(step.kind == kind, step.arguments[:, 0], 0.0) for step in steps], axis=0)
 
     for kind in (Kind.BRIGHTNESS, Kind.CONTRAST, Kind.COLOR):
@@ -131,7 +134,7 @@ def test_hue_joins_without_moving_the_other_factors():
     assert np.abs(factors(hued, Kind.HUE)).max() <= 0.1
 
 
-def test_simclr_view_blurs_with_pillow_and_greys_three_channels(image):
+def test_simclr_view_blurs_with_pillow_and_greys_three_channels(image: Image.Image) -> None:
     grey = np.asarray(pillow_operation(image, operation_of(Kind.GREY), 0))
     np.testing.assert_array_equal(grey, np.asarray(transforms.Grayscale(3)(image)))
     blurred = np.asarray(pillow_operation(image, operation_of(Kind.BLUR, 1.3), 0))
@@ -163,7 +166,9 @@ TIMM = {
 
 @pytest.mark.parametrize("magnitude", [10.0, 9.3, 6.1])
 @pytest.mark.parametrize("kind", TIMM, ids=lambda kind: kind.name)
-def test_rand_augment_is_timms(image, kind, magnitude, monkeypatch):
+def test_rand_augment_is_timms(
+    image: Image.Image, kind: Kind, magnitude: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy = RandAugment(magnitude=magnitude, magnitude_std=0.0, probability=1.0)
     operation, _ = policy.plan(600, (image.height, image.width), draw)
     rows = np.flatnonzero(operation.kind == kind)[:4]
@@ -180,7 +185,7 @@ def test_rand_augment_is_timms(image, kind, magnitude, monkeypatch):
         np.testing.assert_array_equal(np.asarray(pillow_operation(image, operation, i)), np.asarray(expected))
 
 
-def test_rotation_of_the_cifar_policy_leaves_grey_behind():
+def test_rotation_of_the_cifar_policy_leaves_grey_behind() -> None:
     image = Image.fromarray(photo(4, 32, 32))
     turned = image.convert("RGBA").rotate(20)  # as the official code: grey composited where alpha is 0
     expected = Image.composite(turned, Image.new("RGBA", turned.size, (128,) * 4), turned).convert("RGB")
@@ -188,7 +193,7 @@ def test_rotation_of_the_cifar_policy_leaves_grey_behind():
     np.testing.assert_array_equal(np.asarray(pillow_operation(image, operation, 0)), np.asarray(expected))
 
 
-def test_ride_rotation_is_torchvisions():
+def test_ride_rotation_is_torchvisions() -> None:
     image = Image.fromarray(photo(4, 32, 32))
     (operation,) = Rotation(15.0).plan(500, (32, 32), draw)
     angles = operation.arguments[:, 0]

@@ -1,5 +1,7 @@
 import gc
 import weakref
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,19 +31,19 @@ RESIZED = {
 
 
 @pytest.fixture(scope="module")
-def small_set(tmp_path_factory):
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> ShardSet:
     return small_images(tmp_path_factory.mktemp("sets") / "small", (25, 12, 3))
 
 
 @pytest.mark.parametrize("views", EXACT.values(), ids=EXACT.keys())
-def test_moved_pixels_are_exactly_pillows(small_set, views):
+def test_moved_pixels_are_exactly_pillows(small_set: ShardSet, views: Any) -> None:
     requests = plan_batches(small_set, views, [range(40), [1, 1], [39]])
     found, expected = (execute(name, small_set, views, requests) for name in ("resident", "reference"))
     assert_same_pictures(found, expected, largest=0, mean=0)
 
 
 @pytest.mark.parametrize("views", RESIZED.values(), ids=RESIZED.keys())
-def test_resized_pixels_are_pillows_but_for_ties_of_rounding(small_set, views):
+def test_resized_pixels_are_pillows_but_for_ties_of_rounding(small_set: ShardSet, views: Any) -> None:
     requests = plan_batches(small_set, views, [range(40), range(20)])
     found, expected = (execute(name, small_set, views, requests) for name in ("resident", "reference"))
     # Scales such as 4/5 put many sums at exactly half a grey level; Pillow's fixed-point weights and floating-point
@@ -50,13 +52,13 @@ def test_resized_pixels_are_pillows_but_for_ties_of_rounding(small_set, views):
 
 
 @pytest.mark.parametrize("name", ["random resized crop", "one of two"])
-def test_the_crops_of_the_recipes_are_exactly_pillows(small_set, name):
+def test_the_crops_of_the_recipes_are_exactly_pillows(small_set: ShardSet, name: str) -> None:
     requests = plan_batches(small_set, RESIZED[name], [range(40)])
     found, expected = (execute(executor, small_set, RESIZED[name], requests) for executor in ("resident", "reference"))
     assert_same_pictures(found, expected, largest=1, mean=0.001)
 
 
-def test_images_that_are_not_square():
+def test_images_that_are_not_square() -> None:
     image = photo(3, 50, 30)
     plan = ViewPlan(
         region=np.array([[3, 10, 20, 33]], np.int32),
@@ -74,7 +76,7 @@ def test_images_that_are_not_square():
     assert not found[:5].any()
 
 
-def test_weights_of_a_resize_sum_to_one_and_stay_inside_the_region():
+def test_weights_of_a_resize_sum_to_one_and_stay_inside_the_region() -> None:
     start, length = torch.tensor([4.0, 0.0]), torch.tensor([7.0, 30.0])
     weights = resampling_weights(start, length, torch.tensor([11.0, 11.0]), torch.zeros(2), 30, 11, "zero")
     torch.testing.assert_close(weights.sum(dim=2), torch.ones(2, 11))
@@ -82,7 +84,9 @@ def test_weights_of_a_resize_sum_to_one_and_stay_inside_the_region():
     assert not weights[0, :, 11:].any()
 
 
-def test_a_set_is_decoded_once_for_all_streams_and_evaluations(small_set, monkeypatch):
+def test_a_set_is_decoded_once_for_all_streams_and_evaluations(
+    small_set: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dataset = ShardSet.open(small_set.path)
     reads = []
     encoded = ShardSet.encoded
@@ -94,7 +98,7 @@ def test_a_set_is_decoded_once_for_all_streams_and_evaluations(small_set, monkey
     assert sorted(reads) == list(range(40))
 
 
-def test_decoded_images_go_with_their_data_set(small_set):
+def test_decoded_images_go_with_their_data_set(small_set: ShardSet) -> None:
     dataset = ShardSet.open(small_set.path)
     execute("resident", dataset, EXACT["whole"], plan_batches(dataset, EXACT["whole"], [[0]]))
     assert dataset in resident._decoded_sets
@@ -104,7 +108,7 @@ def test_decoded_images_go_with_their_data_set(small_set):
     assert collected() is None  # and with it the entry of a dictionary of weak keys
 
 
-def test_a_second_executor_knows_the_bad_samples_of_the_first(tmp_path):
+def test_a_second_executor_knows_the_bad_samples_of_the_first(tmp_path: Path) -> None:
     dataset = small_images(tmp_path / "small", (6, 4))
     flip_a_byte(dataset, 2)
     for _ in range(2):
@@ -112,9 +116,9 @@ def test_a_second_executor_knows_the_bad_samples_of_the_first(tmp_path):
             execute("resident", dataset, EXACT["whole"], plan_batches(dataset, EXACT["whole"], [[0]]))
 
 
-def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
+def test_what_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = photos(tmp_path / "photos", (3, 2))
-    with pytest.raises(ValueError, match="needs images of one size, at most 64 pixels a side and 2 GiB decoded"):
+    with pytest.raises(ValueError, match="needs images of one size, at most 64 pixels per side and 2 GiB decoded"):
         execute("resident", dataset, EXACT["whole"], plan_batches(dataset, EXACT["whole"], [[0]]))
     small = small_images(tmp_path / "small", (3, 2))
     assert resident.fits_resident(small)

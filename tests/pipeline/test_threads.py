@@ -17,7 +17,7 @@ with one_thread_each(2, "alone") as pool:
 """
 
 
-def test_only_threads_of_the_pool_compute_alone():
+def test_only_threads_of_the_pool_compute_alone() -> None:
     [team] = output_of("import torch; print(torch.get_num_threads())")
     assert output_of(PROGRAM) == ["1", "1", team, team]
 

@@ -2,6 +2,7 @@
 
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,7 @@ def slow_random_resized_region(
 
 
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 1.0), (0.9, 1.0)])
-def test_random_resized_crop_is_torchvisions_algorithm(scale):
+def test_random_resized_crop_is_torchvisions_algorithm(scale: tuple[float, ...]) -> None:
     widths, heights = photo_sizes(300)
     widths[:40], heights[40:80] = 20, 10  # so long that the fallback is needed
     ratio = (3 / 4, 4 / 3)
@@ -81,7 +82,7 @@ def test_random_resized_crop_is_torchvisions_algorithm(scale):
     np.testing.assert_array_equal(regions, expected)
 
 
-def test_random_resized_crop_has_torchvisions_distribution():
+def test_random_resized_crop_has_torchvisions_distribution() -> None:
     from PIL import Image
     from torchvision.transforms import RandomResizedCrop as Official
 
@@ -97,7 +98,7 @@ def test_random_resized_crop_has_torchvisions_distribution():
 
 @settings(max_examples=60, deadline=None)
 @given(sizes=st.lists(st.tuples(st.integers(1, 65535), st.integers(1, 65535)), min_size=1, max_size=8))
-def test_crops_stay_inside_images_of_any_size(sizes):
+def test_crops_stay_inside_images_of_any_size(sizes: Any) -> None:
     # uint16 as in the index: an area must not wrap.
     widths, heights = np.array(sizes, np.uint16).T
     plan = plan_view(View(RandomResizedCrop(224), 0.5), widths, heights, draw)
@@ -107,7 +108,7 @@ def test_crops_stay_inside_images_of_any_size(sizes):
     assert (plan.region[:, 1] + plan.region[:, 3] <= widths).all()
 
 
-def test_padded_crop_takes_every_offset_equally_often():
+def test_padded_crop_takes_every_offset_equally_often() -> None:
     count = 8100
     plan = plan_view(View(PaddedCrop(32, padding=4)), np.full(count, 32), np.full(count, 32), draw)
     offsets, seen = np.unique(plan.window, axis=0, return_counts=True)
@@ -116,7 +117,7 @@ def test_padded_crop_takes_every_offset_equally_often():
     assert (plan.region == [0, 0, 32, 32]).all() and (plan.resized == 32).all()
 
 
-def test_padded_crop_refuses_images_that_padding_does_not_make_large_enough():
+def test_padded_crop_refuses_images_that_padding_does_not_make_large_enough() -> None:
     with pytest.raises(ValueError, match="20 x 40 pixels, expected at least 24"):
         plan_view(View(PaddedCrop(32, padding=4)), np.array([32, 20]), np.array([32, 40]), draw)
 
@@ -130,19 +131,21 @@ def test_padded_crop_refuses_images_that_padding_does_not_make_large_enough():
         (100, 100, (256, 256), (16, 16)),
     ],
 )
-def test_center_crop_rounds_as_torchvision(width, height, resized, window):
+def test_center_crop_rounds_as_torchvision(
+    width: int, height: int, resized: tuple[int, ...], window: tuple[int, ...]
+) -> None:
     plan = plan_view(CENTER_224, np.array([width]), np.array([height]), no_draw)
     assert tuple(plan.resized[0]) == resized
     assert tuple(plan.window[0]) == window
 
 
-def test_flips_have_their_probability_and_no_flip_is_drawn_for_zero():
+def test_flips_have_their_probability_and_no_flip_is_drawn_for_zero() -> None:
     widths, heights = photo_sizes(4000)
     assert abs(plan_view(View(Whole(8), 0.5), widths, heights, draw).flip.mean() - 0.5) < 0.04
     assert not plan_view(View(Whole(8)), widths, heights, no_draw).flip.any()
 
 
-def test_a_new_operation_moves_no_other_draw():
+def test_a_new_operation_moves_no_other_draw() -> None:
     widths, heights = photo_sizes(50)
     plain = plan_view(View(RandomResizedCrop(224), 0.5, (Grayscale(0.2),)), widths, heights, draw)
     more = plan_view(
@@ -152,7 +155,7 @@ def test_a_new_operation_moves_no_other_draw():
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_an_image_is_drawn_alike_in_a_batch_of_any_size(name):
+def test_an_image_is_drawn_alike_in_a_batch_of_any_size(name: str) -> None:
     view = PRESETS[name].train
     widths, heights = (np.full(40, 32),) * 2 if view.size == 32 else photo_sizes(40)
     whole = plan_view(view, widths, heights, draw)
@@ -162,7 +165,7 @@ def test_an_image_is_drawn_alike_in_a_batch_of_any_size(name):
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))
-def test_evaluation_draws_nothing(name):
+def test_evaluation_draws_nothing(name: str) -> None:
     recipe = PRESETS[name]
     widths, heights = (np.full(3, 32),) * 2 if recipe.train.size == 32 else photo_sizes(3)
     plan = plan_view(recipe.evaluation, widths, heights, no_draw)
@@ -170,7 +173,7 @@ def test_evaluation_draws_nothing(name):
     assert plan.output_size == (recipe.train.size,) * 2  # training and evaluation feed the same model
 
 
-def test_take_selects_all_parts_of_a_plan_in_order():
+def test_take_selects_all_parts_of_a_plan_in_order() -> None:
     widths, heights = photo_sizes(20)
     plan = plan_view(JITTERED_224, widths, heights, draw)
     chosen = np.array([11, 3, 3, 19])
@@ -181,7 +184,7 @@ def test_take_selects_all_parts_of_a_plan_in_order():
     np.testing.assert_array_equal(taken.operations[1].arguments, plan.operations[1].arguments[chosen])
 
 
-def test_one_of_gives_each_image_one_whole_branch():
+def test_one_of_gives_each_image_one_whole_branch() -> None:
     count = 2000
     first = View(PaddedCrop(32, padding=4), operations=(ColorJitter(0.4, 0.4, 0.4),))
     second = View(RandomResizedCrop(32, scale=(0.2, 0.5)), 1.0, (Grayscale(1.0),))
@@ -201,7 +204,7 @@ def test_one_of_gives_each_image_one_whole_branch():
     np.testing.assert_array_equal(plan.window[is_first], alone.window[is_first])
 
 
-def test_one_of_keeps_the_padding_of_the_branch_that_pads():
+def test_one_of_keeps_the_padding_of_the_branch_that_pads() -> None:
     views = (View(RandomResizedCrop(32)), View(PaddedCrop(32, padding=4, mode="reflect")))
     assert plan_view(OneOf(views), np.full(4, 32), np.full(4, 32), draw).pad_mode == "reflect"
 
@@ -222,7 +225,7 @@ def test_one_of_keeps_the_padding_of_the_branch_that_pads():
         (lambda: RandAugment(magnitude=12.0), "0 to 10"),
     ],
 )
-def test_contradictions_are_refused_at_construction(make, message):
+def test_contradictions_are_refused_at_construction(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -238,7 +241,7 @@ def test_contradictions_are_refused_at_construction(make, message):
         ("cifar-ride", {Kind.ROTATE: 1.0}),
     ],
 )
-def test_recipes_apply_their_operations_to_the_published_share_of_images(name, shares):
+def test_recipes_apply_their_operations_to_the_published_share_of_images(name: str, shares: dict[str, Any]) -> None:
     count = 8000
     sizes = np.full(count, 32)
     plan = plan_view(PRESETS[name].train, sizes, sizes, draw)
@@ -248,7 +251,7 @@ def test_recipes_apply_their_operations_to_the_published_share_of_images(name, s
         assert abs((kinds == kind).sum() / count - share) < 0.02, kind.name
 
 
-def test_long_cifar_recipe_crops_a_fifth_at_least_and_cuts_sixteen_pixels():
+def test_long_cifar_recipe_crops_a_fifth_at_least_and_cuts_sixteen_pixels() -> None:
     count = 8000
     sizes = np.full(count, 32)
     plan = plan_view(PRESETS["cifar-long"].train, sizes, sizes, draw)

@@ -133,7 +133,7 @@ def with_bad_images(root: Path) -> FolderSource:
 
 def test_bad_images_stop_the_build_by_name(tmp_path: Path) -> None:
     source = with_bad_images(tmp_path / "original")
-    with pytest.raises(ValueError, match=r"\d/\d.jpg: .*; replace these files, or go on with --on-bad") as caught:
+    with pytest.raises(ValueError, match=r"\d/\d.jpg: .*; replace these files, or continue with --on-bad") as caught:
         build_shard_set(source, tmp_path / "set", replace(SMALL, samples_per_shard=30))
     assert all(name in str(caught.value) for name in ("0/0.jpg", "1/4.jpg", "2/8.jpg"))
     (tmp_path / "original" / "1" / "4.jpg").write_bytes(picture(1, 40, 30))
@@ -252,12 +252,12 @@ def test_a_complete_set_is_left_alone(tmp_path: Path, source: FolderSource) -> N
 @pytest.mark.parametrize(
     ("options", "attributes", "message"),
     [
-        (replace(SMALL, seed=5), {}, "options.seed: 0 there, 5 now"),
-        (replace(SMALL, samples_per_shard=9), {}, "options.samples_per_shard: 8 there, 9 now"),
-        (BuildOptions(ImagePolicy("header"), samples_per_shard=8), {}, "options.check: 'full' there, 'header' now"),
-        (SMALL, {"name": "other"}, "name: 'made-up' there, 'other' now"),
-        (SMALL, {"options": {"imb_factor": 0.1}}, "options.source.imb_factor: None there, 0.1 now"),
-        (SMALL, {"inputs": {"a.tar": {"bytes": 8, "mtime_ns": 1}}}, "inputs.a.tar.bytes: 7 there, 8 now"),
+        (replace(SMALL, seed=5), {}, "options.seed: 0 before, 5 now"),
+        (replace(SMALL, samples_per_shard=9), {}, "options.samples_per_shard: 8 before, 9 now"),
+        (BuildOptions(ImagePolicy("header"), samples_per_shard=8), {}, "options.check: 'full' before, 'header' now"),
+        (SMALL, {"name": "other"}, "name: 'made-up' before, 'other' now"),
+        (SMALL, {"options": {"imb_factor": 0.1}}, "options.source.imb_factor: None before, 0.1 now"),
+        (SMALL, {"inputs": {"a.tar": {"bytes": 8, "mtime_ns": 1}}}, "inputs.a.tar.bytes: 7 before, 8 now"),
         (SMALL, {"class_names": ["x", "y", "z"]}, "options.source_sha256"),
     ],
 )
@@ -287,14 +287,14 @@ def test_an_archive_that_changed_meanwhile_is_noticed(tmp_path: Path, source: Fo
     source = replace(source, inputs={"a.tar": {"bytes": 7, "mtime_ns": 1}})
     start_build(source, tmp_path / "set", complete=False)
     touched = replace(source, inputs={"a.tar": {"bytes": 7, "mtime_ns": 2}})
-    with pytest.raises(ValueError, match=r"inputs.a.tar.mtime_ns: 1 there, 2 now"):
+    with pytest.raises(ValueError, match=r"inputs.a.tar.mtime_ns: 1 before, 2 now"):
         build_shard_set(touched, tmp_path / "set", SMALL)
     build_shard_set(source, tmp_path / "set", SMALL)
     build_shard_set(touched, tmp_path / "set", SMALL)  # complete: a fresh copy of the same archive is no difference
 
 
 def test_a_folder_of_other_files_is_refused(tmp_path: Path, source: FolderSource) -> None:
-    with pytest.raises(ValueError, match=r"holds 3 files that no build of ours wrote"):
+    with pytest.raises(ValueError, match=r"holds 3 files that were not written by a build"):
         build_shard_set(source, source.root, SMALL)
 
 
@@ -311,7 +311,7 @@ def test_two_builds_in_one_folder_exclude_each_other(tmp_path: Path, source: Fol
 def test_labels_outside_of_the_classes_are_refused(tmp_path: Path, source: FolderSource) -> None:
     with pytest.raises(ValueError, match=r"10 labels outside 0..1 \(2/2.jpg: 2"):
         build_shard_set(replace(source, class_names=["a", "b"]), tmp_path / "set", SMALL)
-    with pytest.raises(ValueError, match="offers no samples"):
+    with pytest.raises(ValueError, match="has no samples"):
         build_shard_set(replace(source, samples=[]), tmp_path / "set", SMALL)
 
 

@@ -44,7 +44,7 @@ def test_unicode_forms_are_one_name(tmp_path: Path) -> None:
     assert composed != apart
     matched = named(tmp_path / "a", (1, 2), ("Bern", apart)).with_classes(("Bern", composed), "the training set")
     assert matched.class_names == ["Bern", composed]
-    with pytest.raises(ValueError, match="but for the Unicode form"):
+    with pytest.raises(ValueError, match="in different Unicode forms"):
         class_ids((composed, apart), ("a",), np.array([1, 1]), "the set", "the network")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def test_dataset_info_reads_back_as_written() -> None:
         ("shards", [{"file": "../x.tar", "bytes": 1, "sha256": "", "samples": 3}], "not 000000.tar"),
         ("shards", [{"file": "000000.tar"}], "'bytes' is missing"),
         ("files", [], "files are not"),
-        ("options", [], "options is no object"),
+        ("options", [], "options is not an object"),
         ("surprise", 1, "unknown entries"),
     ],
 )
@@ -90,7 +91,7 @@ def test_any_value_in_any_entry_raises_value_error_or_parses(key: str, value: ob
         assert str(error).startswith("here: ")
 
 
-def test_absent_set_says_what_to_run(tmp_path) -> None:
+def test_absent_set_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such folder"):
         read_dataset_info(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match=r"dataset.json: not found.*run the command"):

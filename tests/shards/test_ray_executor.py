@@ -101,7 +101,7 @@ def test_a_bad_image_stops_the_build_by_name_and_leaves_nothing_half_written(clu
     files = pictures(40)
     files["1/4.jpg"] = b"no image"
     source = folder_source(tmp_path / "original", files)
-    with pytest.raises(ValueError, match=r"1/4\.jpg: .*; replace that file, or go on with --on-bad"):
+    with pytest.raises(ValueError, match=r"1/4\.jpg: .*; replace that file, or continue with --on-bad"):
         build_shard_set(source, tmp_path / "set", SMALL, 0, run=run_tasks_on_ray)
     assert not list((tmp_path / "set").glob("*.tmp"))
     cluster.remove_node(node)

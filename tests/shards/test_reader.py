@@ -83,7 +83,7 @@ def cut(name: str) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (remove("dataset.json"), FileNotFoundError, "no complete shard set"),
+        (remove("dataset.json"), FileNotFoundError, "not a complete shard set"),
         (remove("000002.tar"), FileNotFoundError, r"000002\.tar: not found, but dataset.json lists it"),
         (remove("index.npy"), FileNotFoundError, r"index\.npy: not found"),
         (cut("000001.tar"), ValueError, r"000001\.tar: \d+ bytes found, \d+ written; the set was changed"),
@@ -141,5 +141,5 @@ def test_a_pickle_in_place_of_the_index_is_not_run(folder: Path) -> None:
     data = (folder / "index.npy").read_bytes()
     record["files"][0].update(bytes=len(data), sha256=reader.hash_file(folder / "index.npy"))
     (folder / "dataset.json").write_text(json.dumps(record))
-    with pytest.raises(ValueError, match=r"index\.npy: is no array of 30"):
+    with pytest.raises(ValueError, match=r"index\.npy: is not an array of 30"):
         ShardSet.open(folder)

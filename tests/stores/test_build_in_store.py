@@ -133,13 +133,15 @@ def test_another_build_at_the_same_url_is_refused(store: Store, source: FolderSo
         interrupted = Interrupted(source.root, source.samples, source.class_names)
         with pytest.raises(KeyboardInterrupt):
             build(interrupted, store.url)
-    with pytest.raises(ValueError, match=rf"{store.url}: .*options\.seed: 0 there, 5 now"):
+    with pytest.raises(ValueError, match=rf"{store.url}: .*options\.seed: 0 before, 5 now"):
         build(source, store.url, replace(SMALL, seed=5))
 
 
 def test_foreign_objects_are_never_overwritten(store: Store, source: FolderSource) -> None:
     Bucket(store.url).write("000000.tar", b"somebody's")
-    with pytest.raises(ValueError, match=rf"{store.url}: holds 1 objects that no build of ours wrote \(000000.tar"):
+    with pytest.raises(
+        ValueError, match=rf"{store.url}: holds 1 objects that were not written by a build \(000000.tar"
+    ):
         build(source, store.url)
     assert objects(store.url) == {"000000.tar": b"somebody's"}
 
@@ -186,7 +188,7 @@ def test_the_commands_of_the_page_build_verify_and_show_a_set(
     assert objects(store.url) == folder_bytes(tmp_path / "set")
     assert verify_shards.main([store.url, str(tmp_path / "set")]) == 0
     assert inspect_shards.main([store.url, "--json"]) == 0
-    assert f"{store.url}: whole, all checksums" in capsys.readouterr().out
+    assert f"{store.url}: intact, all checksums" in capsys.readouterr().out
     assert build_shards.main([*command, store.url, "--seed", "3"]) == 1
     assert f"error: {store.url}: holds another data set" in capsys.readouterr().err
     assert verify_shards.main([f"{store.url}/nothing"]) == 1

@@ -18,7 +18,7 @@ def test_a_url_is_no_folder() -> None:
 
 
 def test_a_store_of_no_known_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"ftp:// is no store that can be read; expected s3, gs, az, https"):
+    with pytest.raises(ValueError, match=r"ftp:// is not a supported store; expected s3, gs, az, https"):
         Bucket("ftp://host/set")
 
 

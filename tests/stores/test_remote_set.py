@@ -12,6 +12,7 @@ from dataclasses import astuple
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -191,7 +192,7 @@ def test_a_vanished_shard_is_named(remote: RemoteShardSet, store: Store) -> None
     ],
 )
 def test_an_incomplete_set_is_refused_when_it_is_opened(
-    store: Store, built: ShardSet, tmp_path: Path, spoil, message: str
+    store: Store, built: ShardSet, tmp_path: Path, spoil: Any, message: str
 ) -> None:
     upload(built.folder, store.url)
     spoil(Bucket(store.url))
@@ -322,7 +323,9 @@ print(old.folder)
     assert remote.copy.present.sum() > 30
 
 
-def test_a_full_disk_only_costs_requests(remote: RemoteShardSet, built: ShardSet, monkeypatch) -> None:
+def test_a_full_disk_only_costs_requests(
+    remote: RemoteShardSet, built: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -359,7 +362,7 @@ for epoch in range(3):
 
 def test_a_read_that_is_done_at_once_blocks_nobody(remote: RemoteShardSet, built: ShardSet) -> None:
     class Inline:
-        def submit(self, function, *arguments):
+        def submit(self, function: Any, *arguments: Any) -> Future[None]:
             future: Future[None] = Future()
             function(*arguments)
             future.set_result(None)

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,7 +24,7 @@ def from_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, train_set: object, test_set: object, **changes: object):
+def train(folder: Path, train_set: object, test_set: object, **changes: object) -> Any:
     options = {"checkpoint_every_steps": 2, "resume": "auto", "deterministic": "true", "data.executor": "dali"}
     paths = {"data.train": train_set, "data.test": test_set}
     command = arguments(folder / "data", folder / "run", **{**options, **paths, **changes})

@@ -2,8 +2,10 @@
 
 import importlib
 import json
+from collections.abc import Callable, Iterator
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -20,16 +22,16 @@ from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory) -> Bench:
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"), None, TOY, torch.device("cpu"), cores=1)
 
 
-def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
+def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant() -> None:
     order: list[str] = []
     rates = {"slow": iter([10.0, 20.0, 40.0]), "fast": iter([20.0, 60.0, 80.0])}
 
-    def variant(name):
-        def once():
+    def variant(name: str) -> Callable[[], float]:
+        def once() -> float:
             order.append(name)
             return next(rates[name])
 
@@ -43,10 +45,10 @@ def test_ratios_are_of_the_same_round_and_rounds_begin_with_another_variant():
     assert table.ratio("slow", "fast") == 0.5
 
 
-def test_warm_up_is_not_counted():
+def test_warm_up_is_not_counted() -> None:
     consumed = []
 
-    def batches():
+    def batches() -> Iterator[int]:
         for size in (1000, 1000, 3, 4):
             consumed.append(size)
             yield size
@@ -56,12 +58,12 @@ def test_warm_up_is_not_counted():
     assert rate > 0
 
 
-def test_targets_know_their_direction():
+def test_targets_know_their_direction() -> None:
     assert measuring.Target("m", 1.0, 0.9).met
     assert not measuring.Target("m", 1.0, 0.9, at_most=True).met
 
 
-def test_generated_photos_resemble_those_of_imagenet(tmp_path):
+def test_generated_photos_resemble_those_of_imagenet(tmp_path: Path) -> None:
     data = [photo(seed) for seed in range(4)]
     assert 80_000 < sum(map(len, data)) / 4 < 130_000
     assert len(set(data)) == 4
@@ -72,7 +74,7 @@ def test_generated_photos_resemble_those_of_imagenet(tmp_path):
         assert 400 < max(image.size) < 600
 
 
-def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
+def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "given").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no \.jpg"):
         write_class_folders(tmp_path / "made", 4, tmp_path / "given")
@@ -82,7 +84,9 @@ def test_given_images_are_used_and_an_empty_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("subject", ["feed", "paste", "step", "evaluate", "build"])
-def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
+def test_a_benchmark_runs_and_writes_json(
+    smallest: Bench, subject: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     report.print()
     content = json.loads(report.write(tmp_path, "the command").read_text())
@@ -96,11 +100,11 @@ def test_a_benchmark_runs_and_writes_json(smallest, subject, tmp_path, capsys):
     assert all(target["measure"] in capsys.readouterr().out for target in content["targets"][:1])
 
 
-def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
+def test_only_the_compiled_row_of_augmenting_compiles(smallest: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
     graphs = []
 
-    def backend(graph, inputs):
+    def backend(graph: Any, inputs: Any) -> Any:
         graphs.append(graph)
         return graph.forward
 
@@ -116,11 +120,13 @@ def test_only_the_compiled_row_of_augmenting_compiles(smallest, monkeypatch):
     ]
 
 
-def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
+def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of it but compiling and capturing: a small batch, on the CPU."""
     made = []
 
-    def eager_run(bench, model, recipe, batch_size, mixed_precision, **choice):
+    def eager_run(
+        bench: Any, model: torch.nn.Module, recipe: Any, batch_size: int, mixed_precision: Any, **choice: Any
+    ) -> Any:
         made.append((model, batch_size, mixed_precision, choice))
         return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
 
@@ -145,17 +151,17 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("subject", "tables"), [("loader", 2), ("train", 1)])
-def test_a_benchmark_of_many_worker_processes_runs(smallest, subject, tables):
+def test_a_benchmark_of_many_worker_processes_runs(smallest: Bench, subject: str, tables: int) -> None:
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(smallest)
     assert len(report.tables) == tables
 
 
-def test_every_subject_of_the_command_exists():
+def test_every_subject_of_the_command_exists() -> None:
     for subject in bench.SUBJECTS:
         assert callable(importlib.import_module(f"tools.benchmarks.bench_{subject}").run)
 
 
-def test_cached_features_are_measured_by_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_cached_features_are_measured_by_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     data, weights = make_data(tmp_path / "data"), tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit", img_size=32).state_dict(), weights)
     tuned = {"method.name": "finetune", "method.tuned": "head", "model.name": "test_vit", "model.width": None}

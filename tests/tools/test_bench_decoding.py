@@ -16,11 +16,11 @@ DERIVED = DecodeSettings(threads=6, prefetch_batches=2, regions=False, hardware_
 
 
 @pytest.fixture(scope="module")
-def smallest(tmp_path_factory) -> Bench:
+def smallest(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     return Bench(tmp_path_factory.mktemp("bench"), None, SMALLEST, torch.device("cpu"), cores=1)
 
 
-def test_variants_differ_from_the_derived_settings_in_one_respect(smallest):
+def test_variants_differ_from_the_derived_settings_in_one_respect(smallest: Bench) -> None:
     width, height = (sorted(smallest.shards.index[side].tolist())[35] for side in ("width", "height"))
     found = decoding.variants(DERIVED, smallest.shards, regions=True)
     hint = found.pop(next(name for name in found if name.startswith("size hint"))).size_hint
@@ -35,11 +35,11 @@ def test_variants_differ_from_the_derived_settings_in_one_respect(smallest):
     }
 
 
-def test_regions_are_tried_only_where_they_work(smallest):
+def test_regions_are_tried_only_where_they_work(smallest: Bench) -> None:
     assert "regions" not in decoding.variants(DERIVED, smallest.shards, regions=False)
 
 
-def test_each_variant_is_a_row_and_has_its_memory(smallest):
+def test_each_variant_is_a_row_and_has_its_memory(smallest: Bench) -> None:
     table, mebibytes = decoding.compare_settings(smallest, regions=True)
     names = [row.name for row in table.rows]
     assert table.base == names[0] == decoding.DERIVED
@@ -48,14 +48,14 @@ def test_each_variant_is_a_row_and_has_its_memory(smallest):
     assert set(mebibytes.values()) == {0.0}  # on a CPU
 
 
-def test_the_probe_of_region_decoding_survives_a_crash(smallest):
+def test_the_probe_of_region_decoding_survives_a_crash(smallest: Bench) -> None:
     assert decoding.region_decoding_failure(smallest) is None
     assert decoding.failure_in_child(signal.raise_signal, signal.SIGKILL) == "ended by SIGKILL"
     assert decoding.failure_in_child(sys.exit, 4) == "exit status 4"
 
 
 @pytest.mark.parametrize("regions", [False, True])
-def test_dalis_reader_crops_with_and_without_its_region_decoder(smallest, regions):
+def test_dalis_reader_crops_with_and_without_its_region_decoder(smallest: Bench, regions: bool) -> None:
     batches = baselines.dali_webdataset(smallest.shards, 6, 1, baselines.Recipe.CROPPED, torch.device("cpu"), regions)
     for _ in range(2):
         images, labels = next(batches)

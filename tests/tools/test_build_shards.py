@@ -11,6 +11,7 @@ import pytest
 
 from shards.commandline import FAILED, USAGE
 from shards.reader import ShardSet
+from tests.helpers.archives import class_folders, tar_bytes
 from tests.helpers.making import folder_bytes, picture
 from tools.build_shards import main
 
@@ -42,6 +43,16 @@ def test_the_module_runs_as_a_command_and_repeats_its_bytes(images: Path, tmp_pa
     subprocess.run([*command, str(tmp_path / "a"), "--workers", "2", "--samples-per-shard", "4"], check=True)
     build(images, tmp_path / "b", "--samples-per-shard", "4")
     assert folder_bytes(tmp_path / "a") == folder_bytes(tmp_path / "b")
+
+
+def test_several_processes_read_what_was_unpacked(tmp_path: Path) -> None:
+    for kind, mode in (("tar", "w"), ("tar.gz", "w:gz")):
+        (tmp_path / f"photos.{kind}").write_bytes(tar_bytes(class_folders((9, 5)), mode))
+    options = ("--samples-per-shard", "4", "--workers")
+    assert build(tmp_path / "photos.tar.gz", tmp_path / "unpacked", *options, "2") == 0
+    assert build(tmp_path / "photos.tar", tmp_path / "set", *options, "1") == 0
+    ours, theirs = folder_bytes(tmp_path / "unpacked"), folder_bytes(tmp_path / "set")
+    assert {name for name in ours if ours[name] != theirs[name]} == {"dataset.json"}  # it names the archive
 
 
 def test_a_holdout_is_built_beside_the_set(images: Path, tmp_path: Path) -> None:
@@ -86,7 +97,7 @@ def test_errors_are_one_line_and_a_status(
 def test_a_bad_image_is_named(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (images / "bee" / "0.jpg").write_bytes(picture(0)[:-2])
     assert build(images, tmp_path / "set") == 1
-    assert "bee/0.jpg: JPEG without an end marker: the file is cut; replace" in capsys.readouterr().err
+    assert "bee/0.jpg: JPEG without an end marker: the file is truncated; replace" in capsys.readouterr().err
     assert build(images, tmp_path / "set", "--on-bad", "repair") == 0  # as the message proposes, in the same folder
     output = capsys.readouterr().out
     assert "1 repaired" in output and "bad.jsonl" in output

@@ -21,7 +21,7 @@ from shards.reader import ShardSet
 from tests.helpers.runs import COUNTS, make_data, options
 from tests.helpers.shard_sets import photo, small_images
 from tests.helpers.short_runs import make_run, take_steps
-from tests.helpers.steps import context
+from tests.helpers.steps import context, unmixed
 from tools import evaluate, predict
 from train.checkpoints.files import save
 from train.checkpoints.trained import Trained, load_trained
@@ -129,7 +129,7 @@ class Layout:
 
 def glmc_layout() -> Layout:
     """`fc`, projection and prediction are left aside."""
-    network = GLMC(GLMCOptions(), context(COUNTS)).build_model(ModelOptions(width=8), seed=3)
+    network = unmixed(GLMC, GLMCOptions(), context(COUNTS)).build_model(ModelOptions(width=8), seed=3)
     assert isinstance(network, GLMCNetwork)
     rebalanced = network.fc_cb
 
@@ -302,7 +302,7 @@ def test_a_file_that_is_no_image_is_said(
 ) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"no image")
     assert predict.main([str(tmp_path / "broken.jpg"), "--checkpoint", str(released), "--device", "cpu"]) == 4
-    assert "broken.jpg: no image of a known format" in caplog.text
+    assert "broken.jpg: not an image in a supported format" in caplog.text
     assert predict.main([str(tmp_path / "none"), "--checkpoint", str(released), "--device", "cpu"]) == 1
     assert "no such file or folder" in capsys.readouterr().err
 

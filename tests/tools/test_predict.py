@@ -79,7 +79,7 @@ def test_what_cannot_be_read_is_listed_and_the_rest_is_predicted_with_names(
     rows = list(csv.DictReader((tmp_path / "new" / "folder" / "p.csv").open(encoding="utf-8")))
     assert len(rows) == 3 * 4 + 5
     assert all(f"skipped {folder / name}" in caplog.text for name in bad)
-    assert "left out, no images by their suffix: 1 .txt" in caplog.text
+    assert "left out, not images by their suffix: 1 .txt" in caplog.text
 
 
 def test_the_file_of_another_prediction_is_not_written_over(
@@ -113,7 +113,7 @@ def test_what_was_predicted_before_a_failure_is_in_the_file(
         (["--top", "-1"], 2, "--top: -1, expected at least 1"),
         (["--batch-size", "many"], 2, "--batch-size: 'many', expected a whole number"),
         (["--device", "tpu"], 2, "--device is 'tpu'"),
-        (["--out", "p.txt"], 2, "a name that ends in .csv, .json or .jsonl"),
+        (["--out", "p.txt"], 2, "a file name that ends in .csv, .json or .jsonl"),
         (["--preset", "none"], 1, "preset 'none' is unknown"),
         (["--clas", "x"], 2, "unrecognized arguments"),
     ],

@@ -2,6 +2,9 @@
 
 import io
 import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +29,7 @@ CLUTTER = {
 }
 
 
-def pack(kind, folder, files):
+def pack(kind: str, folder: Path, files: Any) -> Path:
     if kind == "folder":
         return write_tree(folder / "photos", files)
     path = folder / f"photos.{kind}"
@@ -34,12 +37,12 @@ def pack(kind, folder, files):
     return path
 
 
-def counts_of(source):
+def counts_of(source: Any) -> list[int]:
     return samples_per_class([ref.label for ref in source.samples], len(source.class_names)).tolist()
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
-def test_every_container_gives_the_same_samples(tmp_path, kind, caplog):
+def test_every_container_gives_the_same_samples(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     files = class_folders(prefix="train")
     images = pack(kind, tmp_path, CLUTTER | dict(reversed(files.items())))
     source = the_source("imagefolder", "--images", images, "--split-dir", "train", out=tmp_path / "out")
@@ -55,13 +58,13 @@ def test_every_container_gives_the_same_samples(tmp_path, kind, caplog):
     ("split_dir", "split"),
     [("train", "train"), ("data/val/", "val"), ("validation", "val"), ("test", "test"), ("", "train")],
 )
-def test_the_split_is_told_by_the_folder(tmp_path, split_dir, split):
+def test_the_split_is_told_by_the_folder(tmp_path: Path, split_dir: str, split: str) -> None:
     images = pack("zip", tmp_path, class_folders(prefix=split_dir.strip("/")))
     assert the_source("imagefolder", "--images", images, "--split-dir", split_dir).split == split
     assert the_source("imagefolder", "--images", images, "--split-dir", split_dir, "--split", "val").split == "val"
 
 
-def test_images_in_deeper_folders_belong_to_the_class(tmp_path):
+def test_images_in_deeper_folders_belong_to_the_class(tmp_path: Path) -> None:
     images = write_tree(tmp_path, {"cat/2019/a.PNG": b"1", "cat/b.jpeg": b"2", "dog/x/y/c.webp": b"3"})
     assert [(name, label) for name, label, _ in contents(the_source("imagefolder", "--images", images))] == [
         ("cat/2019/a.PNG", 0),
@@ -70,7 +73,7 @@ def test_images_in_deeper_folders_belong_to_the_class(tmp_path):
     ]
 
 
-def test_names_in_archives_never_lead_out_of_them(tmp_path):
+def test_names_in_archives_never_lead_out_of_them(tmp_path: Path) -> None:
     (tmp_path / "secret.jpg").write_bytes(b"secret")
     files = {"/etc/x.jpg": b"3", "./cat//a.jpg": b"4", "dog/b.jpg": b"5"}
     for kind in ("zip", "tar"):
@@ -85,7 +88,7 @@ def test_names_in_archives_never_lead_out_of_them(tmp_path):
         assert len(list(folder.iterdir())) == 1
 
 
-def test_a_name_packed_twice_is_one_sample_with_the_later_bytes_and_links_are_followed(tmp_path):
+def test_a_name_packed_twice_is_one_sample_with_the_later_bytes_and_links_are_followed(tmp_path: Path) -> None:
     images = pack("tar", tmp_path, {"cat/a.jpg": b"old", "dog/b.jpg": b"5"})
     with tarfile.open(images, "a") as tar:
         newer, link = tarfile.TarInfo("cat/a.jpg"), tarfile.TarInfo("cat/c.jpg")
@@ -97,7 +100,7 @@ def test_a_name_packed_twice_is_one_sample_with_the_later_bytes_and_links_are_fo
 
 
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
-def test_an_empty_class_is_named(tmp_path, kind):
+def test_an_empty_class_is_named(tmp_path: Path, kind: str) -> None:
     images = pack(kind, tmp_path, class_folders((2, 3)))
     if kind == "folder":
         (images / "class_7").mkdir()
@@ -121,7 +124,7 @@ def test_an_empty_class_is_named(tmp_path, kind):
             ["--split-dir", "val"],
             r"no image file .* of val; found there: train; give",
         ),
-        ({"a.txt": b""}, [], "of the top; found there: a.txt"),
+        ({"a.txt": b""}, [], "of the top level; found there: a.txt"),
         (
             class_folders(prefix="train"),
             [],
@@ -133,29 +136,29 @@ def test_an_empty_class_is_named(tmp_path, kind):
         (class_folders((20, 1, 5)), ["--imb-factor", "0.5"], "2 classes .* the first is 'class_1' with 1 of 10"),
     ],
 )
-def test_what_cannot_be_built_is_said(tmp_path, files, arguments, message):
+def test_what_cannot_be_built_is_said(tmp_path: Path, files: Any, arguments: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         the_source("imagefolder", "--images", pack("zip", tmp_path, files), *arguments)
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_truncated_archive_is_refused(tmp_path, kind):
+def test_a_truncated_archive_is_refused(tmp_path: Path, kind: str) -> None:
     images = pack(kind, tmp_path, class_folders())
     images.write_bytes(images.read_bytes()[:20_000])
     with pytest.raises(ValueError, match=rf"not a complete {kind} .*download it again"):
         the_source("imagefolder", "--images", images)
 
 
-def test_a_tar_cut_between_two_members_is_refused(tmp_path):
+def test_a_tar_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     images = pack("tar", tmp_path, class_folders())
     with tarfile.open(images) as tar:
         cut = tar.getmembers()[5].offset
     images.write_bytes(images.read_bytes()[:cut])
-    with pytest.raises(ValueError, match=r"not a complete tar \(no end mark at byte"):
+    with pytest.raises(ValueError, match=r"not a complete tar \(no end marker at byte"):
         the_source("imagefolder", "--images", images)
 
 
-def test_a_damaged_zip_member_is_named_when_fetched(tmp_path):
+def test_a_damaged_zip_member_is_named_when_fetched(tmp_path: Path) -> None:
     images = pack("zip", tmp_path, class_folders())
     data = bytearray(images.read_bytes())
     data[200:260] = bytes(60)
@@ -165,7 +168,7 @@ def test_a_damaged_zip_member_is_named_when_fetched(tmp_path):
         source.open().fetch(source.samples[0])
 
 
-def test_imb_factor_ranks_the_classes_by_size_and_keeps_the_labels(tmp_path):
+def test_imb_factor_ranks_the_classes_by_size_and_keeps_the_labels(tmp_path: Path) -> None:
     images = pack("zip", tmp_path, class_folders((20, 30, 30, 9)))
     source = the_source("imagefolder", "--images", images, "--imb-factor", 0.1)
     # Ranks: class_1, class_2 (equal, by name), class_0, class_3; 30 · 0.1^(k/3) = 30, 13, 6, 3.
@@ -176,7 +179,7 @@ def test_imb_factor_ranks_the_classes_by_size_and_keeps_the_labels(tmp_path):
     assert contents(other) != contents(source)
 
 
-def test_holdout_and_training_set_share_nothing_and_classes_stay_whole(tmp_path):
+def test_holdout_and_training_set_share_nothing_and_classes_stay_whole(tmp_path: Path) -> None:
     images = pack("zip", tmp_path, class_folders((20, 30, 2, 1)))
     sources = sources_of("imagefolder", "--images", images, "--holdout", 0.1)
     assert {suffix: (source.name, source.split) for suffix, source in sources.items()} == {
@@ -189,7 +192,7 @@ def test_holdout_and_training_set_share_nothing_and_classes_stay_whole(tmp_path)
     assert sources[""].class_names == sources["-holdout"].class_names
 
 
-def test_the_holdout_is_taken_before_the_tail_is_cut(tmp_path):
+def test_the_holdout_is_taken_before_the_tail_is_cut(tmp_path: Path) -> None:
     images = pack("zip", tmp_path, class_folders((20, 20, 20)))
     sources = sources_of("imagefolder", "--images", images, "--holdout", 0.2, "--imb-factor", 0.25)
     assert counts_of(sources["-holdout"]) == [4, 4, 4]
@@ -197,7 +200,7 @@ def test_the_holdout_is_taken_before_the_tail_is_cut(tmp_path):
 
 
 @given(st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(any), st.floats(0.01, 0.99))
-def test_holdout_is_stratified(counts, share):
+def test_holdout_is_stratified(counts: Sequence[int], share: Any) -> None:
     labels = np.repeat(np.arange(len(counts)), counts)
     kept, held_out = hold_out(labels, share, seed=3)
     assert sorted([*kept, *held_out]) == list(range(len(labels)))
@@ -206,14 +209,14 @@ def test_holdout_is_stratified(counts, share):
         assert 1 <= held < count if count > 1 else held == 0
 
 
-def test_long_tail_of_the_balanced_cifar_has_the_published_counts():
+def test_long_tail_of_the_balanced_cifar_has_the_published_counts() -> None:
     labels = np.repeat(np.arange(10), 5000)
     chosen = long_tail(labels, [str(k) for k in range(10)], 0.01, seed=0)
     assert samples_per_class(labels[chosen], 10).tolist() == [5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50]
     assert (np.diff(chosen) > 0).all()
 
 
-def test_a_folder_keeps_announced_files_open_until_they_are_read(tmp_path):
+def test_a_folder_keeps_announced_files_open_until_they_are_read(tmp_path: Path) -> None:
     for name in "abc":
         (tmp_path / name).write_text(name)
     refs = {name: SampleRef(name, 0, name) for name in "abcd"}

@@ -4,6 +4,8 @@ import errno
 import json
 import shutil
 from collections import namedtuple
+from pathlib import Path
+from typing import Any, Never
 
 import pytest
 
@@ -13,17 +15,19 @@ from tools.sources.inat import INAT_EXPECTED
 
 
 @pytest.fixture
-def downloads(tmp_path):
+def downloads(tmp_path: Path) -> Path:
     return write_inat(tmp_path / "downloads")
 
 
-def inat(downloads, *lists, images=None, out):
+def inat(downloads: Path, *lists: Any, images: Path | None = None, out: Path) -> Any:
     arguments = ("--images", images or downloads / "train_val2018.tar.gz", "--list", *(downloads / n for n in lists))
     return sources_of("inat18", *arguments, "--allow-partial", out=out)
 
 
 @pytest.mark.parametrize("train_list", ["train2018.json", "iNaturalist18_train.txt"])
-def test_archive_and_folder_give_the_same_samples_from_json_and_from_the_list(downloads, tmp_path, train_list):
+def test_archive_and_folder_give_the_same_samples_from_json_and_from_the_list(
+    downloads: Path, tmp_path: Path, train_list: str
+) -> None:
     files = inat_files()["train"]
     folder = write_tree(tmp_path / "unpacked", files)
     spooled = inat(downloads, train_list, out=tmp_path / "out")[""]
@@ -33,7 +37,7 @@ def test_archive_and_folder_give_the_same_samples_from_json_and_from_the_list(do
     assert spooled.estimated_bytes() == sum(map(len, files.values()))
 
 
-def test_class_names_come_from_the_categories(downloads, tmp_path, monkeypatch):
+def test_class_names_come_from_the_categories(downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images, annotations = downloads / "train_val2018.tar.gz", downloads / "train2018.json"
     with pytest.raises(ValueError, match=r"the list has 23 images, the published one 437513"):
         the_source("inat18", "--images", images, "--annotations", annotations, out=tmp_path / "out")
@@ -41,7 +45,7 @@ def test_class_names_come_from_the_categories(downloads, tmp_path, monkeypatch):
     assert the_source("list", *arguments, out=tmp_path / "out").class_names == [f"Species {k}" for k in range(4)]
 
 
-def test_the_archive_is_spooled_once_for_train_and_val_and_removed_at_the_end(downloads, tmp_path):
+def test_the_archive_is_spooled_once_for_train_and_val_and_removed_at_the_end(downloads: Path, tmp_path: Path) -> None:
     out = tmp_path / "data" / "inat18"
     sources = inat(downloads, "train2018.json", "val2018.json", out=out)
     assert list(sources) == ["/train", "/val"]
@@ -56,7 +60,7 @@ def test_the_archive_is_spooled_once_for_train_and_val_and_removed_at_the_end(do
     assert list(out.parent.iterdir()) == []
 
 
-def test_an_interrupted_build_finds_its_spool_and_a_replaced_archive_does_not(downloads, tmp_path):
+def test_an_interrupted_build_finds_its_spool_and_a_replaced_archive_does_not(downloads: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     _ = inat(downloads, "train2018.json", out=out)[""].samples
     (spool,) = tmp_path.rglob("*-scratch/*.tar")
@@ -69,7 +73,9 @@ def test_an_interrupted_build_finds_its_spool_and_a_replaced_archive_does_not(do
     assert len(contents(inat(downloads, "train2018.json", out=out)[""])) == 24
 
 
-def test_too_little_space_is_said_before_anything_is_written(downloads, tmp_path, monkeypatch):
+def test_too_little_space_is_said_before_anything_is_written(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
     with pytest.raises(OSError, match=r"0\.0 GB free.*give --images the folder of the unpacked archive"):
@@ -77,8 +83,10 @@ def test_too_little_space_is_said_before_anything_is_written(downloads, tmp_path
     assert not list(tmp_path.rglob("*-scratch/*"))
 
 
-def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(downloads, tmp_path, monkeypatch):
-    def fill(unpacked, file, spool, compressed_bytes):
+def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(
+    downloads: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fill(unpacked: Any, file: Path, spool: Any, compressed_bytes: Any) -> Never:
         spool.write(b"some")
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -89,7 +97,7 @@ def test_a_disk_that_fills_up_while_unpacking_leaves_nothing_behind(downloads, t
 
 
 @pytest.mark.parametrize("kept", [0.4, 0.999])
-def test_a_truncated_archive_is_refused_and_leaves_no_spool(downloads, tmp_path, kept):
+def test_a_truncated_archive_is_refused_and_leaves_no_spool(downloads: Path, tmp_path: Path, kept: float) -> None:
     archive = downloads / "train_val2018.tar.gz"
     data = archive.read_bytes()
     archive.write_bytes(data[: int(len(data) * kept)])
@@ -98,7 +106,7 @@ def test_a_truncated_archive_is_refused_and_leaves_no_spool(downloads, tmp_path,
     assert not list(tmp_path.rglob("*-scratch/*"))
 
 
-def test_every_year_knows_its_published_numbers(downloads, tmp_path):
+def test_every_year_knows_its_published_numbers(downloads: Path, tmp_path: Path) -> None:
     sizes = {name: (e.num_classes, e.samples["train"], e.samples["val"]) for name, e in INAT_EXPECTED.items()}
     assert sizes == {
         "inat17": (5_089, 579_184, 95_986),

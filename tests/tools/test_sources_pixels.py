@@ -3,6 +3,8 @@
 import io
 import os
 import pickle
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +19,9 @@ ROOT = "cifar-10-batches-py"
 
 
 @pytest.fixture(scope="module", params=[10, 100])
-def cifar(request, tmp_path_factory):
+def cifar(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, int, np.ndarray, list[int]]:
     """Path, number of classes, training pixels uint8 (N, 32, 32, 3), training labels."""
     classes, train = request.param, request.param * 20
     path = write_cifar(tmp_path_factory.mktemp("cifar"), classes, train, test=classes)
@@ -27,11 +31,13 @@ def cifar(request, tmp_path_factory):
     return path, classes, np.concatenate([pixels for pixels, _ in drawn]), labels
 
 
-def decoded(source):
+def decoded(source: Any) -> list[np.ndarray]:
     return [np.asarray(Image.open(io.BytesIO(data))) for _, _, data in contents(source)]
 
 
-def test_every_pixel_survives_and_the_whole_set_is_the_factor_one(cifar):
+def test_every_pixel_survives_and_the_whole_set_is_the_factor_one(
+    cifar: tuple[Path, int, np.ndarray, list[int]],
+) -> None:
     path, classes, pixels, labels = cifar
     source = the_source("cifar-lt", "--archive", path, "--imb-factor", 1, "--allow-partial")
     assert samples_per_class([ref.label for ref in source.samples], classes).tolist() == [20] * classes
@@ -44,7 +50,9 @@ def test_every_pixel_survives_and_the_whole_set_is_the_factor_one(cifar):
 
 @pytest.mark.parametrize(("subset", "rule"), [("cmo", cmo_subset), ("glmc", glmc_subset)])
 @pytest.mark.parametrize("imb_type", ["exp", "step"])
-def test_the_subset_is_the_papers(cifar, subset, rule, imb_type):
+def test_the_subset_is_the_papers(
+    cifar: tuple[Path, int, np.ndarray, list[int]], subset: str, rule: Any, imb_type: str
+) -> None:
     path, classes, _, labels = cifar
     arguments = ("--imb-factor", 0.1, "--imb-type", imb_type, "--subset", subset, "--allow-partial")
     source = the_source("cifar-lt", "--archive", path, *arguments)
@@ -53,7 +61,9 @@ def test_the_subset_is_the_papers(cifar, subset, rule, imb_type):
     assert source.name == f"cifar-{classes}-lt"
 
 
-def test_the_meta_set_is_balanced_and_no_part_of_the_training_set(cifar):
+def test_the_meta_set_is_balanced_and_no_part_of_the_training_set(
+    cifar: tuple[Path, int, np.ndarray, list[int]],
+) -> None:
     path, classes, _, labels = cifar
     sources = sources_of("cifar-lt", "--archive", path, "--imb-factor", 0.2, "--subset", "metasaug", "--allow-partial")
     assert list(sources) == ["", "-meta"]
@@ -65,29 +75,31 @@ def test_the_meta_set_is_balanced_and_no_part_of_the_training_set(cifar):
     assert sources[""].options != sources["-meta"].options
 
 
-def test_the_test_split_is_never_cut(cifar):
+def test_the_test_split_is_never_cut(cifar: tuple[Path, int, np.ndarray, list[int]]) -> None:
     path, classes, _, _ = cifar
     source = the_source("cifar-lt", "--archive", path, "--split", "test", "--allow-partial")
     assert samples_per_class([ref.label for ref in source.samples], classes).tolist() == [1] * classes
     np.testing.assert_array_equal(np.stack(decoded(source)), cifar_pixels(classes, classes, 9000)[0])
 
 
-def test_the_same_pixels_give_the_same_bytes_in_another_process(cifar):
+def test_the_same_pixels_give_the_same_bytes_in_another_process(
+    cifar: tuple[Path, int, np.ndarray, list[int]],
+) -> None:
     source = the_source("cifar-lt", "--archive", cifar[0], "--imb-factor", 0.1, "--allow-partial")
     assert contents(pickle.loads(pickle.dumps(source))) == contents(source)
 
 
-def test_another_number_of_images_is_refused_with_both(cifar):
+def test_another_number_of_images_is_refused_with_both(cifar: tuple[Path, int, np.ndarray, list[int]]) -> None:
     with pytest.raises(ValueError, match=rf"{20 * cifar[1]} train images, the original has 50000"):
         the_source("cifar-lt", "--archive", cifar[0])
 
 
 class Harmful:
-    def __reduce__(self):
+    def __reduce__(self) -> Any:
         return os.mkdir, ("pwned",)
 
 
-def batch(**changes):
+def batch(**changes: Any) -> dict[bytes, Any]:
     return {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 1]} | {k.encode(): v for k, v in changes.items()}
 
 
@@ -103,6 +115,7 @@ CALLED = b"}(C\x04datacnumpy\nndarray\n%sR%sbu."
         (pickle.dumps(batch(data=np.array([Harmful()], object))), r"it asks for posix\.mkdir"),
         (pickle.dumps(batch())[:-20], "cannot be unpickled"),
         (b"", "cannot be unpickled"),
+        (b"\x96" + (1 << 40).to_bytes(8, "little") + b".", "cannot be unpickled"),  # a bytearray of a terabyte
         (pickle.dumps([1, 2]), r"no uint8 array \(N, 3072\)"),
         (pickle.dumps(batch(data=np.zeros((2, 3072)))), r"no uint8 array \(N, 3072\)"),
         (pickle.dumps(batch(data=np.zeros((2, 1024), np.uint8))), r"no uint8 array \(N, 3072\)"),
@@ -114,7 +127,9 @@ CALLED = b"}(C\x04datacnumpy\nndarray\n%sR%sbu."
         (pickle.dumps(batch(labels=[0, 10])), "sample 1 has label 10, expected 0 to 9"),
     ],
 )
-def test_a_batch_with_anything_else_in_it_is_refused(tmp_path, monkeypatch, content, message):
+def test_a_batch_with_anything_else_in_it_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any, message: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     meta = pickle.dumps({b"label_names": [b"x"] * 10})
     archive = tmp_path / "cifar-10-python.tar.gz"
@@ -124,7 +139,7 @@ def test_a_batch_with_anything_else_in_it_is_refused(tmp_path, monkeypatch, cont
     assert not (tmp_path / "pwned").exists()
 
 
-def test_pickles_of_the_original_python_2_are_read(tmp_path):
+def test_pickles_of_the_original_python_2_are_read(tmp_path: Path) -> None:
     # Protocol 2 with byte strings, as Python 2 wrote the archives: {'label_names': ['a', …]}.
     names = b"".join(b"U\x01" + bytes([97 + k]) for k in range(10))
     meta = b"\x80\x02}U\x0blabel_names](" + names + b"es."
@@ -142,7 +157,7 @@ def test_pickles_of_the_original_python_2_are_read(tmp_path):
     np.testing.assert_array_equal(green, red)
 
 
-def test_wrong_archives_are_told_apart(tmp_path):
+def test_wrong_archives_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no such file"):
         the_source("cifar-lt", "--archive", tmp_path / "cifar-10-python.tar.gz")
     with pytest.raises(ValueError, match="the file name tells CIFAR-10 from CIFAR-100"):
@@ -156,7 +171,7 @@ def test_wrong_archives_are_told_apart(tmp_path):
         the_source("cifar-lt", "--archive", archive)
 
 
-def test_digits_train_and_test_are_fixed_disjoint_and_complete():
+def test_digits_train_and_test_are_fixed_disjoint_and_complete() -> None:
     train, test = the_source("digits-lt"), the_source("digits-lt", "--split", "test")
     assert samples_per_class([ref.label for ref in train.samples], 10).tolist() == [134, 86, 56, 36, 23, 15, 9, 6, 4, 2]
     assert samples_per_class([ref.label for ref in test.samples], 10).tolist() == [40] * 10
@@ -166,7 +181,7 @@ def test_digits_train_and_test_are_fixed_disjoint_and_complete():
     assert contents(train) == contents(the_source("digits-lt"))
 
 
-def test_digits_are_the_grey_images_enlarged():
+def test_digits_are_the_grey_images_enlarged() -> None:
     from sklearn.datasets import load_digits
 
     originals = load_digits().images

@@ -76,7 +76,7 @@ def test_rows_become_runs_and_runs_become_a_table(
     assert "every run with epochs=20, device=cpu" in printed
     assert "All (measured)" in printed
     assert "All (published)" in printed
-    assert "Published: A Paper (1999), or as the source says." in printed
+    assert "Published: A Paper (1999), or as given in the source column." in printed
     assert (tmp_path / "tables.md").read_text() in printed
 
 

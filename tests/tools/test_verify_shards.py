@@ -20,7 +20,7 @@ def test_exit_code_and_verdict(tmp_path: Path, capsys: pytest.CaptureFixture[str
     folder = tmp_path / "set"
     build_shard_set(folder_source(tmp_path / "original", pictures(9)), folder, BuildOptions())
     assert main([str(folder)]) == 0
-    assert "whole" in capsys.readouterr().out
+    assert "intact" in capsys.readouterr().out
     tar = folder / "000000.tar"
     data = bytearray(tar.read_bytes())
     data[1000] ^= 1

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def normalised_by_hand(image: np.ndarray) -> np.ndarray:
     return ((image / 255.0 - mean) / std).transpose(2, 0, 1)
 
 
-def test_paste_takes_each_pixel_from_the_right_batch_and_normalises_it():
+def test_paste_takes_each_pixel_from_the_right_batch_and_normalises_it() -> None:
     generator = torch.Generator().manual_seed(0)
     background, foreground = random_images(generator, 6, 12, 19), random_images(generator, 6, 12, 19)
     boxes = torch.tensor(list(boxes_of(12, 19).values()), dtype=torch.int32)
@@ -52,7 +53,7 @@ def test_paste_takes_each_pixel_from_the_right_batch_and_normalises_it():
         np.testing.assert_allclose(result[i].numpy(), normalised_by_hand(pasted), rtol=0, atol=2e-6)
 
 
-def test_plain_normalises_and_is_channels_last():
+def test_plain_normalises_and_is_channels_last() -> None:
     images = random_images(torch.Generator().manual_seed(1), 2, 9, 8)
     result = InputBuilder.create(IMAGENET_STATISTICS, CPU).plain(images)
     assert result.dtype == torch.float32
@@ -60,7 +61,7 @@ def test_plain_normalises_and_is_channels_last():
     np.testing.assert_allclose(result[1].numpy(), normalised_by_hand(images[1].numpy()), rtol=0, atol=2e-6)
 
 
-def test_mixup_blends_by_lam():
+def test_mixup_blends_by_lam() -> None:
     generator = torch.Generator().manual_seed(2)
     first, second = random_images(generator, 2, 4, 4), random_images(generator, 2, 4, 4)
     result = InputBuilder.create(IMAGENET_STATISTICS, CPU).mixup(first, second, torch.tensor([0.25, 1.0]))
@@ -69,7 +70,7 @@ def test_mixup_blends_by_lam():
     np.testing.assert_allclose(result[1].numpy(), normalised_by_hand(first[1].numpy()), rtol=0, atol=3e-6)
 
 
-def test_inside_autocast_the_input_has_the_type_of_the_first_layer():
+def test_inside_autocast_the_input_has_the_type_of_the_first_layer() -> None:
     images = random_images(torch.Generator().manual_seed(3), 1, 4, 4)
     input_builder = InputBuilder.create(IMAGENET_STATISTICS, CPU)
     outside = input_builder.plain(images)
@@ -108,7 +109,7 @@ def check_kernel(device: str) -> int:
     return compared
 
 
-def test_kernel_equals_the_reference_in_tritons_interpreter():
+def test_kernel_equals_the_reference_in_tritons_interpreter() -> None:
     pytest.importorskip("triton", reason="torch came without Triton")
     # Triton reads the variable when it is imported, so another process.
     code = "from tests.train.test_assemble import check_kernel; print('compared', check_kernel('cpu'))"
@@ -128,7 +129,7 @@ def test_kernel_equals_the_reference_in_tritons_interpreter():
         ("boxes", torch.zeros((1, 4), dtype=torch.int32), "boxes: torch.int32"),
     ],
 )
-def test_kernel_refuses_what_it_would_misread(argument, value, message):
+def test_kernel_refuses_what_it_would_misread(argument: str, value: Any, message: str) -> None:
     pytest.importorskip("triton", reason="torch came without Triton")
     from train.inputs.paste_kernel import paste_and_normalise
 
@@ -141,5 +142,5 @@ def test_kernel_refuses_what_it_would_misread(argument, value, message):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_kernel_equals_the_reference_on_a_gpu():
+def test_kernel_equals_the_reference_on_a_gpu() -> None:
     assert check_kernel("cuda") == IMAGES_COMPARED

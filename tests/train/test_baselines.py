@@ -21,9 +21,10 @@ from tests.helpers.shard_sets import UnreadableSet, small_images
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import CPU, context, loss_of, make_method, micro_step, random_images
 from train.checkpoints.files import save
-from train.methods import find_method
-from train.methods.base import Method, MicroStep
+from train.methods.base import MicroStep
+from train.methods.method import Method
 from train.methods.mixings.remix import remix_label_share
+from train.methods.registry import find_method
 from train.models.build import ModelOptions
 from train.models.heads import ScaledLinear
 
@@ -76,7 +77,14 @@ def test_cmo_with_exponent_0_and_cutmix_compute_cutmix(name: str, values: Mappin
 def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_path: Path) -> None:
     dataset = small_images(tmp_path / "set", (12, 6, 2))
     method = make("cmo", (12, 6, 2), weighted_alpha=0.0, mixup_prob=1.0, plain_first=0, plain_last=0)
-    plan = Plan({"train": dataset}, method.streams(), method.mix_rule(), seed=0, global_batch_size=10, epochs=200)
+    plan = Plan(
+        {"train": dataset},
+        method.objective.streams(),
+        method.objective.mix_rule(),
+        seed=0,
+        global_batch_size=10,
+        epochs=200,
+    )
     pairs = np.zeros((20, 20))
     for epoch in range(200):
         for number in range(plan.steps_per_epoch):
@@ -95,7 +103,7 @@ def test_cmo_with_exponent_0_pastes_an_independent_instance_balanced_batch(tmp_p
 
 
 def class_shares(method: Method, stream: str) -> np.ndarray:
-    plan = Plan({"train": UnreadableSet(COUNTS)}, method.streams(), method.mix_rule(), 0, 25, 200)
+    plan = Plan({"train": UnreadableSet(COUNTS)}, method.objective.streams(), method.objective.mix_rule(), 0, 25, 200)
     labels = [plan.stream_step(stream, epoch, step).labels for epoch in range(200) for step in range(3)]
     return np.bincount(np.concatenate(labels), minlength=3) / (200 * 75)
 
@@ -177,7 +185,7 @@ def test_a_changed_minority_sample_replaces_the_background(operation: str, kind:
     foreground = step.batches["foreground"]
     expected = F.cross_entropy(model(method.context.input_builder.plain(foreground.images[0])), foreground.labels)
     torch.testing.assert_close(loss_of(method, model, step).loss, expected)
-    plan = Plan({"train": UnreadableSet(COUNTS)}, method.streams(), method.mix_rule(), 0, 25, 200)
+    plan = Plan({"train": UnreadableSet(COUNTS)}, method.objective.streams(), method.objective.mix_rule(), 0, 25, 200)
     plain, changed = (plan.stream_step(name, 50, 0).views[0].operations for name in ("original", "foreground"))
     assert not plain
     assert all(set(planned.kind.tolist()) <= kind for planned in changed)
@@ -252,8 +260,8 @@ def test_crt_starts_its_classifier_afresh_and_lws_keeps_it() -> None:
     for name, kept in (("crt", False), ("lws", True)):
         method = make(name)
         method.build_model(ModelOptions(init_from=Path("first.pt")), seed=0)
-        assert method.inherits("linear.weight") is kept
-        assert method.inherits("layer1.0.conv1.weight")
+        assert method.stage.inherits("linear.weight") is kept
+        assert method.stage.inherits("layer1.0.conv1.weight")
 
 
 def test_lws_scales_the_logits_of_the_classes() -> None:

@@ -17,7 +17,7 @@ from train.models.build import ModelOptions, build_model
 
 def share(epochs: int, epoch: int, share_epochs: int | None = None) -> float:
     """λ of an epoch counted from one."""
-    method = make_method("bbn", context((9, 4, 2), epochs, for_epochs=epochs), share_epochs=share_epochs)
+    method = make_method("bbn", context((9, 4, 2), epochs, for_epochs=epochs), share_epochs=share_epochs).objective
     assert isinstance(method, BBN)
     return method.share(epoch - 1)
 
@@ -36,7 +36,7 @@ def test_weight_moves_from_branch_to_branch(epochs: int, share_epochs: int | Non
 
 
 def test_a_shorter_run_moves_weight_faster() -> None:
-    method = make_method("bbn", context((9, 4, 2), 18, for_epochs=180), share_epochs=200)
+    method = make_method("bbn", context((9, 4, 2), 18, for_epochs=180), share_epochs=200).objective
     assert isinstance(method, BBN)
     assert method.share(9) == pytest.approx(1 - (90 / 200) ** 2)
 
@@ -44,7 +44,7 @@ def test_a_shorter_run_moves_weight_faster() -> None:
 class Trunk(nn.Module):
     """Vectors instead of images: a trunk, and two blocks whose output has one location."""
 
-    def __init__(self, trunk: nn.Module, cb: nn.Module, rb: nn.Module):
+    def __init__(self, trunk: nn.Module, cb: nn.Module, rb: nn.Module) -> None:
         super().__init__()
         self.shared, self.cb_block, self.rb_block = (
             trunk,
@@ -93,7 +93,7 @@ def test_combined_logits_and_their_gradient() -> None:
 
 def test_classes_of_the_second_stream_are_reversed() -> None:
     counts = (500, 100, 20, 5)
-    method = make_method("bbn", context(counts))
+    method = make_method("bbn", context(counts)).objective
     plan = Plan({"train": UnreadableSet(counts)}, method.streams(), None, 0, 100, 200, method.drop_last)
     assert plan.steps_per_epoch == 6
     labels = [plan.stream_step("reversed", epoch, step).labels for epoch in range(40) for step in range(6)]
@@ -177,7 +177,7 @@ def test_the_backbone_alone_is_a_plain_network_of_twice_the_features() -> None:
 
 
 def test_both_terms_are_means_over_the_global_batch() -> None:
-    method = make_method("bbn", context((9, 4, 2)))
+    method = make_method("bbn", context((9, 4, 2))).objective
     model = method.build_model(ModelOptions(width=4), seed=0).eval()
     streams = {
         "original": (random_images(7), [0, 2, 1, 1, 0, 0, 1]),

@@ -15,13 +15,13 @@ from tests.helpers.shard_sets import small_images
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import context
 from train.checkpoints.files import save
-from train.methods import KINDS, find_method, registry
+from train.methods.registry import KINDS, find_method, part_names
 from train.options import parse
 
 PAGE = (ROOT / "docs" / "combinations.md").read_text(encoding="utf-8")
 _BEFORE, PRODUCT, POSSIBLE, REFUSED = re.split(r"^## .*$", PAGE, flags=re.MULTILINE)
 ALWAYS = {"plain_first": 0, "plain_last": 0}  # no plain epochs
-PARTS = {kind: registry.names(package, base) for kind, (package, base) in KINDS.items()}
+PARTS = {kind: part_names(package, base) for kind, (package, base) in KINDS.items()}
 
 
 def product_table() -> dict[tuple[str, str], dict[str, str]]:
@@ -154,8 +154,8 @@ def test_glmc_under_cmo_mixes_the_samples_that_cmo_does_when_cmo_does() -> None:
     for recipe in ("cifar100-lt/ce-cmo", "cifar100-lt/glmc-cmo"):
         options = parse([f"--recipe={ROOT / 'recipes' / recipe}.yaml"])
         method = find_method(options.method_name, vars(options.method)).make(options.method, context((9, 4, 2)))
-        rules.append(method.mix_rule())
-        streams.append([(stream.name, stream.sampling, stream.when) for stream in method.streams()])
+        rules.append(method.objective.mix_rule())
+        streams.append([(stream.name, stream.sampling, stream.when) for stream in method.objective.streams()])
     assert rules[0] == rules[1]
     assert streams[0] == streams[1]
 

@@ -59,7 +59,7 @@ def method() -> SimpleNamespace:
     input_builder = SimpleNamespace(plain=lambda images: images.float())
     return SimpleNamespace(
         context=SimpleNamespace(input_builder=input_builder),
-        eval_members=lambda model, images: images[:, 0, :, 0][None],
+        objective=SimpleNamespace(eval_members=lambda model, images: images[:, 0, :, 0][None]),
     )
 
 
@@ -80,7 +80,7 @@ def test_predictions_come_in_the_order_of_the_ids() -> None:
 def test_members_of_an_ensemble_are_scored_alone_and_by_their_mean() -> None:
     ensemble = method()
     second = torch.tensor([[0.0, 5, 0], [0, 0, 0.5]])
-    ensemble.eval_members = lambda model, images: torch.stack([images[:, 0, :, 0], second])
+    ensemble.objective.eval_members = lambda model, images: torch.stack([images[:, 0, :, 0], second])
     batches = [batch([1, 0], [[4, 0, 0], [3, 1, 0]], [0, 0])]
     found = predict(ensemble, torch.nn.Identity(), batches, 2, nullcontext)
     assert found.predicted.tolist() == [0, 1]  # means (1.5, 0.5, 0.25) and (2, 2.5, 0)

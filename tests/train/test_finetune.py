@@ -4,6 +4,7 @@ import json
 import os
 import re
 import resource
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -114,6 +115,7 @@ def forget_features() -> None:
 
 def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, tmp_path: Path) -> None:
     """But for the 16 bits that they are kept in; and a second run computes none."""
+    data = shutil.copytree(data, tmp_path / "data")  # for the tables of this test alone
     common = {"method.tuned": "head", "data.preset": "backbone-plain", "optimizer.lr": 0.01}
     assert train(tune_options(data, tmp_path / "whole", weights, **common)) == FINISHED
     cached = {**common, "method.cached_features": "true"}
@@ -256,7 +258,7 @@ def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: P
     other = tmp_path / "other.safetensors"
     torch.manual_seed(1)
     save_file(timm.create_model(NETWORK, img_size=32).state_dict(), other)
-    with pytest.raises(ValueError, match="tuned tensors only"):
+    with pytest.raises(ValueError, match="only the tuned tensors"):
         load_trained(run_dir / "checkpoints" / "best.pt", torch.device("cpu"), weights=other)
     moved = tmp_path / "moved.safetensors"
     moved.write_bytes(weights.read_bytes())
@@ -280,12 +282,12 @@ def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_p
     ("changes", "message"),
     [
         ({"model.weights": None}, "start from one with --model.pretrained true"),
-        ({"model.weights": "absent.safetensors"}, "is no file"),
+        ({"model.weights": "absent.safetensors"}, "is not a file"),
         ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
         ({"data.std": "[0.2, 0.2, 0.0]"}, "expected three numbers from 0 to 1, std above 0"),
         ({"data.preset": "cifar"}, "a preset that follows the backbone"),
         ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
-        ({"model.name": "vit_tiny_patch16_224"}, "does not fit the backbone"),
+        ({"model.name": "vit_tiny_patch16_224"}, "does not match the backbone"),
         ({"method.mixing": "mixup", "method.tuned": "head", "method.cached_features": "true"}, "is refused"),
     ],
 )
@@ -297,7 +299,7 @@ def test_what_cannot_work_is_refused_with_a_reason(
 
 
 def test_another_size_is_an_option_of_the_network() -> None:
-    with pytest.raises(ValueError, match=r"is an option of it, model\.image_size"):
+    with pytest.raises(ValueError, match=r"to change it use model\.image_size"):
         DataOptions("train", "test", preset="backbone", image_size=64)
 
 
@@ -315,7 +317,7 @@ def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
     assert ended.returncode == 1 and len(output.splitlines()) == 1, output
     assert re.search(
-        r"pretrained: .*test_vit\.r160_in1k are not .*fetch model\.safetensors of .*--model\.weights", output
+        r"pretrained: .*test_vit\.r160_in1k are not .*download model\.safetensors .*--model\.weights", output
     )
     assert not (tmp_path / "run").exists()
 

@@ -1,6 +1,8 @@
 """GLMC: published vectors, its network and checkpoint names, what gets which gradient, shares of a global batch."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.mix_rule import MixPlan, cut_box
 from pipeline.views.presets import Normalization
 from tests.helpers.ranks import on_two_processes
-from tests.helpers.steps import CPU, context, loss_of, micro_step, random_images
+from tests.helpers.steps import CPU, context, loss_of, make_method, micro_step, random_images, unmixed
 from tests.helpers.vectors import wave
 from train.evaluation.posthoc import tau_normalise
 from train.inputs.input_builder import InputBuilder
@@ -23,22 +25,22 @@ from train.models.glmc import Heads
 from train.schedules import Schedule, ScheduleOptions
 
 
-def glmc(counts=(100, 40, 15, 4), epochs=200, **options) -> GLMC:
-    return GLMC(GLMCOptions(**options), context(counts, epochs))
+def glmc(counts: Any = (100, 40, 15, 4), epochs: int = 200, **options: Any) -> GLMC:
+    return unmixed(GLMC, GLMCOptions(**options), context(counts, epochs))
 
 
-def mix_of(lam: float, rows: int, box=(4, 6, 20, 30)) -> MixPlan:
+def mix_of(lam: float, rows: int, box: Sequence[int] = (4, 6, 20, 30)) -> MixPlan:
     return MixPlan(True, np.full(rows, lam), np.tile(np.array(box, dtype=np.int32), (rows, 1)))
 
 
 # ------------------------------------------------------------------ published vectors
 
 
-def test_mixed_images_and_labels_equal_the_official_code():
+def test_mixed_images_and_labels_equal_the_official_code() -> None:
     """Vector V5; the images are of one channel there."""
     input_builder = InputBuilder.create(Normalization((0.0,) * 3, (1 / 255,) * 3), CPU)
 
-    def image(function, factors):
+    def image(function: Any, factors: Any) -> torch.Tensor:
         plane = torch.from_numpy(wave(function, (4, 4), factors)).float()
         return plane[None, :, :, None].expand(1, 4, 4, 3)
 
@@ -58,7 +60,7 @@ def test_mixed_images_and_labels_equal_the_official_code():
 
 
 def heads_of_v6() -> tuple[Heads, Heads]:
-    def tensor(*arguments):
+    def tensor(*arguments: Any) -> torch.Tensor:
         return torch.from_numpy(wave(*arguments))
 
     global_mix = Heads(
@@ -86,7 +88,7 @@ def loss_of_v6(method: GLMC, epoch: int, mixes: tuple[Heads, Heads] | None = Non
     return method.per_sample(alpha, *(mixes or heads_of_v6()), labels, *targets).mean().item()
 
 
-def test_loss_equals_the_official_code():
+def test_loss_equals_the_official_code() -> None:
     """Vector V6: the whole loss, and its parts at the epochs and weights where they stand alone."""
     assert loss_of_v6(glmc(label_exponent=1.2, contrast_weight=4), 50) == pytest.approx(1.568832, rel=1e-4)
     plain = loss_of_v6(glmc(label_exponent=1.2, contrast_weight=0), 0)
@@ -100,7 +102,7 @@ def test_loss_equals_the_official_code():
 
 
 @pytest.mark.parametrize(("mix", "plain", "rebalanced"), [(0, 2.491802, 3.407131), (1, 2.421688, 1.672179)])
-def test_cross_entropies_equal_the_official_code(mix, plain, rebalanced):
+def test_cross_entropies_equal_the_official_code(mix: int, plain: float, rebalanced: float) -> None:
     """Vector V6, one mix and one classifier at a time: alpha is 1 at the start and 0 at the end."""
     alone = (heads_of_v6()[mix],) * 2
     method = glmc(label_exponent=1.2, contrast_weight=0)
@@ -109,7 +111,7 @@ def test_cross_entropies_equal_the_official_code(mix, plain, rebalanced):
     assert loss_of_v6(method, 200, alone) / 2 == pytest.approx(rebalanced, rel=1e-6)
 
 
-def test_the_loss_keeps_the_precision_of_the_network():
+def test_the_loss_keeps_the_precision_of_the_network() -> None:
     """Float64 gives float64, bfloat16 float32."""
     method, labels = glmc(label_exponent=1.2, contrast_weight=4), np.stack([ORIGINAL_V6, WEIGHTED_V6], axis=1)
     glob, loc = heads_of_v6()
@@ -130,7 +132,7 @@ def test_the_loss_keeps_the_precision_of_the_network():
     assert method.per_sample(alpha.float(), *half, torch.from_numpy(labels), *targets).dtype == torch.float32
 
 
-def test_balanced_softmax_adds_log_counts_and_keeps_the_labels():
+def test_balanced_softmax_adds_log_counts_and_keeps_the_labels() -> None:
     counts = np.array([100, 40, 15, 4])
     method = glmc(counts, rebalance="bs", contrast_weight=0)
     plain = loss_of_v6(method, 0)
@@ -145,7 +147,7 @@ def test_balanced_softmax_adds_log_counts_and_keeps_the_labels():
     assert (loss_of_v6(method, 50) - 0.9375 * plain) / 0.0625 == pytest.approx(expected, rel=1e-4)
 
 
-def test_rates_equal_the_official_code():
+def test_rates_equal_the_official_code() -> None:
     """Vector V7."""
     cifar = Schedule(ScheduleOptions(kind="cosine", warmup_epochs=0), 0.01, 200)
     for epoch, rate in {0: 0.01, 50: 0.008535534, 100: 0.005, 199: 6.168376e-07}.items():
@@ -160,7 +162,7 @@ def test_rates_equal_the_official_code():
 ROWS_V8 = torch.tensor([[3.0, 4.0], [1.0, 0.0], [0.0, 2.0], [0.6, 0.8]], dtype=torch.float64)
 
 
-def test_row_norms_are_bounded_as_by_the_official_code():
+def test_row_norms_are_bounded_as_by_the_official_code() -> None:
     """Vector V8."""
     weight = ROWS_V8.clone()
     bound = row_norm_bound(weight, 0.1)
@@ -170,7 +172,7 @@ def test_row_norms_are_bounded_as_by_the_official_code():
     np.testing.assert_allclose(bounded_rows(weight, bound), expected, rtol=1e-12)
 
 
-def test_the_tau_normaliser_is_that_of_the_official_code():
+def test_the_tau_normaliser_is_that_of_the_official_code() -> None:
     """Vector V8, the companion of the projection; exponent 2."""
     model = nn.ModuleDict({"fc": nn.Linear(2, 4)}).double()
     model.default_cfg = {"classifier": "fc"}
@@ -194,7 +196,7 @@ def test_the_tau_normaliser_is_that_of_the_official_code():
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_networks_have_the_published_size(options, classes, parameters):
+def test_networks_have_the_published_size(options: ModelOptions, classes: int, parameters: float) -> None:
     method = glmc(np.ones(classes, dtype=int))
     with torch.device("meta"):
         model = method.build_model(options, seed=0)
@@ -202,7 +204,7 @@ def test_networks_have_the_published_size(options, classes, parameters):
     assert found == pytest.approx(parameters, abs=0 if isinstance(parameters, int) else 0.005e6)
 
 
-def test_state_dicts_have_the_published_names_and_go_back():
+def test_state_dicts_have_the_published_names_and_go_back() -> None:
     """A plain network's names beside the heads; 194 tensors on ResNet-32."""
     method = glmc()
     model = method.build_model(ModelOptions("resnet32", width=4), seed=0)
@@ -217,7 +219,7 @@ def test_state_dicts_have_the_published_names_and_go_back():
         other.load_state_dict({name: value for name, value in model.state_dict().items() if name != "conv1.weight"})
 
 
-def test_stem32_networks_have_the_published_names():
+def test_stem32_networks_have_the_published_names() -> None:
     method = glmc()
     with torch.device("meta"):
         names = set(method.build_model(ModelOptions("resnet50-stem32"), seed=0).state_dict())
@@ -228,7 +230,7 @@ def test_stem32_networks_have_the_published_names():
     assert {"conv3_x.0.shortcut.1.weight", "conv3_x.0.residual_function.4.bias"} < small
 
 
-def test_stem32_networks_have_the_strides_of_the_paper():
+def test_stem32_networks_have_the_strides_of_the_paper() -> None:
     model = glmc().build_model(ModelOptions("resnet18-stem32"), seed=0)
     sizes = []
     for stage in range(2, 6):
@@ -238,7 +240,7 @@ def test_stem32_networks_have_the_strides_of_the_paper():
     assert sizes == [(64, 32, 32), (128, 16, 16), (256, 8, 8), (512, 4, 4)]
 
 
-def test_weights_are_a_function_of_the_seed_and_heads_differ():
+def test_weights_are_a_function_of_the_seed_and_heads_differ() -> None:
     method, options = glmc(), ModelOptions("resnet32", width=4)
     first, again, other = (method.build_model(options, seed) for seed in (0, 0, 1))
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(), strict=True))
@@ -249,7 +251,7 @@ def test_weights_are_a_function_of_the_seed_and_heads_differ():
 # ------------------------------------------------------------------ a step
 
 
-def streams(batch=6, classes=4, views=2):
+def streams(batch: int = 6, classes: int = 4, views: int = 2) -> dict[str, Any]:
     labels = (np.arange(batch) % classes).tolist()
     return {
         "original": (random_images(batch, views, seed=1), labels),
@@ -257,11 +259,11 @@ def streams(batch=6, classes=4, views=2):
     }
 
 
-def small_model(method) -> nn.Module:
+def small_model(method: Any) -> nn.Module:
     return method.build_model(ModelOptions("resnet32", width=4), seed=0)
 
 
-def test_a_step_is_the_equations_on_two_separate_passes():
+def test_a_step_is_the_equations_on_two_separate_passes() -> None:
     method = glmc(label_exponent=1.2, contrast_weight=4)
     model, reference = small_model(method), small_model(method)
     data = streams()
@@ -278,10 +280,10 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     weights = torch.from_numpy(4 * weights / weights.sum()).float()
     t, tw = 0.3 * yo + 0.7 * yw, 0.3 * weights * yo + 0.7 * weights * yw
 
-    def ce(logits, target):
+    def ce(logits: torch.Tensor, target: Any) -> torch.Tensor:
         return -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
 
-    def distance(p, z):
+    def distance(p: Any, z: Any) -> torch.Tensor:
         return -F.cosine_similarity(p, z.detach()).mean()
 
     balanced, rebalanced = ce(glob.plain, t) + ce(loc.plain, t), ce(glob.rebalanced, tw) + ce(loc.rebalanced, tw)
@@ -295,7 +297,7 @@ def test_a_step_is_the_equations_on_two_separate_passes():
     assert int(model.encoder.bn1.num_batches_tracked) == 2
 
 
-def test_each_classifier_learns_from_its_own_term_only():
+def test_each_classifier_learns_from_its_own_term_only() -> None:
     method = glmc(contrast_weight=0)
     model = small_model(method)
     loss_of(method, model, micro_step(0, streams(), mix_of(0.3, 6))).loss.backward()
@@ -303,7 +305,7 @@ def test_each_classifier_learns_from_its_own_term_only():
     assert model.fc.weight.grad.any()
 
 
-def test_shares_of_parts_add_up_to_the_loss_of_the_global_batch():
+def test_shares_of_parts_add_up_to_the_loss_of_the_global_batch() -> None:
     method = glmc(contrast_weight=4)
     model = small_model(method).eval()  # batch statistics would differ between the parts, and are meant to
     data, mix = streams(batch=7), mix_of(0.3, 7)
@@ -323,7 +325,7 @@ def gradients(rank: int = 0, world_size: int = 1) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in network.named_parameters()}
 
 
-def test_two_processes_have_the_gradients_of_one(tmp_path):
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """Two passes in one call of the distributed wrapper."""
     one = gradients()
     for two in on_two_processes(gradients, tmp_path):
@@ -332,7 +334,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path):
             torch.testing.assert_close(two[name], expected, msg=name, rtol=1e-4, atol=1e-6)
 
 
-def test_padding_rows_do_not_count():
+def test_padding_rows_do_not_count() -> None:
     method = glmc()
     model = small_model(method).eval()
     data, mix = streams(batch=3), mix_of(0.3, 3)
@@ -341,7 +343,7 @@ def test_padding_rows_do_not_count():
     torch.testing.assert_close(sum(parts), whole)
 
 
-def test_a_step_without_a_mix_needs_no_weighted_stream():
+def test_a_step_without_a_mix_needs_no_weighted_stream() -> None:
     """As under CMO's rule: half of the steps do not mix."""
     method = glmc(mixup_prob=0.5, contrast_weight=0)
     model = small_model(method).eval()
@@ -355,14 +357,14 @@ def test_a_step_without_a_mix_needs_no_weighted_stream():
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_evaluation_uses_the_rebalanced_classifier():
+def test_evaluation_uses_the_rebalanced_classifier() -> None:
     method = glmc()
     model = small_model(method).eval()
     images = torch.randn(2, 3, 32, 32)
     torch.testing.assert_close(method.eval_logits(model, images), model.fc_cb(model.features(images)))
 
 
-def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity():
+def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity() -> None:
     assert glmc().mix_rule().correct_lambda
     rule = glmc(correct_lambda=False).mix_rule()
     assert (rule.probability, rule.rounding, rule.correct_lambda) == (1.0, "ceil", False)
@@ -384,7 +386,7 @@ def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity():
         ({"plain_last": -1}, "plain_first and plain_last must be at least 0, found 0, -1"),
     ],
 )
-def test_options_that_mean_nothing_are_refused(options, message):
+def test_options_that_mean_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GLMCOptions(**options)
 
@@ -393,19 +395,19 @@ def test_options_that_mean_nothing_are_refused(options, message):
 
 
 def max_norm() -> GLMCMaxNorm:
-    return GLMCMaxNorm(MaxNormOptions(), context((100, 40, 15, 4), 10))
+    return unmixed(GLMCMaxNorm, MaxNormOptions(), context((100, 40, 15, 4), 10))
 
 
 FIRST_STAGE = ModelOptions("resnet32", width=4, init_from=Path("first.pt"))
 
 
-def test_the_second_stage_needs_a_first():
+def test_the_second_stage_needs_a_first() -> None:
     with pytest.raises(ValueError, match="second stage"):
-        max_norm().build_model(ModelOptions("resnet32", width=4), seed=0)
+        make_method("glmc_maxnorm", context((100, 40, 15, 4))).build_model(ModelOptions("resnet32", width=4), seed=0)
 
 
-def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is():
-    method = max_norm()
+def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is() -> None:
+    method = make_method("glmc_maxnorm", context((100, 40, 15, 4)))
     model = method.build_model(FIRST_STAGE, seed=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method.trainable(name))
@@ -419,7 +421,7 @@ def test_only_the_rebalanced_classifier_trains_and_the_encoder_stays_as_it_is():
     assert set(before) == set(small_model(glmc()).state_dict())  # a GLMC checkpoint fits
 
 
-def test_loss_of_the_second_stage_is_the_weighted_mean_over_samples_and_classes():
+def test_loss_of_the_second_stage_is_the_weighted_mean_over_samples_and_classes() -> None:
     logits, labels = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 3, 3])
     probabilities = logits.double().softmax(dim=1).numpy()
     onehot = np.eye(4)[labels]
@@ -438,7 +440,7 @@ def test_loss_of_the_second_stage_is_the_weighted_mean_over_samples_and_classes(
     assert sum(parts) == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_bound_is_that_of_the_first_stage_and_survives_a_restart():
+def test_the_bound_is_that_of_the_first_stage_and_survives_a_restart() -> None:
     method = max_norm()
     model = method.build_model(FIRST_STAGE, seed=0)
     with torch.no_grad():

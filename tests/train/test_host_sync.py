@@ -14,7 +14,7 @@ from tests.helpers.runs import options
 from tests.helpers.shard_sets import small_images
 from tests.helpers.short_runs import make_run
 from train.checkpoints.files import save
-from train.methods import find_method, method_names
+from train.methods.registry import find_method, method_names
 from train.run import Run
 
 # What reading a value of a tensor on the host comes down to.

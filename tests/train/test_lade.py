@@ -113,7 +113,7 @@ def test_a_rank_of_padding_only_adds_nothing_and_has_no_gradient() -> None:
 def test_mixed_images_and_micro_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="mean logit of each class"):
         make_method("lade", context(COUNTS), mixing="mixup")
-    assert not make_method("lade", context(COUNTS)).accumulates
+    assert not make_method("lade", context(COUNTS)).objective.accumulates
     with pytest.raises(ValueError, match="penalty"):
         make_method("lade", context(COUNTS), penalty=-1.0)
 
@@ -125,5 +125,5 @@ def test_pc_softmax_trains_like_cross_entropy_and_ranks_without_the_prior() -> N
     torch.testing.assert_close(loss_of(method, model, step).loss, loss_of(plain, same, step).loss)
     images = method.context.input_builder.plain(random_images(3)[0])
     expected = same(images) - torch.from_numpy(np.log(PRIOR)).float()
-    torch.testing.assert_close(method.eval_logits(model, images), expected)
+    torch.testing.assert_close(method.objective.eval_logits(model, images), expected)
     assert "log_prior" in model.state_dict()

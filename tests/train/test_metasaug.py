@@ -1,9 +1,10 @@
 """MetaSAug: published vectors in float64, the method itself in float32 on one and two processes, and its phases."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,10 +18,11 @@ from shards.class_counts import effective_number_weights
 from tests.helpers.ranks import on_two_processes
 from tests.helpers.runs import options
 from tests.helpers.short_runs import make_run, take_steps
-from tests.helpers.steps import PlannedStep, context, loss_of, micro_step, random_images
+from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images, unmixed
 from tests.helpers.vectors import wave
 from train.losses.class_statistics import ClassStatistics
 from train.losses.functions import ldam_margins
+from train.methods.base import StepOutput
 from train.methods.metasaug import AugmentedLoss, MetaSAug, MetaSAugOptions, corrected_covariances
 from train.methods.metasaug_large import MetaSAugLarge, MetaSAugLargeOptions
 from train.models.build import ModelOptions
@@ -30,7 +32,7 @@ CPU = torch.device("cpu")
 CIFAR_SCHEDULE = {"milestones": (159, 179), "factors": (0.01, 0.0001), "warmup_epochs": 0}
 
 
-def tensor(*arguments) -> Tensor:
+def tensor(*arguments: Any) -> Tensor:
     return torch.from_numpy(wave(*arguments))
 
 
@@ -52,7 +54,7 @@ def update(statistics: ClassStatistics, features: Tensor, labels: Tensor, weight
     statistics.update(features, labels, torch.ones(len(labels)) if weights is None else weights, present)
 
 
-def test_statistics_equal_the_official_code():
+def test_statistics_equal_the_official_code() -> None:
     """Vector V4."""
     statistics = ClassStatistics(3, 2, False, CPU, torch.float64)
     update(statistics, *BATCHES[0])
@@ -68,7 +70,7 @@ def test_statistics_equal_the_official_code():
     assert statistics.counts.tolist() == [4, 3, 0]
 
 
-def test_diagonal_statistics_are_the_diagonals_of_the_full_ones():
+def test_diagonal_statistics_are_the_diagonals_of_the_full_ones() -> None:
     """Vector V4, after either batch."""
     full, diagonal = (ClassStatistics(3, 2, kind, CPU, torch.float64) for kind in (False, True))
     published = ([[0.09639149, 0.678848], [0, 0]], [[0.1540888, 0.6109241], [0.0756905, 0.160196]])
@@ -81,7 +83,7 @@ def test_diagonal_statistics_are_the_diagonals_of_the_full_ones():
 
 
 @pytest.mark.parametrize("diagonal", [False, True])
-def test_statistics_are_those_of_all_samples_at_once(diagonal):
+def test_statistics_are_those_of_all_samples_at_once(diagonal: bool) -> None:
     rng = np.random.default_rng(0)
     features, labels = rng.normal(3, 2, (40, 5)), rng.integers(0, 4, 40)
     labels[labels == 2] = 0  # a class that never comes
@@ -97,7 +99,7 @@ def test_statistics_are_those_of_all_samples_at_once(diagonal):
     assert not statistics.covariances[2].any()
 
 
-def test_padding_rows_are_no_samples():
+def test_padding_rows_are_no_samples() -> None:
     features, labels = BATCHES[0]
     plain, padded = (ClassStatistics(3, 2, False, CPU, torch.float64) for _ in range(2))
     update(plain, features, labels)
@@ -110,7 +112,7 @@ def test_padding_rows_are_no_samples():
 # ------------------------------------------------------------------ augmented logits
 
 
-def test_augmented_logits_equal_the_official_code():
+def test_augmented_logits_equal_the_official_code() -> None:
     """Vector V5, full with margins and diagonal without."""
     weight, bias = tensor("sin", (4, 3), (0.5, 0.9), 0.2), tensor("cos", (4,), (0.4,), 0.1)
     logits = F.linear(tensor("cos", (2, 3), (0.8, 0.3), 0.6), weight, bias)
@@ -128,7 +130,7 @@ def test_augmented_logits_equal_the_official_code():
     assert diagonal(logits, weight, variances).item() == pytest.approx(2.083664, rel=1e-4)
 
 
-def test_diagonal_and_full_agree_on_a_diagonal_covariance():
+def test_diagonal_and_full_agree_on_a_diagonal_covariance() -> None:
     rng = torch.Generator().manual_seed(0)
     weight, logits = torch.randn(5, 3, generator=rng), torch.randn(6, 5, generator=rng)
     labels = torch.tensor([4, 1, 1, 3, 4, 0])
@@ -184,11 +186,11 @@ def v6(strength: float) -> tuple[Tanh, AugmentedLoss, Callable, Callable]:
     margins = 0.5 * (5 / torch.tensor(COUNTS, dtype=torch.float64)) ** 0.25
     loss = AugmentedLoss(Y, weights / weights.sum(), torch.arange(4), strength, margins)
 
-    def inner(parameters, covariances):
+    def inner(parameters: Any, covariances: torch.Tensor) -> torch.Tensor:
         _, logits = functional_call(network, dict(parameters), (X,))
         return loss(logits, parameters["classifier.weight"], covariances)
 
-    def meta(parameters):
+    def meta(parameters: Any) -> torch.Tensor:
         return F.cross_entropy(functional_call(network, dict(parameters), (META_X,))[1], META_Y)
 
     return network, loss, inner, meta
@@ -206,9 +208,11 @@ CHANGES_A = {3: [[7.07251e-06, 2.417998e-06], [2.417998e-06, -6.000905e-06]]}
     ],
     ids=["a", "b"],
 )
-def test_meta_step_equals_the_official_code(epoch, strength, virtual_lr, inner_loss, changes, outer_loss):
+def test_meta_step_equals_the_official_code(
+    epoch: int, strength: float, virtual_lr: float, inner_loss: float, changes: Any, outer_loss: float
+) -> None:
     """Vector V6, in float64."""
-    method = MetaSAug(MetaSAugOptions(strength=0.75, late_virtual_lr=True), context(COUNTS, **CIFAR_SCHEDULE))
+    method = unmixed(MetaSAug, MetaSAugOptions(strength=0.75, late_virtual_lr=True), context(COUNTS, **CIFAR_SCHEDULE))
     assert (method.strength(epoch), method.virtual_lr(epoch)) == pytest.approx((strength, virtual_lr))
     network, loss, inner, meta = v6(strength)
     parameters = dict(network.named_parameters())
@@ -236,7 +240,7 @@ def test_meta_step_equals_the_official_code(epoch, strength, virtual_lr, inner_l
     np.testing.assert_allclose(network.hidden.weight[0].detach(), [0.1180427, 0.5638333, 0.8722185], rtol=1e-4)
 
 
-def test_meta_gradient_equals_differentiating_through_the_virtual_step():
+def test_meta_gradient_equals_differentiating_through_the_virtual_step() -> None:
     """The plain form: θ'(Σ) keeps its graph, and ∇_Σ L_meta(θ'(Σ)) is one call."""
     network, _, inner, meta = v6(0.375)
     parameters = dict(network.named_parameters())
@@ -249,7 +253,7 @@ def test_meta_gradient_equals_differentiating_through_the_virtual_step():
     assert slope.abs().max() > 1e-3
 
 
-def test_large_step_equals_the_official_code():
+def test_large_step_equals_the_official_code() -> None:
     """Vector V7, in float64: diagonal, the classifier alone."""
     classifier = nn.Linear(3, 4).double()
     classifier.weight.data = tensor("sin", (4, 3), (0.5, 0.9), 0.2)
@@ -258,10 +262,10 @@ def test_large_step_equals_the_official_code():
     weights = torch.from_numpy(effective_number_weights(COUNTS, 0.9999))[Y]
     loss = AugmentedLoss(Y, weights / weights.sum(), torch.arange(4), 0.125)
 
-    def inner(parameters, covariances):
+    def inner(parameters: Any, covariances: torch.Tensor) -> torch.Tensor:
         return loss(F.linear(X, **parameters), parameters["weight"], covariances)
 
-    def meta(parameters):
+    def meta(parameters: Any) -> torch.Tensor:
         return F.cross_entropy(F.linear(META_X, **parameters), META_Y)
 
     parameters = dict(classifier.named_parameters())
@@ -300,9 +304,9 @@ class Identity:
         return images
 
 
-def method_of_v6(**options) -> MetaSAug:
+def method_of_v6(**options: Any) -> MetaSAug:
     base = replace(context(COUNTS, **CIFAR_SCHEDULE), input_builder=Identity())
-    method = MetaSAug(MetaSAugOptions(strength=0.75, meta_from_epoch=0, **options), base)
+    method = unmixed(MetaSAug, MetaSAugOptions(strength=0.75, meta_from_epoch=0, **options), base)
     method.statistics = ClassStatistics(4, 2, False, CPU)
     method.statistics.load_state_dict({"counts": torch.full((4,), 7.0), "means": MEANS, "covariances": COVARIANCES})
     return method
@@ -313,7 +317,7 @@ def step_of_v6(rank: int = 0, world_size: int = 1) -> PlannedStep:
     return micro_step(100, data, None, rank, world_size)
 
 
-def run_v6(rank: int, world_size: int, autocast: bool, compiled: bool = False, **options) -> dict[str, object]:
+def run_v6(rank: int, world_size: int, autocast: bool, compiled: bool = False, **options: Any) -> dict[str, object]:
     """One step of the method in float32, through the distributed wrapper where there are several processes."""
     method, network = method_of_v6(**options), Tanh().float()
     if compiled:
@@ -347,20 +351,20 @@ def check_v6(found: dict[str, object], loss: float) -> None:
     assert loss == pytest.approx(2.396313297, rel=1e-5)
 
 
-def test_the_method_takes_the_published_step_in_float32():
+def test_the_method_takes_the_published_step_in_float32() -> None:
     """Vector V6 (b), the update of the statistics included."""
     found = run_v6(0, 1, autocast=False)
     check_v6(found, found["loss"])
 
 
-def test_the_virtual_step_leaves_autocast():
+def test_the_virtual_step_leaves_autocast() -> None:
     """Half precision would lose it: the change is as without autocast, and only the real step computes in bfloat16."""
     found = run_v6(0, 1, autocast=True)
     np.testing.assert_allclose(found["change"], run_v6(0, 1, autocast=False)["change"], atol=1e-9)
     assert found["seen"] == [(torch.bfloat16, True), (torch.float32, False), (torch.float32, False)]
 
 
-def test_the_virtual_step_runs_uncompiled():
+def test_the_virtual_step_runs_uncompiled() -> None:
     """What torch.compile makes of a network cannot be differentiated twice; the real step may still run it."""
     compiled, plain = run_v6(0, 1, autocast=False, compiled=True), run_v6(0, 1, autocast=False)
     np.testing.assert_allclose(compiled["change"], plain["change"], atol=1e-9)
@@ -405,7 +409,7 @@ def test_local_statistics_of_several_processes_do_not_resume(tmp_path: Path) -> 
     """A checkpoint holds those of one."""
     assert resumed(0, 1) == "resumed"
     for answer in on_two_processes(resumed, tmp_path):
-        assert "those of the first of 2 processes only" in answer
+        assert "only those of the first of 2 processes" in answer
 
 
 def test_the_log_says_what_the_correction_did_also_where_there_are_no_covariances_yet(
@@ -453,11 +457,11 @@ def steps_of_a_rank(rank: int, world_size: int) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory) -> list[dict[str, dict]]:
+def two_processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict]]:
     return on_two_processes(steps_of_a_rank, tmp_path_factory.mktemp("ranks"))
 
 
-def test_two_processes_take_the_step_of_one(two_processes):
+def test_two_processes_take_the_step_of_one(two_processes: list[dict[str, dict]]) -> None:
     """The published vector under the distributed wrapper: same correction, statistics, loss and gradient."""
     one = run_v6(0, 1, autocast=False)
     loss = sum(ranks["global"]["loss"] for ranks in two_processes)
@@ -466,7 +470,7 @@ def test_two_processes_take_the_step_of_one(two_processes):
         np.testing.assert_allclose(ranks["global"]["gradient"], one["gradient"], rtol=1e-4, atol=1e-7)
 
 
-def test_the_virtual_step_bypasses_the_distributed_wrapper_and_autocast(two_processes):
+def test_the_virtual_step_bypasses_the_distributed_wrapper_and_autocast(two_processes: list[dict[str, dict]]) -> None:
     """The wrapper sees the real pass alone: the network's other two, on either batch, are the virtual step's."""
     for ranks in two_processes:
         for kind in ("global", "autocast", "local"):
@@ -476,7 +480,9 @@ def test_the_virtual_step_bypasses_the_distributed_wrapper_and_autocast(two_proc
         np.testing.assert_allclose(ranks["autocast"]["change"], ranks["global"]["change"], atol=1e-7)
 
 
-def test_local_statistics_differ_between_processes_but_gradients_are_shared(two_processes):
+def test_local_statistics_differ_between_processes_but_gradients_are_shared(
+    two_processes: list[dict[str, dict]],
+) -> None:
     first, second = (ranks["local"] for ranks in two_processes)
     assert np.abs(first["change"] - second["change"]).max() > 1e-6
     assert np.abs(first["sums"] - second["sums"]).max() > 1e-3
@@ -505,11 +511,11 @@ def test_with_local_statistics_each_process_normalises_by_its_own_class_weights(
 # ------------------------------------------------------------------ phases, networks, streams
 
 
-def metasaug(epochs=200, counts=COUNTS, **options) -> MetaSAug:
-    return MetaSAug(MetaSAugOptions(**options), context(counts, epochs, **CIFAR_SCHEDULE))
+def metasaug(epochs: int = 200, counts: Sequence[int] = COUNTS, **options: Any) -> MetaSAug:
+    return unmixed(MetaSAug, MetaSAugOptions(**options), context(counts, epochs, **CIFAR_SCHEDULE))
 
 
-def data_of(batch=8, meta=4):
+def data_of(batch: int = 8, meta: int = 4) -> dict[str, Any]:
     labels = [(7 * i) % 4 for i in range(batch)]
     return {
         "original": (random_images(batch, size=16, seed=1), labels),
@@ -517,7 +523,7 @@ def data_of(batch=8, meta=4):
     }
 
 
-def test_rates_of_both_phases_are_those_of_the_official_code():
+def test_rates_of_both_phases_are_those_of_the_official_code() -> None:
     sane, published = metasaug(), metasaug(late_virtual_lr=True)
     optimizer = sane.context.schedule.lr
     rates = {0: 0.1, 158: 0.1, 159: 0.001, 178: 0.001, 179: 1e-5, 199: 1e-5}
@@ -527,7 +533,7 @@ def test_rates_of_both_phases_are_those_of_the_official_code():
     assert sane.virtual_lr(179) == pytest.approx(1e-5)
 
 
-def test_first_phase_is_plain_cross_entropy_without_meta_stream():
+def test_first_phase_is_plain_cross_entropy_without_meta_stream() -> None:
     method = metasaug()
     model = method.build_model(ModelOptions(width=4), seed=0)
     original, meta = method.streams()
@@ -539,11 +545,11 @@ def test_first_phase_is_plain_cross_entropy_without_meta_stream():
     assert not method.statistics.counts.any()
 
 
-def test_phases_follow_the_length_of_the_run():
+def test_phases_follow_the_length_of_the_run() -> None:
     assert metasaug(epochs=20).streams()[1].first_epoch == 16
 
 
-def test_second_phase_updates_batch_norm_once_and_starts_from_empty_statistics():
+def test_second_phase_updates_batch_norm_once_and_starts_from_empty_statistics() -> None:
     method = metasaug()
     model = method.build_model(ModelOptions(width=4), seed=0)
     reference = metasaug().build_model(ModelOptions(width=4), seed=0)
@@ -555,13 +561,13 @@ def test_second_phase_updates_batch_norm_once_and_starts_from_empty_statistics()
     assert method.statistics.counts.tolist() == np.bincount(data_of()["original"][1], minlength=4).tolist()
 
 
-def test_shares_of_parts_add_up_with_empty_statistics():
+def test_shares_of_parts_add_up_with_empty_statistics() -> None:
     """With Σ = 0 the loss is class-weighted cross entropy with margins."""
     whole_step = micro_step(160, data_of(7))
     labels = torch.tensor(data_of(7)["original"][1])
     model = metasaug().build_model(ModelOptions(width=4), seed=0).eval()
 
-    def loss(step):
+    def loss(step: PlannedStep) -> StepOutput:
         method = metasaug(meta_lr=0.0)
         method.build_model(ModelOptions(width=4), seed=0)
         return loss_of(method, model, step)
@@ -574,7 +580,7 @@ def test_shares_of_parts_add_up_with_empty_statistics():
     torch.testing.assert_close(whole.loss, F.cross_entropy(adjusted, labels, weight=weights))
 
 
-def test_state_continues_exactly():
+def test_state_continues_exactly() -> None:
     method, again = metasaug(), metasaug()
     model = method.build_model(ModelOptions(width=4), seed=0)
     again.build_model(ModelOptions(width=4), seed=0)
@@ -585,7 +591,7 @@ def test_state_continues_exactly():
     assert torch.equal(method.statistics.covariances, again.statistics.covariances)
 
 
-def test_network_keeps_the_names_and_the_size_of_the_plain_one():
+def test_network_keeps_the_names_and_the_size_of_the_plain_one() -> None:
     model = metasaug(counts=[5] * 100).build_model(ModelOptions(), seed=0)
     assert sum(p.numel() for p in model.parameters()) == 470_004
     assert len(list(model.parameters())) == 95
@@ -594,15 +600,15 @@ def test_network_keeps_the_names_and_the_size_of_the_plain_one():
     assert not any(name.startswith("encoder") for name in names)
 
 
-def large(**options) -> MetaSAugLarge:
-    return MetaSAugLarge(MetaSAugLargeOptions(**options), context(COUNTS, 20, milestones=(), factors=()))
+def large(**options: Any) -> MetaSAugLarge:
+    return unmixed(MetaSAugLarge, MetaSAugLargeOptions(**options), context(COUNTS, 20, milestones=(), factors=()))
 
 
 STAGE_ONE = ModelOptions("resnet18", init_from=Path("stage1.pt"))
 
 
-def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
-    method = large()
+def test_large_mode_trains_the_classifier_alone_on_features_computed_once() -> None:
+    method = make_method("metasaug_large", context(COUNTS, 20, milestones=(), factors=()))
     model = method.build_model(STAGE_ONE, seed=0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(method.trainable(name))
@@ -616,11 +622,11 @@ def test_large_mode_trains_the_classifier_alone_on_features_computed_once():
         loss_of(method, model, micro_step(epoch, data_of())).loss.backward()
     assert passes == [8, 4] * 2  # the training batch once, the meta batch once
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert method.statistics.covariances.shape == (4, 512)
-    assert method.statistics.counts.sum() == 16
+    assert method.objective.statistics.covariances.shape == (4, 512)
+    assert method.objective.statistics.counts.sum() == 16
 
 
-def test_large_mode_has_float32_features_under_autocast():
+def test_large_mode_has_float32_features_under_autocast() -> None:
     method = large()
     model = method.build_model(STAGE_ONE, seed=0)
     seen = []
@@ -630,7 +636,7 @@ def test_large_mode_has_float32_features_under_autocast():
     assert [(output.dtype, len(output)) for output in seen] == [(torch.float32, 8), (torch.float32, 4)]
 
 
-def test_large_mode_starts_as_class_weighted_cross_entropy():
+def test_large_mode_starts_as_class_weighted_cross_entropy() -> None:
     """Strength 0 in the first epoch."""
     method = large()
     model = method.build_model(STAGE_ONE, seed=0)
@@ -640,19 +646,19 @@ def test_large_mode_starts_as_class_weighted_cross_entropy():
     torch.testing.assert_close(output.loss, expected)
 
 
-def test_large_mode_draws_its_meta_set_as_told():
+def test_large_mode_draws_its_meta_set_as_told() -> None:
     meta = large(meta_per_class=10, meta_view="evaluation").streams()[1]
     assert (meta.sampling.per_class, meta.first_epoch, meta.full_batches) == (10, 0, True)
     assert meta.views == (large().context.evaluation_view,)
     assert large().streams()[1].views == (large().context.view,)
 
 
-def test_large_mode_needs_a_first_stage():
+def test_large_mode_needs_a_first_stage() -> None:
     with pytest.raises(ValueError, match=r"--model\.init_from"):
-        large().build_model(ModelOptions("resnet18"), seed=0)
+        make_method("metasaug_large", context(COUNTS)).build_model(ModelOptions("resnet18"), seed=0)
 
 
-def test_accumulation_is_refused_by_declaration():
+def test_accumulation_is_refused_by_declaration() -> None:
     assert not MetaSAug.accumulates and not MetaSAugLarge.accumulates
 
 

@@ -122,7 +122,7 @@ def test_a_first_stage_without_the_classifier_that_a_second_goes_on_with_is_refu
 
 
 def test_accumulation_is_refused_where_a_step_needs_its_whole_batch(data: Path, meta: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="leave accumulation at 1"):
+    with pytest.raises(ValueError, match="set accumulation to 1"):
         train(options(data, tmp_path / "run", **changes_of("metasaug", meta), accumulation=2))
 
 

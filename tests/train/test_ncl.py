@@ -1,5 +1,6 @@
 """NCL: published vectors, the loss against loops, networks and names, queue and momentum encoders, global batches."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import permutations
 from pathlib import Path
@@ -22,7 +23,7 @@ from tests.helpers.steps import context, loss_of, make_method, micro_step, rando
 from tests.helpers.vectors import wave
 from train.checkpoints.files import load
 from train.evaluation.scores import Predictions, score
-from train.methods.composed import Composed
+from train.methods.method import Method
 from train.methods.objectives.ncl import (
     NCL,
     NCLOptions,
@@ -42,7 +43,7 @@ COUNTS = (60, 25, 9, 3)
 VECTOR_COUNTS = torch.tensor([100.0, 50, 20, 10, 5], dtype=torch.float64)
 
 
-def ncl(counts=COUNTS, **options: Any) -> Composed:
+def ncl(counts: Sequence[int] = COUNTS, **options: Any) -> Method:
     return make_method("ncl", context(counts), **{"hard_classes": 2, **options})
 
 
@@ -156,7 +157,9 @@ def test_groups_of_classes_equal_the_official_report() -> None:
         ({"sampling": "progressive"}, 400, [0.25, 0.25, 0.25, 0.25]),
     ],
 )
-def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epoch, expected) -> None:
+def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(
+    sampling: dict[str, Any], epoch: int, expected: list[float]
+) -> None:
     counts = np.array([500, 100, 20, 5])
     starts = np.concatenate([[0], np.cumsum(counts)])
 
@@ -168,7 +171,7 @@ def test_classes_are_drawn_as_by_the_samplers_of_the_official_code(sampling, epo
 
     (stream,) = make_method(
         "ncl", context(counts, epochs=400), hard_classes=2, mixing="oversample", **sampling
-    ).streams()
+    ).objective.streams()
     # Epochs count from one in the official code; the first vector holds in any.
     draws = RowDraws(0, max(epoch - 1, 0), 0, np.arange(200_000))
     ids = stream.sampling.over(Data()).ids(draws, "original/samples", 0)
@@ -261,7 +264,12 @@ def test_three_classes_in_ten_are_hard_as_published(classes: int, hard: int) -> 
     ],
     ids=["cifar", "cifar contrastive", "imagenet"],
 )
-def test_networks_have_the_published_tensors(model, options, parameters, tensors) -> None:
+def test_networks_have_the_published_tensors(
+    model: ModelOptions,
+    options: dict[str, Any],
+    parameters: int | None,
+    tensors: int,
+) -> None:
     classes = 1000 if model.name == "resnet50" else 100
     method = ncl([2] * classes, **options)
     with torch.device("meta"):
@@ -389,7 +397,7 @@ def test_shares_of_the_parts_add_up_to_the_loss_of_the_whole(copies: int, expert
 
 def test_copies_are_views_of_one_stream_and_the_first_of_them_counts_in_the_training_accuracy() -> None:
     method = ncl(copies=3, experts=2)
-    assert [len(stream.views) for stream in method.streams()] == [3]
+    assert [len(stream.views) for stream in method.objective.streams()] == [3]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = random_images(2, views=3)
     output = loss_of(method, model, micro_step(0, {"original": (images, [0, 3])}))
@@ -400,7 +408,10 @@ def test_copies_are_views_of_one_stream_and_the_first_of_them_counts_in_the_trai
 @pytest.mark.parametrize("copies", [1, 2])
 def test_under_cmo_both_labels_share_the_loss(copies: int) -> None:
     method = ncl(copies=copies, experts=2, mixing="paste", mixup_prob=0.5)
-    assert [(s.name, len(s.views)) for s in method.streams()] == [("original", copies), ("foreground", copies)]
+    assert [(s.name, len(s.views)) for s in method.objective.streams()] == [
+        ("original", copies),
+        ("foreground", copies),
+    ]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     background, foreground = random_images(3, copies), random_images(3, copies, seed=1)
     boxes = np.tile(np.array([2, 3, 20, 30], dtype=np.int32), (3, 1))
@@ -424,8 +435,8 @@ def test_the_mean_of_raw_logits_is_evaluated_without_the_momentum_encoders() -> 
     images = torch.randn(2, 3, 32, 32)
     expected = torch.stack([model.classifier_ce[k](model.backbone[k](images)) for k in range(2)]).mean(dim=0)
     model.backbone_MA = nn.ModuleList()  # would fail if it were called
-    assert torch.equal(method.eval_logits(model, images), expected)
-    assert method.eval_members(model, images).shape == (2, 2, 4)
+    assert torch.equal(method.objective.eval_logits(model, images), expected)
+    assert method.objective.eval_members(model, images).shape == (2, 2, 4)
 
 
 # -------------------------------------------------------------- contrastive branch
@@ -434,7 +445,7 @@ def test_the_mean_of_raw_logits_is_evaluated_without_the_momentum_encoders() -> 
 def test_the_second_view_is_the_preset_s() -> None:
     assert PRESETS["cifar-auto"].second == SIM_32
     method = contrastive()
-    (stream,) = method.streams()
+    (stream,) = method.objective.streams()
     assert stream.views == (method.context.view, method.context.view)  # this context has no second one
 
 
@@ -475,7 +486,7 @@ def test_momentum_encoders_follow_the_weights_from_before_the_step(ema_head: boo
     model = method.build_model(ModelOptions(width=4), 0)
     contrastive_step(method, model).backward()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    method.before_optimizer(model)
+    method.objective.before_optimizer(model)
     after = model.state_dict()
     parameters = {name for name, _ in model.named_parameters()}
     for name in after:
@@ -513,7 +524,7 @@ def test_micro_batches_fill_the_queue_with_the_keys_of_the_global_batch_in_its_o
         model = method.build_model(ModelOptions(width=4), 0).eval()
         for part in range(parts):
             contrastive_step(method, model, part, parts)
-        method.before_optimizer(model)
+        method.objective.before_optimizer(model)
         assert int(model.MOCO[0].queue_ptr) == 7
         queues.append(model.MOCO[1].queue.clone())
     torch.testing.assert_close(queues[1], queues[0])
@@ -525,7 +536,7 @@ def two_ranks(rank: int, folder: str) -> None:
     model = method.build_model(ModelOptions(width=4), 0).eval()
     loss = contrastive_step(method, model, part=rank, parts=2)
     loss.backward()
-    method.before_optimizer(model)
+    method.objective.before_optimizer(model)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     dist.all_reduce(gradient)
     torch.save({"gradient": gradient, "state": model.state_dict()}, f"{folder}/rank{rank}.pt")
@@ -537,7 +548,7 @@ def test_two_processes_have_the_gradients_and_the_queues_of_one(tmp_path: Path) 
     method = contrastive()
     model = method.build_model(ModelOptions(width=4), 0).eval()
     contrastive_step(method, model).backward()
-    method.before_optimizer(model)
+    method.objective.before_optimizer(model)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
     assert same_weights(first["state"], second["state"])
@@ -593,9 +604,9 @@ def test_more_hard_classes_than_classes_and_a_queue_below_a_batch_are_refused() 
     with pytest.raises(ValueError, match="hard_classes is 9, expected 1 to 4"):
         ncl(hard_classes=9)
     with pytest.raises(ValueError, match="queue is 4, smaller than a batch of 7"):
-        contrastive(queue=4).check_batch_size(7)
-    contrastive(queue=7).check_batch_size(7)
-    ncl(queue=4).check_batch_size(7)  # which has no queue
+        contrastive(queue=4).objective.check_batch_size(7)
+    contrastive(queue=7).objective.check_batch_size(7)
+    ncl(queue=4).objective.check_batch_size(7)  # which has no queue
 
 
 def test_a_run_whose_batch_does_not_fit_the_queue_ends_before_its_network_is_built(

@@ -33,9 +33,9 @@ def test_pictures_tables_and_trackers_that_fail_are_warnings(
     assert train(options(data, tmp_path / "run", epochs=1)) == FINISHED
     said, result = outcome(tmp_path / "run")
     assert (said, result["test"]["last"]["epoch"]) == ("finished", 1)
-    assert "curves.png could not be made; the numbers are safe: RuntimeError: no such font" in caplog.text
-    assert "per_class.csv could not be made" in caplog.text
-    assert caplog.text.count("a tracker fails, the run goes on without it") == 1
+    assert "curves.png could not be written; the numbers are saved: RuntimeError: no such font" in caplog.text
+    assert "per_class.csv could not be written" in caplog.text
+    assert caplog.text.count("a tracker failed, the run continues without it") == 1
     assert (tmp_path / "run" / "confusion.png").exists()
 
 
@@ -83,12 +83,12 @@ def test_a_run_that_never_mixes_or_never_leaves_its_warm_up_says_so(
     _, result = outcome(tmp_path / "run")
     assert [warning[:35] for warning in result["warnings"]] == [
         "no step of this run mixes images, w",
-        "the warm-up does not end within the",
+        "the warm-up is longer than the",
     ]
     assert "no step of this run mixes images" in caplog.text
     assert "WARNING: no step of this run mixes images" in capsys.readouterr().out
     best = tmp_path / "run" / "checkpoints" / "best.pt"
     assert load(best)["classes"] == {"names": [f"class {c}" for c in range(4)], "samples": [14, 7, 4, 2]}
-    with pytest.raises(ValueError, match="holds weights to be used, not a state to go on from"):
+    with pytest.raises(ValueError, match="has only weights, not a state to resume from"):
         train(options(data, tmp_path / "run", resume=best, **changes))
     assert train(options(data, tmp_path / "run", resume=tmp_path / "run", **changes)) == FINISHED

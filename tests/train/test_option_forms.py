@@ -38,7 +38,7 @@ def test_an_old_name_is_refused_with_the_new_one(old: str, tmp_path: Path, capsy
         with pytest.raises(SystemExit) as ended:
             parse(arguments)
         assert ended.value.code == 2
-        assert f"train: error: {old} has another name now: {RENAMED[old]}" in capsys.readouterr().err
+        assert f"train: error: {old} is now called {RENAMED[old]}" in capsys.readouterr().err
 
 
 def test_the_old_name_of_presets_is_taken_and_home_is_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
 from tests.helpers.vectors import wave
 from train.losses.paco import parametric_contrast
-from train.methods.base import Method
+from train.methods.method import Method
 from train.methods.objectives.paco import PaCo
 from train.models.build import ModelOptions
 from train.models.paco import Encoder, PaCoNetwork, build_paco
@@ -152,7 +152,7 @@ def train(method: Method, model: PaCoNetwork, parts: int = 1) -> list[float]:
         )
         loss = loss_of(method, model, micro_step(0, {"original": (images, labels)})).loss
         loss.backward()
-        method.before_optimizer(model)
+        method.objective.before_optimizer(model)
         optimizer.step()
         losses.append(loss.item())
     return losses
@@ -175,7 +175,7 @@ def test_three_steps_of_paco() -> None:
     means = [state[f"encoder_{side}.fc.1.running_mean"] for side in "qk"]
     np.testing.assert_allclose(means[0], (-0.024117742, -0.018516256, 0.014433757), rtol=1e-6)
     np.testing.assert_allclose(means[1], (-0.13745188, 0.0083384232, 0.16079029), rtol=1e-6)
-    tested = method.eval_logits(model.eval(), TEST)[0].detach()
+    tested = method.objective.eval_logits(model.eval(), TEST)[0].detach()
     np.testing.assert_allclose(tested, (1.7527168, 0.98160558, -0.62697352, -1.4044296), rtol=1e-6)
 
 
@@ -183,7 +183,7 @@ def test_three_steps_of_gpaco() -> None:
     method, model = vectors("own", 0.3), network(projection(False), False, 6, [0, 1, 2, 3, 0, 1])
     np.testing.assert_allclose(train(method, model), (6.2650741, 6.1976535, 6.8054773), rtol=1e-6)
     np.testing.assert_allclose(model.state_dict()["encoder_q.0.weight"][0], (0.3169664, 0.93682539), rtol=1e-6)
-    tested = method.eval_logits(model.eval(), TEST)[0].detach()
+    tested = method.objective.eval_logits(model.eval(), TEST)[0].detach()
     np.testing.assert_allclose(tested, (1.6913387, 0.91548707, -0.62084896, -1.386559), rtol=1e-6)
 
 
@@ -197,7 +197,7 @@ def test_groups_see_themselves_and_the_queue(group: int | None, parts: int, expe
     streams = {"original": (images, [3, 0, 3, 1])}
     losses = [loss_of(method, model, micro_step(0, streams, part=part, parts=parts)).loss for part in range(parts)]
     assert torch.stack(losses).sum().item() == pytest.approx(expected, rel=1e-6)
-    method.before_optimizer(model)
+    method.objective.before_optimizer(model)
     assert model.queue_l.tolist() == [3, 0, 3, 1, 0, 1, 2, 3]
     expected_keys = model.encoder_k(images[1])[1].detach()  # type: ignore[misc]
     torch.testing.assert_close(model.queue[:4], expected_keys)
@@ -250,20 +250,20 @@ def test_padding_rows_change_nothing(keys: str) -> None:
     streams = {"original": (random_images(7, views=2), [0, 2, 1, 1, 0, 0, 1])}
     total = sum(loss_of(method, model, micro_step(0, streams, part=p, parts=5)).loss for p in range(5))
     assert torch.isfinite(total)  # type: ignore[arg-type]
-    method.before_optimizer(model)
+    method.objective.before_optimizer(model)
     assert model.get_buffer("queue_ptr").tolist() == [7]
     torch.testing.assert_close(model.get_buffer("queue")[:7].norm(dim=1), torch.ones(7))
 
 
 def test_mixed_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="no view of its key's image"):
+    with pytest.raises(ValueError, match="not a view of its key's image"):
         make_method("paco", context((9, 4, 2)), mixing="paste")
 
 
 @pytest.mark.parametrize(("values", "batch"), [({"key_queue": 4}, 8), ({"group": 3}, 8)])
 def test_batches_that_do_not_fit_are_refused(values: dict[str, int], batch: int) -> None:
     with pytest.raises(ValueError, match=next(iter(values))):
-        make_method("paco", context((9, 4, 2)), **values).check_batch_size(batch)
+        make_method("paco", context((9, 4, 2)), **values).objective.check_batch_size(batch)
 
 
 @pytest.mark.parametrize("name", ["paco", "gpaco"])

@@ -22,7 +22,7 @@ PICTURES = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8, generator=to
 class Cosine(nn.Module):
     """The classifier of LDAM, written again: weight (features, classes), columns normalised, no bias."""
 
-    def __init__(self, classes: int):
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(2048, classes, generator=torch.Generator().manual_seed(1)))
 
@@ -118,7 +118,7 @@ def test_resnet32_is_recognised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 def test_what_is_no_known_network_is_said() -> None:
     with pytest.raises(ValueError, match="expected a dictionary of tensors"):
         state_dict_of({"epoch": 3})
-    with pytest.raises(ValueError, match="no ResNet-32 and none of resnet50"):
+    with pytest.raises(ValueError, match="not a ResNet-32 or one of resnet50"):
         recognise({"features.0.weight": torch.zeros(3)})
     state = build_model(ModelOptions(width=4), 10, "linear", seed=0).state_dict()
     del state["linear.bias"]

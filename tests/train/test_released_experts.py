@@ -30,7 +30,7 @@ STATISTICS = {
 
 
 class Block(nn.Module):
-    def __init__(self, before: int, after: int, stride: int):
+    def __init__(self, before: int, after: int, stride: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after)
         self.conv2, self.bn2 = nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after)
@@ -50,7 +50,7 @@ def blocks(before: int, after: int, stride: int) -> nn.Sequential:
 class Backbone32(nn.Module):
     """NCL's ResNet-32."""
 
-    def __init__(self, width: int):
+    def __init__(self, width: int) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(3, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width)
         self.layer1, self.layer2 = blocks(width, width, 1), blocks(width, 2 * width, 2)
@@ -70,7 +70,7 @@ def backbone_224(make: Callable[..., ResNet]) -> nn.Module:
 class NormedLinear(nn.Module):
     """RIDE's: (features, classes)."""
 
-    def __init__(self, features: int, classes: int):
+    def __init__(self, features: int, classes: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.randn(features, classes))
 
@@ -81,7 +81,7 @@ class NormedLinear(nn.Module):
 class Cosine(nn.Module):
     """NCL's: (classes, features), a scale that is not stored, and a bias."""
 
-    def __init__(self, features: int, classes: int, scale: float):
+    def __init__(self, features: int, classes: int, scale: float) -> None:
         super().__init__()
         self.weight, self.bias = nn.Parameter(torch.randn(classes, features)), nn.Parameter(torch.randn(classes))
         self.scale = scale
@@ -94,7 +94,7 @@ class Cosine(nn.Module):
 class RIDE(nn.Module):
     """RIDE's `backbone`: shared modules, and those of the experts in lists."""
 
-    def __init__(self, shared: dict[str, nn.Module], experts: dict[str, list[nn.Module]], routing: bool):
+    def __init__(self, shared: dict[str, nn.Module], experts: dict[str, list[nn.Module]], routing: bool) -> None:
         super().__init__()
         self.backbone = nn.ModuleDict(shared)
         self.backbone.update({name: nn.ModuleList(parts) for name, parts in experts.items()})
@@ -148,7 +148,7 @@ def ride_224(make: Callable[..., ResNet], experts: int, classes: int, third: int
 class NCL(nn.Module):
     """NCL's network; `contrastive` moves the classifiers aside and adds the branch."""
 
-    def __init__(self, make: Callable[[], nn.Module], heads: list[nn.Module], features: int, contrastive: bool):
+    def __init__(self, make: Callable[[], nn.Module], heads: list[nn.Module], features: int, contrastive: bool) -> None:
         super().__init__()
         self.backbone = nn.ModuleList(make() for _ in heads)
         self.heads = "classifier_ce" if contrastive else "classifier"
@@ -304,7 +304,7 @@ class Settings:
 class Calls:
     """An object whose unpickling calls a function."""
 
-    def __init__(self, function: Callable[..., Any], argument: str):
+    def __init__(self, function: Callable[..., Any], argument: str) -> None:
         self.call = (function, (argument,))
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str]]:
@@ -327,7 +327,7 @@ def test_a_file_calls_nothing(tmp_path: Path) -> None:
     torch.save(content, tmp_path / "exec.pth")
     load_trained(tmp_path / "exec.pth", CPU)
     torch.save({**content, "config": Calls(os.system, f"touch {called}")}, tmp_path / "system.pth")
-    with pytest.raises(ValueError, match=r"system\.pth: damaged, or no checkpoint of tensors"):
+    with pytest.raises(ValueError, match=r"system\.pth: damaged, or not a checkpoint of tensors"):
         load_trained(tmp_path / "system.pth", CPU)
     assert not called.exists()
 
@@ -339,7 +339,7 @@ def test_an_old_file_with_other_objects_is_refused_and_the_advice_works(
     network, old = ride_32(2, 10), tmp_path / "old.pth"
     content = {"config": PurePosixPath("a"), "state_dict": state_of(network)}
     torch.save(content, old, _use_new_zipfile_serialization=False)
-    with pytest.raises(ValueError, match="save its weights alone") as refused:
+    with pytest.raises(ValueError, match="save only its weights") as refused:
         load_trained(old, CPU)
     (advice,) = re.findall(r"torch\.save\(.*\)", str(refused.value))
     monkeypatch.chdir(tmp_path)
@@ -360,10 +360,10 @@ def spoiled(network: nn.Module, changes: dict[str, Tensor | None]) -> dict[str, 
         (ride_32, {"backbone.linears.0.bias": torch.zeros(10)}, "a bias, expected RIDE's cosine classifier"),
         (ride_32, {"backbone.linears.0.weight": torch.zeros(10, 48)}, r"\(10, 48\) and no bias.*\(48 or 64"),
         (ride_32, {"backbone.linears.1.weight": None}, r"experts is 1, expected at least 2"),
-        (ride_32, {"backbone.layer3s.1.4.bn2.bias": None}, "not quite those of resnet32, 10 classes"),
-        (ride_32, {"backbone.layer1.4.conv1.weight": torch.zeros(8, 8, 3, 3)}, "not quite those of resnet32"),
+        (ride_32, {"backbone.layer3s.1.4.bn2.bias": None}, "do not exactly match resnet32, 10 classes"),
+        (ride_32, {"backbone.layer1.4.conv1.weight": torch.zeros(8, 8, 3, 3)}, "do not exactly match resnet32"),
         (ncl_32, {"classifier.0.weight": None}, r"no tensor classifier\.0\.weight"),
-        (ncl_32, {"classifier.1.bias": None}, "not quite those of resnet32, 10 classes, evaluated as ncl"),
+        (ncl_32, {"classifier.1.bias": None}, "do not exactly match resnet32, 10 classes, evaluated as ncl"),
         (ncl_32, {"backbone.0.layer4.0.conv1.weight": torch.zeros(1)}, "no ResNet-32 and none of resnet50"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.steps import context, make_method
+from tests.helpers.steps import context, make_method, unmixed
 from train.checkpoints.files import load_weights
 from train.checkpoints.trained import load_trained
 from train.methods.glmc import GLMC, GLMCOptions
@@ -28,7 +28,7 @@ def with_statistics(model: nn.Module) -> nn.Module:
 
 
 def glmc_network(options: ModelOptions, classes: int, seed: int = 1) -> GLMCNetwork:
-    method = GLMC(GLMCOptions(), context([5] * classes))
+    method = unmixed(GLMC, GLMCOptions(), context([5] * classes))
     network = with_statistics(method.build_model(options, seed))
     assert isinstance(network, GLMCNetwork)
     return network

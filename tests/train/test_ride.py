@@ -1,5 +1,8 @@
 """RIDE: published loss and parameter counts, shares of a global batch, both labels under CMO."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +10,7 @@ import torch.nn.functional as F
 
 from pipeline.mix_rule import MixPlan
 from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images
-from train.methods.composed import Composed
+from train.methods.method import Method
 from train.methods.objectives.ride import RIDEOptions, class_temperatures, diversity
 from train.models.build import ModelOptions
 from train.models.ride import SCALE, build_ride
@@ -15,11 +18,11 @@ from train.models.ride import SCALE, build_ride
 COUNTS = (60, 25, 9, 3)
 
 
-def ride(counts=COUNTS, epochs=200, **options) -> Composed:
+def ride(counts: Sequence[int] = COUNTS, epochs: int = 200, **options: Any) -> Method:
     return make_method("ride", context(counts, epochs), **options)
 
 
-def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others) -> PlannedStep:
+def step_of(epoch: int, labels: list[int], part: int = 0, parts: int = 1, **others: Any) -> PlannedStep:
     streams = {"original": (random_images(len(labels), size=4), labels), **others}
     return micro_step(epoch, streams, part=part, parts=parts)
 
@@ -60,7 +63,9 @@ def test_class_temperatures_equal_the_official_code() -> None:
         ("resnext50_32x4d", 1000, 3, 42_889_024),
     ],
 )
-def test_networks_have_the_published_number_of_parameters(backbone, classes, experts, parameters) -> None:
+def test_networks_have_the_published_number_of_parameters(
+    backbone: str, classes: int, experts: int, parameters: int
+) -> None:
     with torch.device("meta"):
         model = build_ride(ModelOptions(name=backbone), classes, experts, True, 0)
     assert sum(p.numel() for p in model.parameters()) == parameters
@@ -187,11 +192,11 @@ def test_under_cmo_both_labels_share_the_loss_and_the_diversity_counts_once() ->
 
 def test_plain_ride_reads_one_stream_and_the_mean_of_the_experts_is_evaluated() -> None:
     method = ride()
-    assert [stream.name for stream in method.streams()] == ["original"]
-    assert [stream.name for stream in ride(mixing="paste").streams()] == ["original", "foreground"]
+    assert [stream.name for stream in method.objective.streams()] == ["original"]
+    assert [stream.name for stream in ride(mixing="paste").objective.streams()] == ["original", "foreground"]
     model = method.build_model(ModelOptions(width=4), 0).eval()
     images = torch.randn(2, 3, 32, 32)
-    assert torch.equal(method.eval_logits(model, images), model(images).mean(dim=0))
+    assert torch.equal(method.objective.eval_logits(model, images), model(images).mean(dim=0))
 
 
 @pytest.mark.parametrize("options", [{"experts": 1}, {"temperature": 1.0}, {"temperature": -0.1}])

@@ -52,7 +52,7 @@ class RecordedCapture:
     Hence everything that the step changes is put back to where it was.
     """
 
-    def __init__(self, state: Callable[[], list[Tensor]]):
+    def __init__(self, state: Callable[[], list[Tensor]]) -> None:
         self._state = state
         self.captured = 0
 
@@ -145,8 +145,8 @@ def test_each_kind_of_step_is_captured_after_its_own_warm_up_and_gives_its_own_r
 @pytest.mark.parametrize(
     ("device", "processes", "name", "message"),
     [
-        ("cpu", 1, "cmo", "needs a GPU, and this run is on the cpu"),
-        ("cuda", 2, "cmo", "one process, and this run has 2; use compile"),
+        ("cpu", 1, "cmo", "needs a GPU, but this run is on the cpu"),
+        ("cuda", 2, "cmo", "a single process, but this run has 2; use compile"),
         ("cuda", 1, "metasaug", "the number of classes in a batch.* varies; use compile"),
     ],
 )

@@ -23,8 +23,9 @@ from tools.sources.subsets import long_tailed_counts
 from tools.sweep import first_stage
 from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.models.build import RESNET32
 from train.options import Options, parse
 from train.schedules import Schedule
@@ -251,10 +252,10 @@ def check_plan(row: Row) -> None:
     datasets: Any = {"train": dataset}
     if options.data.meta is not None:
         datasets["meta"] = UnreadableSet([20] * dataset.samples_per_class.size)
-    rules = (method.streams(), method.mix_rule())
-    plan = Plan(datasets, *rules, run.seed, run.batch_size, run.epochs, method.drop_last)
+    rules = (method.objective.streams(), method.objective.mix_rule())
+    plan = Plan(datasets, *rules, run.seed, run.batch_size, run.epochs, method.objective.drop_last)
     full, rest = divmod(len(dataset), run.batch_size)
-    assert plan.steps_per_epoch == full + (rest > 0 and not method.drop_last)
+    assert plan.steps_per_epoch == full + (rest > 0 and not method.objective.drop_last)
     middle = run.epochs // 2
     mixing = plan.paste_steps(middle)
     assert bool(len(mixing)) == any(stream.when == "mixing" for stream in plan.streams.values()), row

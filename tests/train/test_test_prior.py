@@ -11,25 +11,15 @@ import pytest
 import torch
 from torch import nn
 
+from tests.helpers.steps import context, make_method
 from train.checkpoints.trained import Trained
 from train.evaluation.test_prior import for_test_prior, prior_cautions
 
 
-class Plain:
-    """A method whose logits are the images themselves."""
-
-    options = None
-    context = SimpleNamespace(device=torch.device("cpu"), input_builder=SimpleNamespace(plain=lambda images: images))
-
-    def eval_logits(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return images
-
-    def eval_members(self, model: nn.Module, images: torch.Tensor) -> torch.Tensor:
-        return images[None]
-
-
 def network() -> Trained:
-    method: Any = Plain()
+    """Its logits are the images themselves."""
+    plain: Any = SimpleNamespace(plain=lambda images: images)
+    method = make_method("vanilla", replace(context((7, 2, 1)), input_builder=plain))
     return Trained(Path("x.pt"), method, nn.Identity(), None, 3, "a network")  # type: ignore[arg-type]
 
 
@@ -45,7 +35,7 @@ def test_the_posterior_is_that_of_bayes(tmp_path: Path) -> None:
     for prior in ("train", str(tmp_path / "prior.json")):
         found = for_test_prior(network(), prior, counts)
         torch.testing.assert_close(found.logits(LOGITS).softmax(dim=1), expected.float())
-        members = found.method.eval_members(found.model, LOGITS)
+        members = found.method.objective.eval_members(found.model, LOGITS)
         torch.testing.assert_close(members[0].softmax(dim=1), expected.float())
         assert prior in found.description
     assert for_test_prior(network(), "uniform", counts).logits(LOGITS) is not None

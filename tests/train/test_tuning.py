@@ -138,7 +138,7 @@ def test_modules_alone() -> None:
 class OneBlock(nn.Module):
     """timm's block, filled by the formula of the vectors."""
 
-    def __init__(self, layer_scale: bool):
+    def __init__(self, layer_scale: bool) -> None:
         super().__init__()
         self.block = Block(8, 2, mlp_ratio=2, qkv_bias=True, init_values=1.0 if layer_scale else None).double()
         b = self.block
@@ -228,7 +228,7 @@ def test_lora_is_refused_where_queries_and_values_have_biases_of_their_own(famil
     """Such layers take qkv's matrix and never call it, so that LoRA would train and change nothing; adapters go."""
     name, sizes = BIASES_OF_THEIR_OWN[family]
     model = timm.create_model(name, num_classes=5, **sizes).eval()
-    with pytest.raises(ValueError, match="no fused qkv layer that it could be added to; choose adaptformer, adapter"):
+    with pytest.raises(ValueError, match="no fused qkv layer to add it to; choose adaptformer, adapter"):
         insert(model, Tuning("lora"), 5)
     x = torch.randn(1, 3, sizes["img_size"], sizes["img_size"])
     before = model(x)

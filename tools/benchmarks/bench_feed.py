@@ -8,6 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from pipeline.executors.bad_samples import BadSamples
 from pipeline.executors.dali_graphs import decode_inputs
 from pipeline.executors.readahead import ReadAhead
+from pipeline.labels_ahead import LabelsAhead
 from pipeline.loader import Loader
 from pipeline.mix_rule import MixRule
 from pipeline.plan import Plan, Position, Stream
@@ -45,6 +47,7 @@ _CPU = torch.device("cpu")
 _EPOCHS = 10**4
 _STREAMS = (Stream("original", Shuffled(), (JITTERED_224,)), Stream("foreground", ClassWeighted(), (JITTERED_224,)))
 _RANKS, _OWN_IMAGES, _PLANNED_STEPS = (1, 8, 64, 1024), 256, 50
+_STEP_SECONDS, _WAITED_STEPS = 0.2, 7
 _BATCH, _DRAWS = 128, 128 * 200  # of the comparison of sizes; draws of a round
 _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of ImageNet-LT and iNaturalist 2018
 
@@ -134,6 +137,8 @@ def _planning(bench: Bench) -> tuple[Table, dict[str, Any]]:
         notes = child.submit(_start_and_plan, folder, ranks[-1]).result()
     plans = {f"{number:,} ranks": _plan_of_ranks(folder, number) for number in ranks}
     notes["milliseconds_for_all_labels"] = {name: round(1000 * _label_seconds(plan), 2) for name, plan in plans.items()}
+    waits = {name: round(1000 * _label_wait_seconds(plan), 2) for name, plan in plans.items()}
+    notes[f"milliseconds_that_steps_of_{1000 * _STEP_SECONDS:.0f}_wait_for_all_labels"] = waits
     return table, notes
 
 
@@ -167,6 +172,20 @@ def _label_seconds(plan: Plan) -> float:
         for name in plan.streams:
             whole.labels(name)
     return (time.process_time() - started) / 3
+
+
+def _label_wait_seconds(plan: Plan) -> float:
+    """How long the training thread stands still for them, a step, once they are drawn ahead; its work is a pause."""
+    ahead, waits = LabelsAhead(plan, Position(1, 0)), []
+    for step in range(_WAITED_STEPS):
+        whole = ahead.global_batch(Position(0, step))
+        started = time.perf_counter()
+        for name in plan.streams:
+            whole.labels(name)
+        waits.append(time.perf_counter() - started)
+        time.sleep(_STEP_SECONDS)
+    ahead.close()
+    return median(waits[1:])
 
 
 def _start_and_plan(folder: Path, ranks: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Readers of the original data sets, one file a layout."""
+"""Readers of the original data sets, one file per layout."""
 
 from tools.sources.base import SourceCommand
 from tools.sources.cifar import CifarLT
@@ -14,7 +14,7 @@ SOURCES: dict[str, SourceCommand] = {
     "places-lt": ListedImages(
         "places-lt", "Places-LT from an archive or folder of Places365, with its lists", PLACES_LT
     ),
-    "list": ListedImages("list", "images of one's own, with a list of `path label` lines or NCL's JSON"),
+    "list": ListedImages("list", "your own images, with a list of `path label` lines or NCL's JSON"),
     "cifar-lt": CifarLT(),
     "imagefolder": ImageFolder(),
     "digits-lt": DigitsLT(),

@@ -1,7 +1,7 @@
-"""Where the images of a data set lie: a folder, a tar (or a tar of tars) or a zip, read in place by seeking.
+"""Containers for a data set's images: a folder, a tar (or a tar of tars) or a zip, read in place by seeking.
 
-Here: what they have in common, folders, and telling what a file is. Names inside archives are keys for looking up
-bytes; they never become file names on the disk.
+This module has the common parts, folders, and the detection of file types. Names inside archives are keys for looking
+up bytes; they never become file names on disk.
 """
 
 from __future__ import annotations
@@ -18,14 +18,16 @@ from typing import BinaryIO, Protocol
 
 from shards.source import JSON, Fetcher, SampleRef
 from tools.sources.member_tree import DEEPEST_FOLDER, Member
+from tools.sources.stored import StoredFile
 
-__all__ = ["Container", "Folder", "Member", "NameKey", "file_stamp", "plain_name", "same_name", "sniff"]
+__all__ = ["ArchivePath", "Container", "Folder", "Member", "NameKey", "file_stamp", "plain_name", "same_name", "sniff"]
 
 logger = logging.getLogger(__name__)
 
 _TAR_BLOCK = 512
 
-# From the name that a list gives an image to its name in the container.
+ArchivePath = Path | StoredFile
+# Maps an image's name in a list to its name in the container.
 NameKey = Callable[[str], str]
 
 _COMPRESSED = (
@@ -49,14 +51,15 @@ _UNREAD = (
 class Container(Protocol):
     """Images by name. Picklable; `open` is called in every worker process."""
 
-    path: Path
+    @property
+    def path(self) -> ArchivePath: ...
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
-        """All names, with "/" between the parts; None for a folder. Raises ValueError for a damaged archive."""
+        """All names, with "/" as separator; None for a folder. Raises ValueError for a damaged archive."""
         ...
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
-        """Those of `names` that exist. Raises ValueError for one that exists and cannot be read."""
+        """The members among `names` that exist. Raises ValueError for one that exists but cannot be read."""
         ...
 
     def open(self) -> Fetcher:
@@ -68,23 +71,63 @@ class Container(Protocol):
         ...
 
 
-def file_stamp(path: Path) -> dict[str, dict[str, JSON]]:
-    """The entry of `Source.inputs` for a file; none for a folder, whose images are checked one by one."""
+def file_stamp(path: ArchivePath) -> dict[str, dict[str, JSON]]:
+    """The entry in `Source.inputs` for a file; none for a folder, whose images are checked individually."""
     if path.is_dir():
         return {}
+    if isinstance(path, StoredFile):
+        return {path.name: {"bytes": path.info.bytes, "version": path.info.version}}
     status = path.stat()
     return {path.name: {"bytes": status.st_size, "mtime_ns": status.st_mtime_ns}}
 
 
+def bytes_of(path: ArchivePath) -> int:
+    """The size of an archive."""
+    return path.info.bytes if isinstance(path, StoredFile) else path.stat().st_size
+
+
+class RandomAccess(Protocol):
+    """An opened archive, read from any place by one thread."""
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        """Up to so many bytes: fewer at the end of the archive."""
+        ...
+
+    def will_read(self, offset: int, size: int) -> None:
+        """These bytes are read soon. Never fails."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def random_access(path: ArchivePath) -> RandomAccess:
+    """Open an archive for a fetcher."""
+    return path.opened() if isinstance(path, StoredFile) else _LocalBytes(os.open(path, os.O_RDONLY))
+
+
+class _LocalBytes:
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def read_at(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
+
+    def will_read(self, offset: int, size: int) -> None:
+        read_ahead(self._descriptor, offset, size)
+
+    def close(self) -> None:
+        os.close(self._descriptor)
+
+
 def same_name(name: str) -> str:
-    """The key of a container that names its images as the list does."""
+    """The key function for containers that use the same names as the list."""
     return name
 
 
 def plain_name(name: str) -> str:
-    """A member's name as unpacking programs write it: without a leading or closing "/", without "." parts.
+    """A member's name as unpacking tools write it: without leading or trailing "/", without "." parts.
 
-    One that leads out of its folder by ".." is left as it is.
+    A name that leaves its folder through ".." is returned unchanged.
     """
     if not name.startswith(("/", ".")) and "//" not in name and "/." not in name and not name.endswith("/"):
         return name
@@ -92,24 +135,24 @@ def plain_name(name: str) -> str:
 
 
 def leads_out(name: str) -> bool:
-    """Whether ".." is a part of the name."""
+    """Whether the name contains a ".." part."""
     return ".." in name and ".." in name.split("/")
 
 
 def locate_by_walking(container: Container, name_by_key: dict[str, str]) -> dict[str, Member]:
-    """The members among the keys, by their names."""
+    """The members that the keys identify, by name."""
     return {
         name_by_key[name]: member for name, member in container.members() if member is not None and name in name_by_key
     }
 
 
-def incomplete(path: Path, kind: str, error: Exception) -> ValueError:
-    """What is said of a damaged archive."""
+def incomplete(path: ArchivePath, kind: str, error: Exception) -> ValueError:
+    """The error for a damaged archive."""
     return ValueError(f"{path}: not a complete {kind} ({error}); it is truncated or damaged: download it again")
 
 
-def not_in_the_archive(ref: SampleRef, path: Path) -> ValueError:
-    """What is said of a link that leads nowhere."""
+def not_in_the_archive(ref: SampleRef, path: ArchivePath) -> ValueError:
+    """The error for a link that leads nowhere."""
     return ValueError(
         f"{ref.name}: a link to {ref.location!r}, which is not in {path}; pack the files themselves (tar --dereference)"
     )
@@ -127,17 +170,17 @@ class Folder:
     def _walk(
         self, folder: Path, prefix: str, above: tuple[tuple[int, int], ...]
     ) -> Iterator[tuple[str, Member | None]]:
-        """`above`: device and inode of the folders on the way; one that is met again would be walked for ever."""
+        """`above`: device and inode of the parent folders; entering one again would never end."""
         if len(above) > DEEPEST_FOLDER:
-            raise ValueError(f"more than {DEEPEST_FOLDER} folders in one another: {str(folder)[:200]}…")
+            raise ValueError(f"more than {DEEPEST_FOLDER} nested folders: {str(folder)[:200]}…")
         status = folder.stat()
         here = (status.st_dev, status.st_ino)
         if here in above:
-            logger.warning("%s: a link to a folder above it; not entered again", folder)
+            logger.warning("%s: a link to one of its parent folders; not entered again", folder)
             return
         if prefix:
             yield prefix[:-1], None
-        # Sorted, so that the order of the samples does not depend on the file system.
+        # Sorted: the order of samples must not depend on the file system.
         for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
             name = f"{prefix}{entry.name}"
             if entry.is_dir():
@@ -146,7 +189,7 @@ class Folder:
                 yield name, Member(name, size)
 
     def locate(self, names: Collection[str]) -> dict[str, Member]:
-        # Only the listed files are looked at: the unpacked ILSVRC has eleven times the images of ImageNet-LT.
+        # Only checks the listed files: the unpacked ILSVRC has eleven times as many images as ImageNet-LT.
         found = {}
         for name in names:
             relative = self._key(name)
@@ -154,7 +197,7 @@ class Folder:
             with suppress(OSError):  # such as a name that is too long
                 if path.is_file():
                     found[name] = Member(relative, path.stat().st_size)
-                elif path.is_symlink() and not path.exists():  # it leads nowhere, which fetching will say
+                elif path.is_symlink() and not path.exists():  # it leads nowhere; fetching reports it
                     found[name] = Member(relative, 0)
         return found
 
@@ -166,7 +209,7 @@ class Folder:
 
 
 def _size_of_file(entry: os.DirEntry[str]) -> int | None:
-    """Bytes; 0 for a link that leads nowhere, which fetching will say; None for pipes, devices and the like."""
+    """Size in bytes; 0 for a link that leads nowhere, which fetching reports; None for pipes, devices and the like."""
     try:
         status = entry.stat()
     except OSError:
@@ -175,15 +218,15 @@ def _size_of_file(entry: os.DirEntry[str]) -> int | None:
 
 
 def read_ahead(descriptor: int, offset: int, size: int) -> None:
-    """Have the system read so many bytes in the background, where it can. 0 would be all that follow."""
+    """Have the system read this many bytes in the background, if it can. 0 would mean everything that follows."""
     if hasattr(os, "posix_fadvise"):
-        # A file system that knows no such hint; a damaged archive with sizes beyond all files.
+        # A file system without this hint, or a damaged archive with sizes beyond the file's end.
         with suppress(OSError, OverflowError):
             os.posix_fadvise(descriptor, offset, size, os.POSIX_FADV_WILLNEED)
 
 
 class _FolderFetcher:
-    """Files announced and not yet fetched stay open: opening a file twice takes a third as long as reading it."""
+    """Announced files stay open until fetched: opening a file twice takes a third as long as reading it."""
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
@@ -204,21 +247,22 @@ class _FolderFetcher:
             file.close()
 
     def _open(self, ref: SampleRef) -> BinaryIO:
-        # To join Path objects takes half as long as to read a photograph.
+        # Joining Path objects takes half as long as reading a photograph.
         return open(f"{self._root}/{ref.location}", "rb", buffering=0)  # noqa: PTH123
 
 
-def sniff(path: Path) -> str:
-    """What `path` holds, by its content: "folder", "tar", "zip", "gzip", "bzip2", "xz" or "zstd".
+def sniff(path: ArchivePath) -> str:
+    """The type of `path`, by its content: "folder", "tar", "zip", "gzip", "bzip2", "xz" or "zstd".
 
     Raises FileNotFoundError or ValueError.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder; give the path of the images or of their archive")
     if path.is_dir():
         return "folder"
     with path.open("rb") as file:
         head = file.read(_TAR_BLOCK)
+        unpacks_itself = zipfile.is_zipfile(file)
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     for start, kind in _COMPRESSED:
@@ -226,24 +270,24 @@ def sniff(path: Path) -> str:
             return kind
     if len(head) == _TAR_BLOCK and has_tar_checksum(head):
         return "tar"
-    if zipfile.is_zipfile(path):  # one that unpacks itself
+    if unpacks_itself:
         return "zip"
     raise ValueError(_no_container(path, head))
 
 
-def _no_container(path: Path, head: bytes) -> str:
+def _no_container(path: ArchivePath, head: bytes) -> str:
     for start, kind in _UNREAD:
         if head.startswith(start):
-            return f"{path}: a {kind} archive, which is not read here; unpack it and give the folder"
+            return f"{path}: a {kind} archive, which is not supported; unpack it and give the folder"
     web_page = "; a web page, often an error message saved by the download" if head.lstrip().startswith(b"<") else ""
     return (
-        f"{path}: neither a folder nor a tar (plain, .gz, .bz2, .xz or .zst) or zip (its first bytes are "
+        f"{path}: not a folder, tar (plain, .gz, .bz2, .xz or .zst) or zip (its first bytes are "
         f"{head[:8]!r}{web_page}); give the original archive, or unpack it and give the folder"
     )
 
 
 def has_tar_checksum(header: bytes) -> bool:
-    """Whether 512 bytes are the header of a tar's member."""
+    """Whether these 512 bytes are the header of a tar member."""
     try:
         tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError:

@@ -1,4 +1,4 @@
-"""What a reader of an original data set provides: a `Source` (see `shards.source`) and the subcommand that makes it."""
+"""The interface of a data set reader: a `Source` (see `shards.source`) and the subcommand that creates it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class SourceCommand(Protocol):
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this source (--images, --list, …). `tools.build_shards` adds its own to the same parser:
-        --out, --seed, --allow-partial and what concerns writing.
+        --out, --seed, --allow-partial and the options for writing.
         """
         ...
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
-        """The sources to build, by what is appended to the path of the --out folder: "" is --out itself, "/val" a
-        folder in it, "-holdout" the validation set beside it. May read `out`, `seed` and `allow_partial`.
+        """The sources to build, by suffix of the --out path: "" is --out itself, "/val" a folder in it, "-holdout" the
+        validation set next to it. May read `out`, `seed` and `allow_partial`.
         Raises ValueError or FileNotFoundError before any expensive work.
         """
         ...

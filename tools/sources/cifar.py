@@ -10,7 +10,7 @@ import tarfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,12 +23,12 @@ from tools.sources.pixel_source import PixelSource
 from tools.sources.subsets import cmo_subset, glmc_subset, long_tailed_counts, metasaug_split
 
 SUBSETS = {"cmo": cmo_subset, "glmc": glmc_subset}
-META_SUBSET, META_PER_CLASS = "metasaug", 10  # a balanced meta set beside the training set, which lacks its images
+META_SUBSET, META_PER_CLASS = "metasaug", 10  # a balanced meta set, whose images are removed from the training set
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where one of the two archives keeps what."""
+    """The layout of one of the two archives."""
 
     num_classes: int
     folder: str
@@ -62,7 +62,12 @@ class CifarLT:
             required=True,
             help="cifar-10-python.tar.gz or cifar-100-python.tar.gz as downloaded",
         )
-        add("--split", choices=("train", "test"), default="train", help="the test split is never cut (default: train)")
+        add(
+            "--split",
+            choices=("train", "test"),
+            default="train",
+            help="which split; the test split is never subsampled (default: train)",
+        )
         add(
             "--imb-factor",
             type=finite_number,
@@ -74,7 +79,7 @@ class CifarLT:
             "--subset",
             choices=(*SUBSETS, META_SUBSET),
             default="cmo",
-            help=f"whose choice of images (default: cmo); {META_SUBSET} also makes its balanced meta set, OUT-meta",
+            help=f"the paper whose subset to use (default: cmo); {META_SUBSET} also builds its meta set, OUT-meta",
         )
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
@@ -106,7 +111,7 @@ class CifarLT:
 
 
 def _chosen(labels: Int64Array, num_classes: int, namespace: argparse.Namespace) -> dict[str, Int64Array]:
-    """The images of each shard set that is made from the training split, by the suffix of its folder."""
+    """The images of each shard set made from the training split, by the suffix of its folder."""
     with_meta = namespace.subset == META_SUBSET
     largest = labels.size // num_classes - with_meta * META_PER_CLASS
     counts = long_tailed_counts(largest, num_classes, namespace.imb_factor, namespace.imb_type)
@@ -141,7 +146,7 @@ def read_cifar(archive: Path, layout: Layout, split: str) -> tuple[NDArray[np.ui
 
 
 def _read_members(archive: Path, wanted: list[str]) -> dict[str, bytes]:
-    """The named files of a small tar.gz, in the order asked for."""
+    """The named files of a small tar.gz, in the requested order."""
     if not archive.is_file():
         raise FileNotFoundError(f"{archive}: no such file; give the archive as downloaded with --archive")
     found: dict[str, bytes] = {}
@@ -155,24 +160,24 @@ def _read_members(archive: Path, wanted: list[str]) -> dict[str, bytes]:
         raise ValueError(f"{archive}: not a complete tar.gz ({error}); download it again") from error
     absent = [name for name in wanted if name not in found]
     if absent:
-        raise ValueError(f"{archive}: {', '.join(absent)} not inside; expected the original Python version of CIFAR")
+        raise ValueError(f"{archive}: {', '.join(absent)} not inside; expected the original CIFAR archive for Python")
     return {name: found[name] for name in wanted}
 
 
 class _PickledDtype:
-    """What a pickle says of an array's type: arguments of numpy.dtype, which is not called."""
+    """An array's type as recorded in a pickle: arguments of numpy.dtype, which is not called."""
 
     def __init__(self, code: object, *_: object) -> None:
         self.code = code
 
     def __setstate__(self, _: object) -> None:
-        """Byte order and fields: one byte has neither."""
+        """Byte order and fields, which a one-byte type does not have."""
 
 
 class _PickledArray:
-    """An array as a pickle gives it: plain values, of which numpy sees nothing before they are checked.
+    """An array as a pickle records it: plain values, checked before numpy sees them.
 
-    numpy's own way back allocates whatever size is named, and ends the process on some impossible states.
+    numpy's own unpickling allocates any size it is given, and crashes the process on some impossible states.
     """
 
     _state: object = None
@@ -194,7 +199,7 @@ def _empty_array(*_: object) -> _PickledArray:
     return _PickledArray()
 
 
-# What a pickled array is put together from; numpy 2 renamed the module of the first.
+# The callables that a pickled array needs; numpy 2 renamed the module of the first.
 _ARRAY_PARTS: dict[tuple[str, str], Any] = {
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy._core.multiarray", "_reconstruct"): _empty_array,
@@ -203,9 +208,12 @@ _ARRAY_PARTS: dict[tuple[str, str], Any] = {
 }
 
 
-# The one in Python: that in C takes 2 GB for a pickle of ten bytes that asks for a high place in its memo.
+# The Python implementation: the one in C takes 2 GB for a ten-byte pickle that uses a high memo index.
 class _PlainUnpickler(pickle._Unpickler):
-    """Loads containers, strings, numbers and numpy arrays, and calls nothing else that a pickle may name."""
+    """Loads containers, strings, numbers and numpy arrays, and calls nothing else that a pickle names."""
+
+    # A bytearray takes the memory that the pickle names before its bytes are there; CIFAR has none.
+    dispatch: ClassVar = {k: load for k, load in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]}
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ARRAY_PARTS:
@@ -218,7 +226,7 @@ class _PlainUnpickler(pickle._Unpickler):
 def _load(data: bytes, where: str) -> Any:
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="bytes").load()
-    # What a damaged pickle raises depends on the byte where it breaks.
+    # The exception that a damaged pickle raises depends on where the damage is.
     except Exception as error:
         raise ValueError(f"{where}: cannot be unpickled: {error}") from error
 

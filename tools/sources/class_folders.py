@@ -1,4 +1,4 @@
-"""Which folders of a tree are the classes, which files their images, and what is left out."""
+"""Decides which folders of a tree are classes, which files are their images, and what is left out."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import numpy as np
 from shards.class_counts import Int64Array
 from shards.format import printable_name
 from shards.image_formats import IMAGE_SUFFIXES
-from tools.sources.archives import Container, leads_out
+from tools.sources.archives import ArchivePath, Container, leads_out
 
 logger = logging.getLogger(__name__)
 
 _SPLIT_FOLDERS = {"train", "training", "trainset", "val", "valid", "validation", "valset", "test", "testing", "testset"}
 _NOT_A_CLASS = {"images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "data"}
-# What file managers, NAS systems and macOS' zip leave beside the images; hidden files and folders as well.
+# Clutter from file managers, NAS systems and macOS' zip; hidden files and folders count as well.
 _CLUTTER = {
     "__macosx",
     "@eadir",  # Synology
@@ -42,8 +42,8 @@ _SHOWN = 8
 class ClassFolders:
     """A tree of class folders: class names sorted, file names sorted by class and name, labels int64 (N,).
 
-    root: the folder that holds the class folders, "" for the top.
-    left_out: the files that are no images of a class, by name, with the reason.
+    root: the folder that holds the class folders, "" for the top level.
+    left_out: files that are not images of a class, by name, with the reason.
     """
 
     class_names: list[str]
@@ -55,7 +55,7 @@ class ClassFolders:
 
 @dataclass
 class _Found:
-    """The images by name, and the folders, below the top of a container."""
+    """The images by name, and the folders, of a container."""
 
     images: set[str] = field(default_factory=set)
     folders: set[str] = field(default_factory=set)
@@ -65,8 +65,8 @@ class _Found:
 def list_class_folders(container: Container, split_dir: str | None, allow_one_class: bool = False) -> ClassFolders:
     """The images below ROOT/CLASS/ at any depth.
 
-    ROOT is `split_dir`, or that folder below one that holds everything; None: the top, or the one folder that holds
-    everything. Raises ValueError where the folders do not look like classes.
+    ROOT is `split_dir`, possibly inside a single top-level folder. If it is None, ROOT is the top level or the single
+    folder that holds everything. Raises ValueError if the folders do not look like classes.
     """
     found = _read(container)
     root = _root(found, split_dir, container)
@@ -95,31 +95,38 @@ def list_class_folders(container: Container, split_dir: str | None, allow_one_cl
     return tree
 
 
-def folder_in(images: Path, split_dir: str) -> str | None:
-    """`split_dir` relative to `images`, plain: "./train/" is "train", "." is ""; None where none was given.
+def folder_in(images: ArchivePath, split_dir: str) -> str | None:
+    """`split_dir` relative to `images`, normalised: "./train/" is "train", "." is ""; None if not given.
 
-    Raises ValueError for one that lies elsewhere.
+    Raises ValueError if it is outside `images`.
     """
     if not split_dir:
         return None
-    if split_dir.startswith("/") and images.is_dir() and Path(split_dir).is_relative_to(images.absolute()):
-        split_dir = str(Path(split_dir).relative_to(images.absolute()))
-    elif split_dir.startswith("/") and Path(split_dir).exists() and images.is_dir():
-        try:
-            split_dir = str(Path(split_dir).resolve().relative_to(images.resolve()))
-        except ValueError:
-            raise ValueError(f"--split-dir {split_dir} does not lie in {images}; give --images that folder") from None
+    if isinstance(images, Path) and images.is_dir() and split_dir.startswith("/"):
+        split_dir = _below(images, split_dir)
     plain = posixpath.normpath(split_dir.replace("\\", "/").lstrip("/") or ".")
     if plain.startswith(".."):
         raise ValueError(f"--split-dir {split_dir} leaves --images {images}; give a folder inside it, such as train")
     return "" if plain == "." else plain
 
 
+def _below(images: Path, split_dir: str) -> str:
+    """The part below `images` of an absolute path, or the path itself if it does not exist."""
+    if Path(split_dir).is_relative_to(images.absolute()):
+        return str(Path(split_dir).relative_to(images.absolute()))
+    if not Path(split_dir).exists():
+        return split_dir
+    try:
+        return str(Path(split_dir).resolve().relative_to(images.resolve()))
+    except ValueError:
+        raise ValueError(f"--split-dir {split_dir} is not inside {images}; give that folder as --images") from None
+
+
 def _read(container: Container) -> _Found:
-    """Everything once. A name that comes twice counts once: the later member is the one that is fetched."""
+    """Everything once. A duplicate name counts once: the later member is fetched."""
     found = _Found()
     for name, member in container.members():
-        if member is not None and "/" in name:  # an archive need not list its folders
+        if member is not None and "/" in name:  # an archive does not have to list its folders
             found.folders.add(_folder_of(name))
         if _is_clutter(name):
             if member is not None and _has_image_suffix(name):
@@ -139,7 +146,7 @@ def _read(container: Container) -> _Found:
 
 
 def _folder_of(name: str) -> str:
-    """The folder of a file, up to the first that is clutter."""
+    """The folder of a file, up to the first clutter folder."""
     return "/".join(takewhile(lambda part: not _is_clutter(part), name.split("/")[:-1]))
 
 
@@ -154,17 +161,17 @@ def _is_clutter(name: str) -> bool:
 def _root(found: _Found, split_dir: str | None, container: Container) -> str:
     top = _only_folder(found, "")
     if split_dir is None:
-        # One folder with images of its own would be a class, though the only one.
+        # A single folder with images directly inside is a class, even if it is the only one.
         if not top or top.lower() in _SPLIT_FOLDERS or not all("/" in name[len(top) + 1 :] for name in found.images):
             return ""
         logger.warning(
-            "%s: everything lies in the folder %s, so the classes are the folders inside it", container.path, top
+            "%s: everything is in the folder %s, so the classes are the folders inside it", container.path, top
         )
         return top
     if split_dir and top and not any(name.startswith(f"{split_dir}/") for name in found.images):
         below = f"{top}/{split_dir}"
         if any(name.startswith(f"{below}/") for name in found.images):
-            logger.warning("%s: %s lies in the folder %s", container.path, split_dir, top)
+            logger.warning("%s: %s is in the folder %s", container.path, split_dir, top)
             return below
     return split_dir
 
@@ -181,13 +188,13 @@ def _nothing(found: _Found, root: str, container: Container) -> str:
     others = f" (files left out, by suffix: {_counted(suffixes)})" if suffixes else ""
     return (
         f"{container.path}: no image file ({', '.join(sorted(IMAGE_SUFFIXES)[:6])}, …) inside a class folder of "
-        f"{root or 'the top'}; found there: {_shown(tops) or 'nothing'}{others}; give the folder of the classes with "
-        "--split-dir"
+        f"{root or 'the top level'}; found there: {_shown(tops) or 'nothing'}{others}; give the folder of the "
+        "class folders with --split-dir"
     )
 
 
 def _refuse_splits(class_of: dict[str, str], folders: set[str], prefix: str, container: Container) -> None:
-    """Folders such as train and test, where they do not hold images themselves or there is nothing but them."""
+    """Folders such as train and test, if they hold no images directly or if there are no other folders."""
     splits = sorted(name for name in folders if name.lower() in _SPLIT_FOLDERS)
     holding = {class_of[name] for name in class_of if "/" not in name[len(prefix) + len(class_of[name]) + 1 :]}
     if splits and (set(splits) == folders or not set(splits) <= holding):
@@ -198,7 +205,7 @@ def _refuse_splits(class_of: dict[str, str], folders: set[str], prefix: str, con
 
 
 def _refuse_one_class(class_of: dict[str, str], folders: set[str], prefix: str, container: Container) -> None:
-    """One folder such as `images`, or one that holds folders only, is no class; any other single one is just said."""
+    """Refuse a single folder such as `images`, or one that holds only folders; report any other single folder."""
     (name,) = folders
     text = f"{container.path}: only one class folder, {prefix}{printable_name(name)}"
     unnamed = name.lower() in _NOT_A_CLASS
@@ -208,7 +215,7 @@ def _refuse_one_class(class_of: dict[str, str], folders: set[str], prefix: str, 
     hint = ": images without class folders need a list of their labels (source `list`)" if unnamed else ""
     raise ValueError(
         f"{text}{hint}; give the folder that holds the class folders with --split-dir, or pass --allow-partial if "
-        "there is one class only"
+        "there is only one class"
     )
 
 
@@ -223,7 +230,7 @@ def _tree(class_of: dict[str, str], folders: set[str], root: str, left_out: dict
 def _say(tree: ClassFolders, container: Container) -> None:
     counts = np.bincount(tree.labels, minlength=len(tree.class_names)).tolist()
     each = [f"{name} {count}" for name, count in zip(tree.class_names, counts, strict=True)]
-    where = f"the folders of {tree.root}" if tree.root else "the folders at the top"
+    where = f"the folders of {tree.root}" if tree.root else "the top-level folders"
     logger.info("%s: %d classes, %s, with images: %s", container.path, len(each), where, _shown(each))
     if tree.left_out:
         reasons = Counter(

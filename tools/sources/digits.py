@@ -15,7 +15,7 @@ from tools.sources.subsets import cmo_subset, long_tailed_counts
 
 TEST_PER_CLASS = 40
 SIDE = 32
-# 1797 digits, 174 to 183 a class: 134 of the smallest class are left for training beside its 40 test images.
+# 1797 digits, 174 to 183 per class: after its 40 test images, the smallest class has 134 left for training.
 _TRAIN_MAX = 134
 
 
@@ -29,7 +29,7 @@ class DigitsLT:
             "--split",
             choices=("train", "test"),
             default="train",
-            help=f"test: {TEST_PER_CLASS} images of every digit, always the same ones (default: train)",
+            help=f"test: {TEST_PER_CLASS} images of every digit, always the same (default: train)",
         )
         parser.add_argument(
             "--imb-factor",
@@ -39,7 +39,7 @@ class DigitsLT:
         )
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
-        from sklearn.datasets import load_digits  # a second of imports that no other source needs
+        from sklearn.datasets import load_digits  # takes a second to import, and no other source needs it
 
         digits = load_digits()
         labels = digits.target.astype(np.int64)

@@ -22,7 +22,7 @@ _SHOWN = 10
 
 
 class FileSource:
-    """A `Source` of image files: `names` in `container`, looked up when `samples` is first asked for."""
+    """A `Source` of image files: `names` in `container`, looked up when `samples` is first used."""
 
     def __init__(
         self,
@@ -55,13 +55,13 @@ class FileSource:
         return samples, sum(members[name].size for name in self._names)
 
     def _located(self) -> dict[str, Member]:
-        """The members by listed name; where none has its listed name, below the one folder that holds everything."""
+        """The members by listed name; if no listed name exists, looked up inside the single top-level folder."""
         members = self._container.locate(self._names)
         if members or not (top := _top_folder(self._container)):
             return members
         below = self._container.locate([f"{top}/{name}" for name in self._names])
         if below:
-            logger.warning("%s: the listed names begin behind %s/", self._container.path, top)
+            logger.warning("%s: the listed names are relative to %s/", self._container.path, top)
         return {name[len(top) + 1 :]: member for name, member in below.items()}
 
     def _absent_message(self, absent: list[str]) -> str:
@@ -72,21 +72,21 @@ class FileSource:
         return (
             f"{len(absent)} of the {len(self._names)} listed images are not in {self._container.path}:{shown}{more}\n"
             f"Names there look like this:{examples or ' (nothing there)'}\n"
-            "Is this the archive (or folder) that the list was made for? --strip-prefix takes the beginning off the "
+            "Is this the archive (or folder) that the list was made for? --strip-prefix removes the beginning of the "
             "listed names."
         )
 
     def _samples(self) -> Sequence[SampleRef]:
         return self._found[0]
 
-    # On first use: a fault in a second list is found before the archive of the first is unpacked.
+    # Computed on first use: errors in a second list are found before the first list's archive is unpacked.
     samples: Sequence[SampleRef] = cached_property(_samples)  # type: ignore[assignment]
 
     def estimated_bytes(self) -> int | None:
         return self._found[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker only opens the container, its tasks bring their samples: a million names stay in the parent.
+        # A worker only opens the container; tasks carry their own samples, and a million names stay in the parent.
         kept_back = ("_names", "_labels", "_found", "samples", "left_out")
         return {key: value for key, value in self.__dict__.items() if key not in kept_back}
 
@@ -98,7 +98,7 @@ class FileSource:
 
 
 def _top_folder(container: Container) -> str:
-    """The one folder that holds all files, or ""."""
+    """The single folder that holds all files, or ""."""
     top = ""
     for name, member in container.members():
         first, _, inside = name.partition("/")

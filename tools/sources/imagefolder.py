@@ -1,4 +1,4 @@
-"""Any tree of class folders, unpacked or inside a .zip or .tar: the way to bring one's own data."""
+"""Any tree of class folders, unpacked or inside a .zip or .tar: for your own data."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from shards.class_counts import Int64Array, samples_per_class
-from shards.commandline import UsageError, finite_number, home_path
+from shards.commandline import UsageError, finite_number
 from shards.source import Source
-from tools.sources.archives import file_stamp
+from tools.sources.archives import ArchivePath, file_stamp
 from tools.sources.class_folders import folder_in, list_class_folders
 from tools.sources.file_source import FileSource, check_no_class_is_empty
 from tools.sources.spool import archive_stem, container_of
+from tools.sources.stored import images_location
 from tools.sources.subsets import cmo_subset, long_tailed_counts
 
 
@@ -25,28 +26,33 @@ class ImageFolder:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         add = parser.add_argument
-        add("--images", type=home_path, required=True, help="the folder or archive with one folder per class")
+        add(
+            "--images",
+            type=images_location,
+            required=True,
+            help="folder or archive with one folder per class; also an archive's URL",
+        )
         add(
             "--split-dir",
             default="",
-            help="the folder inside it that holds the class folders, such as train (. is the top)",
+            help="the folder inside it that holds the class folders, such as train (. is the top level)",
         )
         add(
             "--split",
             choices=("train", "val", "test"),
-            help="which split this is (default: told by --split-dir, or train)",
+            help="name of the split (default: derived from --split-dir, or train)",
         )
         add(
             "--imb-factor",
             type=finite_number,
-            help="make a long-tailed subset: smallest / largest class, such as 0.01; larger classes stay larger",
+            help="build a long-tailed subset: smallest / largest class, such as 0.01; larger classes stay larger",
         )
         add(
             "--holdout",
             type=finite_number,
             default=0.0,
             metavar="SHARE",
-            help="share of every class for a validation set, OUT-holdout; taken out before --imb-factor applies",
+            help="share of every class for a validation set, OUT-holdout; removed before --imb-factor applies",
         )
 
     def from_args(self, namespace: argparse.Namespace) -> dict[str, Source]:
@@ -63,7 +69,8 @@ class ImageFolder:
         if namespace.holdout and not len(held_out):
             raise UsageError(
                 f"--holdout is {namespace.holdout}, which takes no image of any class: the largest has "
-                f"{np.bincount(tree.labels).max()}; hold out a larger share, or build a validation set of other images"
+                f"{np.bincount(tree.labels).max()}; hold out a larger share, or build a validation set "
+                "from other images"
             )
         if namespace.imb_factor is not None:
             kept = kept[long_tail(tree.labels[kept], tree.class_names, namespace.imb_factor, namespace.seed)]
@@ -87,17 +94,21 @@ class ImageFolder:
                 left_out=tree.left_out,
             )
 
-        name = archive_stem(namespace.images.resolve().name)
+        name = archive_stem(_absolute(namespace.images).name)
         sources = {"": source(kept, name, split)}
         if namespace.holdout:
             sources["-holdout"] = source(held_out, f"{name}-holdout", "val")
         return sources
 
 
-def _refuse_output_among_images(images: Path, split_dir: str, out: Path) -> None:
-    """The next run would take the shards for a class."""
-    if images.is_dir() and out.resolve().is_relative_to((images / split_dir).resolve()):
-        raise ValueError(f"--out {out} lies among the images of {images / split_dir}; choose a folder outside of it")
+def _absolute(images: ArchivePath) -> ArchivePath:
+    return images.resolve() if isinstance(images, Path) else images
+
+
+def _refuse_output_among_images(images: ArchivePath, split_dir: str, out: Path) -> None:
+    """Refuse --out inside the images: the next run would treat the shards as a class."""
+    if isinstance(images, Path) and images.is_dir() and out.resolve().is_relative_to((images / split_dir).resolve()):
+        raise ValueError(f"--out {out} is among the images of {images / split_dir}; choose a folder outside it")
 
 
 def _split_of(split_dir: str) -> str:
@@ -110,7 +121,7 @@ def _split_of(split_dir: str) -> str:
 def hold_out(labels: Int64Array, share: float, seed: int) -> tuple[Int64Array, Int64Array]:
     """Kept and held-out sample indices, ascending, by class: round(share · n_k) are held out.
 
-    A class of two or more has at least one on each side, a class of one keeps it.
+    A class with two or more images has at least one on each side; a class with one image keeps it.
     """
     if share == 0:
         return np.arange(labels.size), np.empty(0, dtype=np.int64)
@@ -133,6 +144,6 @@ def long_tail(labels: Int64Array, class_names: list[str], imb_factor: float, see
         raise ValueError(
             f"--imb-factor {imb_factor}: {short.size} classes have fewer images than their share, the first is "
             f"{class_names[first]!r} with {counts[first]} of {shares[first]}; "
-            "this data set is already steeper than that: use a smaller --imb-factor or leave it out"
+            "this data set is already more imbalanced than that: use a smaller --imb-factor or omit it"
         )
     return np.sort(cmo_subset(labels, shares, seed))

@@ -7,14 +7,14 @@ import posixpath
 from collections.abc import Callable
 from pathlib import Path
 
-from shards.commandline import home_path
-from tools.sources.archives import Container, Folder, sniff
+from tools.sources.archives import ArchivePath, Container, Folder, sniff
 from tools.sources.list_files import Listing, class_names_of_folders
 from tools.sources.listed_images import Expected, ListedImages
+from tools.sources.stored import images_location
 from tools.sources.tars import Tar
 
 TRAIN_TAR, VAL_TAR = "ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"
-# Validation images of the *list* come from ILSVRC's training images, those of the test list from its validation images.
+# The *validation list* uses ILSVRC's training images; the test list uses ILSVRC's validation images.
 EXPECTED = Expected(1000, {"train": 115_846, "val": 20_000, "test": 50_000})
 
 
@@ -26,7 +26,7 @@ class ImageNetLT(ListedImages):
 
     def add_images_argument(self, parser: argparse.ArgumentParser) -> None:
         help = f"unpacked ILSVRC folder with train/ and val/, or {TRAIN_TAR} and {VAL_TAR} as downloaded"
-        parser.add_argument("--images", type=home_path, nargs="+", required=True, metavar="PATH", help=help)
+        parser.add_argument("--images", type=images_location, nargs="+", required=True, metavar="PATH", help=help)
 
     def containers(self, namespace: argparse.Namespace) -> Callable[[Listing], Container]:
         by_side: dict[str, Container] = {}
@@ -50,7 +50,7 @@ class ImageNetLT(ListedImages):
         if len(set(listing.labels)) == listing.num_classes and names != sorted(names):
             raise ValueError(
                 "the labels are not the rank of the WordNet ids (the folders in the paths) in sorted order, as in the "
-                "published lists; is this another list?"
+                "published lists; is this a different list?"
             )
         return names
 
@@ -59,16 +59,15 @@ def _side(listing: Listing) -> str:
     sides = {name.partition("/")[0] for name in listing.names}
     if len(sides) != 1 or not sides <= {"train", "val"}:
         shown = ", ".join(sorted(sides)[:3])
-        raise ValueError(
-            f"the paths of the list begin with {shown}; ImageNet-LT's begin all with train/, or all with val/"
-        )
+        raise ValueError(f"the list's paths begin with {shown}; ImageNet-LT's all begin with train/, or all with val/")
     return sides.pop()
 
 
-def _sides(path: Path) -> dict[str, Container]:
-    """What `path` offers: the containers of the training and of the validation images."""
+def _sides(path: ArchivePath) -> dict[str, Container]:
+    """The containers of training and validation images that `path` provides."""
     kind = sniff(path)
     if kind == "folder":
+        assert isinstance(path, Path)
         return _sides_of_folder(path)
     if kind != "tar":
         raise ValueError(f"{path}: a {kind} file; ImageNet-LT is read from the unpacked folder or the original tars")
@@ -98,5 +97,5 @@ def _below_train(name: str) -> str:
 
 
 def _flat_val(name: str) -> str:
-    """The lists sort validation images into class folders; the archive, and who just unpacks it, do not."""
+    """The lists put validation images into class folders; the archive, and a plain unpacked copy, do not."""
     return f"val/{posixpath.basename(name)}"

@@ -1,4 +1,4 @@
-"""Reading the lists that say which images belong to a data set, and which label each has."""
+"""Reading the lists that define a data set's images and their labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LONGEST_NUMBER = 9  # digits; int() refuses thousands of them with an error of 
 class Listing:
     """The images of a list in its order: names relative to the image root, labels in [0, num_classes).
 
-    class_names: of the file's own table of categories; None where it has no complete one.
+    class_names: from the file's own table of categories; None if it has no complete one.
     """
 
     names: list[str]
@@ -39,10 +39,10 @@ class Listing:
 def read_listing(path: Path, num_classes: int | None = None, strip_prefix: str = "", first_label: int = 0) -> Listing:
     """Reads a `path label` text list, an iNaturalist (COCO) JSON or an NCL JSON, told apart by suffix and content.
 
-    num_classes: of the data set, if known; otherwise what the file says, or its largest label + 1.
-    strip_prefix: beginning of every path in the file that does not belong to the name below the image root.
-    first_label: the number of the first class in the file, where that has no table of categories.
-    Raises FileNotFoundError, or ValueError with the line or record that is wrong.
+    num_classes: number of classes, if known; otherwise the file's own number, or its largest label + 1.
+    strip_prefix: beginning of every path in the file that is not part of the name relative to the image root.
+    first_label: the number of the first class in the file, if it has no table of categories.
+    Raises FileNotFoundError, or ValueError with the wrong line or record.
     """
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such list file")
@@ -55,7 +55,7 @@ def read_listing(path: Path, num_classes: int | None = None, strip_prefix: str =
 
 
 def _decoded(path: Path) -> str:
-    """The text, of UTF-8, UTF-16 (as PowerShell writes it) or, as a guess that is said, Latin-1."""
+    """The text, decoded as UTF-8, UTF-16 (as written by PowerShell) or, as a reported guess, Latin-1."""
     data = path.read_bytes()
     encoding = "utf-8-sig"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -69,11 +69,13 @@ def _decoded(path: Path) -> str:
     if encoding == "utf-8-sig" and _LIKE_A_LIST.match(data) and b"\0" not in data:
         logger.warning("%s: byte %d is not UTF-8; read as Latin-1 (Windows-1252)", path, at)
         return data.decode("cp1252", "replace")
-    raise ValueError(f"{path}: no text: byte {at} is not {encoding[:6].upper()}; give the list itself, unpacked")
+    raise ValueError(
+        f"{path}: not a text file: byte {at} is not {encoding[:6].upper()}; give the list itself, unpacked"
+    )
 
 
 class _Record(NamedTuple):
-    """A line of a list or an entry of a JSON file: the path as written, the class, and where it stands."""
+    """A line of a list or an entry of a JSON file: the path as written, the class, and its position."""
 
     path: str
     label: int
@@ -81,7 +83,7 @@ class _Record(NamedTuple):
 
 
 def parse_lines(text: str, num_classes: int | None = None, strip_prefix: str = "", first_label: int = 0) -> Listing:
-    """`path label` per line, separated by white space; the path may hold spaces, the last line may lack its end."""
+    """`path label` per line, separated by whitespace; the path may contain spaces, the last line may lack a newline."""
     records = []
     for number, line in enumerate(text.split("\n"), start=1):
         fields = line.rsplit(maxsplit=1)
@@ -94,7 +96,7 @@ def parse_lines(text: str, num_classes: int | None = None, strip_prefix: str = "
         label = _checked_label(fields[1], num_classes, first_label, f"line {number}")
         records.append(_Record(_unquoted(fields[0].lstrip()), label, f"line {number}"))
     if not records:
-        raise ValueError("the list is empty, expected `path label` in every line")
+        raise ValueError("the list is empty, expected `path label` on every line")
     if num_classes is None:
         _refuse_labels_from_one(records)
     return _listing(records, num_classes, strip_prefix)
@@ -107,7 +109,7 @@ def parse_json(text: str, num_classes: int | None = None, strip_prefix: str = ""
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({error}); is the download complete?") from error
     if not isinstance(document, dict) or not isinstance(document.get("annotations"), list):
-        raise ValueError("no list `annotations` inside; expected the JSON of iNaturalist or NCL with its labels")
+        raise ValueError("there is no list `annotations`; expected the JSON of iNaturalist or NCL with labels")
     if "images" in document:
         return _parse_inaturalist(document, num_classes, strip_prefix, first_label)
     return _parse_ncl(document, num_classes, strip_prefix)
@@ -139,7 +141,7 @@ def _parse_inaturalist(
 
 
 def _categories_of_images(annotations: list[Any]) -> dict[int | str, tuple[int | str, str]]:
-    """By image: its category, and where that stands. Only image_id says which belong together, not the order."""
+    """By image: its category, and the annotation's position. Images are matched by image_id, not by order."""
     found: dict[int | str, tuple[int | str, str]] = {}
     repeated = 0
     for position, annotation in enumerate(annotations):
@@ -158,7 +160,7 @@ def _categories_of_images(annotations: list[Any]) -> dict[int | str, tuple[int |
 
 
 def _named_categories(categories: Any) -> dict[int | str, str]:
-    """Category ids and their names, in the order of the ids: numbers before texts. Empty where there is no table."""
+    """Category ids and their names, in the order of the ids: numbers before texts. Empty if there is no table."""
     if not isinstance(categories, list):
         return {}
     entries = [entry for entry in categories if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
@@ -178,7 +180,7 @@ def _order_of_ids(category: int | str) -> tuple[bool, int, str]:
 def _labels_of_categories(
     category_of: dict[int | str, tuple[int | str, str]], named: dict[int | str, str], num_classes: int | None
 ) -> tuple[dict[int | str, int] | None, list[str] | None]:
-    """Labels by category id, and the class names; None and None where the file's numbers are the labels as they are."""
+    """Labels by category id, and the class names; None and None if the file's numbers are the labels."""
     used = {category for category, _ in category_of.values()}
     if not used or not used <= named.keys():
         return None, None
@@ -189,9 +191,7 @@ def _labels_of_categories(
     kept = [category for category in named if category in used]
     if num_classes is not None and len(kept) != num_classes:
         raise ValueError(f"{len(kept)} categories have images, expected {num_classes}")
-    logger.warning(
-        "categories are numbered anew, in the order of their ids: %d with images, of %d", len(kept), len(named)
-    )
+    logger.warning("categories are renumbered in the order of their ids: %d with images, of %d", len(kept), len(named))
     return {category: label for label, category in enumerate(kept)}, [printable_name(named[key]) for key in kept]
 
 
@@ -212,8 +212,8 @@ def _parse_ncl(document: dict[str, Any], num_classes: int | None, strip_prefix: 
 def _listing(
     records: list[_Record], num_classes: int | None, strip_prefix: str, class_names: list[str] | None = None
 ) -> Listing:
-    """Checks and plain names for all kinds of lists."""
-    # A file name on Unix may hold "\"; a list in which it is the only separator is from Windows.
+    """Checks and normalised names for all kinds of lists."""
+    # A file name on Unix may contain "\"; a list in which it is the only separator is from Windows.
     if any("\\" in record.path for record in records) and not any("/" in record.path for record in records):
         logger.warning('the paths of the list are separated by "\\"; read as "/"')
         records = [record._replace(path=record.path.replace("\\", "/")) for record in records]
@@ -228,7 +228,9 @@ def _listing(
                 f"{before.where}; one image has one class here"
             )
     if len(first) < len(records):
-        logger.warning("%d of %d entries repeat an image; each is taken once", len(records) - len(first), len(records))
+        logger.warning(
+            "%d of %d entries repeat an image; each image is used once", len(records) - len(first), len(records)
+        )
     labels = [record.label for record in first.values()]
     return Listing(list(first), labels, max(labels) + 1 if num_classes is None else num_classes, class_names)
 
@@ -237,7 +239,7 @@ def _refuse_labels_from_one(records: list[_Record]) -> None:
     labels = {record.label for record in records}
     if len(labels) > 1 and labels == set(range(1, len(labels) + 1)):
         raise ValueError(
-            f"labels count from 1 to {len(labels)}, expected from 0; pass --first-label 1, or --num-classes "
+            f"labels run from 1 to {len(labels)}, expected from 0; pass --first-label 1, or --num-classes "
             f"{len(labels) + 1} if class 0 has no image in this list"
         )
 
@@ -262,7 +264,9 @@ def _id(record: Any, key: str, where: str) -> int | str:
 
 def _whole_number(category: int | str, where: str) -> int:
     if not isinstance(category, int):
-        raise ValueError(f"{where}: category_id is {category[:80]!r}, expected a number, as no `categories` name it")
+        raise ValueError(
+            f"{where}: category_id is {category[:80]!r}, expected a number, because no `categories` table names it"
+        )
     return category
 
 
@@ -272,22 +276,22 @@ def _checked_label(label: str | int, num_classes: int | None, first_label: int, 
     number = int(label) - first_label
     if number < 0 or (num_classes is not None and number >= num_classes):
         last = "or more" if num_classes is None else f"to {num_classes - 1 + first_label}"
-        hint = "" if first_label else " (labels count from zero; --first-label 1 for those that count from one)"
+        hint = "" if first_label else " (labels start at zero; pass --first-label 1 if they start at one)"
         raise ValueError(f"{where}: label {int(label)} is out of range, expected {first_label} {last}{hint}")
     return number
 
 
 def _relative_name(name: str, strip_prefix: str, where: str) -> str:
     if not name.startswith(strip_prefix):
-        raise ValueError(f"{where}: path {name[:200]!r} does not begin with --strip-prefix {strip_prefix!r}")
+        raise ValueError(f"{where}: path {name[:200]!r} does not start with --strip-prefix {strip_prefix!r}")
     name = name[len(strip_prefix) :].removeprefix("./")
     if strip_prefix:
         name = name.lstrip("/")
     if not is_one_line(name):
-        raise ValueError(f"{where}: path {name[:200]!r} holds control characters")
+        raise ValueError(f"{where}: path {name[:200]!r} contains control characters")
     if name.startswith("/") or re.match(r"[A-Za-z]:[/\\]", name) or not plain_name(name):
         raise ValueError(
-            f"{where}: path {name[:200]!r} is not relative; give what --images replaces with --strip-prefix"
+            f"{where}: path {name[:200]!r} is not relative; pass the part that --images replaces as --strip-prefix"
         )
     if "/../" in f"/{name}/":
         raise ValueError(f"{where}: path {name[:200]!r} leaves the image folder")
@@ -297,15 +301,15 @@ def _relative_name(name: str, strip_prefix: str, where: str) -> str:
 def is_one_line(name: str) -> bool:
     """Whether a name can be written as one line of UTF-8: no control character, line separator or lone surrogate.
 
-    File names on Unix may hold any of them.
+    File names on Unix may contain any of them.
     """
     return name.isprintable() or not any(unicodedata.category(char) in ("Cc", "Cs", "Zl", "Zp") for char in name)
 
 
 def class_names_of_folders(names: Sequence[str], labels: Sequence[int], num_classes: int) -> list[str]:
-    """Class names of a list without a table of them: the folder of the images, if each class has its own.
+    """Class names for a list without a table of them: the images' folder, if each class has its own.
 
-    "train/n01440764/x.JPEG" gives "n01440764"; where folders do not tell the classes apart, "class_0", "class_1" ….
+    "train/n01440764/x.JPEG" gives "n01440764"; if folders do not distinguish the classes, "class_0", "class_1" ….
     """
     folder_of: dict[int, str] = {}
     for name, label in zip(names, labels, strict=True):

@@ -1,7 +1,7 @@
-"""The tree that unpacking an archive would make: links resolved, the later of two equal names kept.
+"""The tree that unpacking an archive would create: links resolved, the later of two equal names kept.
 
-Only archives with links need it, as it holds all names in memory. It is walked as `Folder` walks a disk: links to
-files and folders are followed, a folder that contains itself is entered once.
+Only archives with links need it, because it holds all names in memory. It is walked as `Folder` walks a disk: links to
+files and folders are followed, and a folder that contains itself is entered once.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import NamedTuple, TypeAlias
 
 logger = logging.getLogger(__name__)
 
-DEEPEST_FOLDER = 200  # that is walked
-_MOST_LINKS = 40  # that one name may lead through, as on Linux
+DEEPEST_FOLDER = 200  # nesting depth that is walked
+_MOST_LINKS = 40  # links that one name may pass through, as on Linux
 
 
 class Member(NamedTuple):
     """A file of a container: what its fetcher needs, and the encoded size in bytes.
 
-    A location of an archive that is a text is the target of a link that leads nowhere; to fetch it is an error.
+    If an archive member's location is a text, it is the target of a link that leads nowhere; fetching it is an error.
     """
 
     location: str | int | tuple[int, ...]
@@ -38,11 +38,11 @@ _Path: TypeAlias = tuple[str, ...]
 
 
 class TreeError(ValueError):
-    """An archive whose tree cannot be followed; says why."""
+    """An archive whose tree cannot be followed, with the reason."""
 
 
 class MemberTree:
-    """Files, folders and links by name, added in the order of the archive."""
+    """Files, folders and links by name, added in archive order."""
 
     def __init__(self) -> None:
         self._root: _Folder = {}
@@ -54,7 +54,7 @@ class MemberTree:
         for part in parents:
             node = folder.get(part)
             if isinstance(node, Link):
-                raise TreeError(f"{name!r} lies behind the link {part!r} -> {node.target!r}")
+                raise TreeError(f"{name!r} is below the link {part!r} -> {node.target!r}")
             if not isinstance(node, dict):
                 node = folder[part] = {}
             folder = node
@@ -64,7 +64,7 @@ class MemberTree:
             folder[last] = {}
 
     def add_hard_link(self, name: str, target: str) -> None:
-        """A second name for what has been added as `target`."""
+        """A second name for the entry added as `target`."""
         found = self._at(target.split("/"))
         self.add(name, Member(target, 0) if found is None or isinstance(found, dict) else found)
 
@@ -75,9 +75,9 @@ class MemberTree:
     def _walk(
         self, prefix: str, real: _Path, folder: _Folder, above: tuple[int, ...]
     ) -> Iterator[tuple[str, Member | None]]:
-        """prefix: the name by which the folder is reached; real: where it is without links."""
+        """prefix: the name under which the folder is reached; real: its location without links."""
         if len(above) > DEEPEST_FOLDER:
-            raise TreeError(f"more than {DEEPEST_FOLDER} folders in one another: {prefix[:200]}…")
+            raise TreeError(f"more than {DEEPEST_FOLDER} nested folders: {prefix[:200]}…")
         for name, node in sorted(folder.items()):
             path = f"{prefix}{name}"
             step = self._resolved((*real, name), node, [_MOST_LINKS])
@@ -89,7 +89,7 @@ class MemberTree:
             if isinstance(found, Member):
                 yield path, found
             elif id(found) in (id(folder), *above):
-                logger.warning("%s: a link to a folder above it; not entered again", path)
+                logger.warning("%s: a link to one of its parent folders; not entered again", path)
             else:
                 yield path, None
                 yield from self._walk(f"{path}/", place, found, (*above, id(folder)))
@@ -103,10 +103,10 @@ class MemberTree:
         return node
 
     def _resolved(self, path: _Path, node: _Node, links_left: list[int]) -> tuple[_Path, Member | _Folder] | None:
-        """What is found at `path`, where `node` is, and where that is without links.
+        """The node at `path`, which contains or is `node`, and its location without links.
 
-        None for a link that leads out of the archive, nowhere, or through too many others. links_left: one number,
-        counted down over all links on the way.
+        None for a link that leads out of the archive, nowhere, or through too many others. links_left: a single
+        counter, decremented for every link on the way.
         """
         if not isinstance(node, Link):
             return path, node

@@ -1,4 +1,4 @@
-"""The source of data sets that come as pixel arrays: lossless PNG, made when a sample is fetched."""
+"""The source of data sets that come as pixel arrays: encoded as lossless PNG when a sample is fetched."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which images of a balanced data set the papers keep for a long-tailed one: class sizes, choices by their seeds."""
+"""The papers' rules for long-tailed subsets of balanced data sets: class sizes, and image choices by seed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from shards.class_counts import Int64Array, samples_per_class
 from shards.commandline import UsageError
 
-# A row of class indices in, the chosen ones out, in the order of the choice.
+# Takes an array of class indices, returns the chosen ones in the order of choice.
 _Choose = Callable[[Int64Array, int], Int64Array]
 
 
@@ -35,7 +35,7 @@ def long_tailed_counts(
         exponents = [0.0 if k < num_classes // 2 else 1.0 for k in range(num_classes)]
     else:
         raise ValueError(f"kind is {kind!r}, expected 'exp' or 'step'")
-    # Python's own power: numpy's vectorised one may differ in the last bit, and truncation would turn it into an image.
+    # Python's own power: numpy's vectorised one may differ in the last bit, and truncation makes that an image.
     counts = np.array([int(max_count * imb_factor**exponent) for exponent in exponents], dtype=np.int64)
     if counts[-1] < 1:
         raise ValueError(
@@ -48,9 +48,9 @@ def long_tailed_counts(
 
 
 def cmo_subset(labels: ArrayLike, counts: ArrayLike, seed: int = 0) -> Int64Array:
-    """Sample indices of the long-tailed subset of CMO and LDAM-DRW, class after class, int64 (Σ counts,).
+    """Sample indices of the long-tailed subset of CMO and LDAM-DRW, class by class, int64 (Σ counts,).
 
-    numpy's legacy generator, seeded once; for each class its ascending indices are shuffled, the first counts[k] kept.
+    numpy's legacy generator, seeded once; for each class, shuffle its ascending indices and keep the first counts[k].
     """
     rng = np.random.RandomState(seed)
 
@@ -62,9 +62,9 @@ def cmo_subset(labels: ArrayLike, counts: ArrayLike, seed: int = 0) -> Int64Arra
 
 
 def glmc_subset(labels: ArrayLike, counts: ArrayLike, seed: int = 3407) -> Int64Array:
-    """Sample indices of GLMC's long-tailed subset (Du et al., CVPR 2023), class after class, int64 (Σ counts,).
+    """Sample indices of GLMC's long-tailed subset (Du et al., CVPR 2023), class by class, int64 (Σ counts,).
 
-    numpy's legacy generator, seeded once; for each class counts[k] positions are chosen without replacement.
+    numpy's legacy generator, seeded once; for each class, choose counts[k] positions without replacement.
     """
     rng = np.random.RandomState(seed)
 
@@ -77,8 +77,8 @@ def glmc_subset(labels: ArrayLike, counts: ArrayLike, seed: int = 3407) -> Int64
 def metasaug_split(labels: ArrayLike, counts: ArrayLike, meta_per_class: int = 10) -> tuple[Int64Array, Int64Array]:
     """Training and meta sample indices of MetaSAug (Li et al., CVPR 2021), int64 (Σ counts,) and (C · meta_per_class,).
 
-    The balanced meta set is taken out first (numpy's legacy generator, seed 6), then the long tail is cut from what
-    remains (Python's generator, seed 42). So the largest class of CIFAR has 4990 or 490 samples, not 5000 or 500.
+    The balanced meta set is removed first (numpy's legacy generator, seed 6), then the long tail is cut from the rest
+    (Python's generator, seed 42). So CIFAR's largest class has 4990 or 490 samples, not 5000 or 500.
     """
     array = np.asarray(labels)
     meta = cmo_subset(array, np.full(np.asarray(counts).size, meta_per_class), seed=6)

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import tarfile
 from collections.abc import Collection, Iterator
-from pathlib import Path
 from typing import BinaryIO, cast
 
 from shards.source import Fetcher, SampleRef
 from tools.sources.archives import (
+    ArchivePath,
     NameKey,
+    bytes_of,
     has_tar_checksum,
     incomplete,
     locate_by_walking,
     not_in_the_archive,
     plain_name,
-    read_ahead,
+    random_access,
     same_name,
 )
 from tools.sources.member_tree import Link, Member, MemberTree, TreeError
@@ -28,19 +28,19 @@ _MULTI_VOLUME = b"M"
 
 
 class Tar:
-    """An uncompressed tar, indexed by walking its headers once per question; nothing but the answer is kept in memory
-    (unless it holds links).
+    """An uncompressed tar, indexed by walking its headers once per query; only the answer is kept in memory, unless the
+    tar contains links.
 
     nested: the members are tars themselves, one per class, as in ILSVRC2012_img_train.tar; `n01440764.tar` with
         `n01440764_762.JPEG` gives the name `n01440764/n01440764_762.JPEG`.
     """
 
-    def __init__(self, path: Path, key: NameKey = same_name, nested: bool = False) -> None:
+    def __init__(self, path: ArchivePath, key: NameKey = same_name, nested: bool = False) -> None:
         self.path, self._key, self._nested = path, key, nested
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
         with self.path.open("rb") as file:
-            end = self.path.stat().st_size
+            end = bytes_of(self.path)
             if not self._nested:
                 yield from self.members_of(file, end)
                 return
@@ -53,14 +53,14 @@ class Tar:
                             yield f"{class_name}/{_name(inner)}", _member(inner)
 
     def members_of(self, file: BinaryIO, end: int) -> Iterator[tuple[str, Member | None]]:
-        """The members of the tar that `file`, which can be read from its start, holds up to byte `end`."""
+        """The members of the tar in `file`, which must be readable from its start, up to byte `end`."""
         links = 0
         for member in _walk(file, self.path, 0, end):
             if member.issym() or member.islnk():
                 links += 1
-            elif not links and (name := _name(member)):  # "" is the folder that was packed
+            elif not links and (name := _name(member)):  # "" is the packed folder itself
                 yield name, _member(member) if member.isfile() else None
-        if links:  # from the start: what was said so far is said again, as it is after unpacking
+        if links:  # yields everything from the start again, as it is after unpacking
             try:
                 yield from self._tree(_walk(file, self.path, 0, end)).walk()
             except TreeError as error:
@@ -88,25 +88,25 @@ class Tar:
 
 
 def _name(member: tarfile.TarInfo) -> str:
-    """Of sparse members in the pax format GNU tar keeps the name apart; a long "path" beside it is a made-up one."""
+    """For sparse members in pax format, GNU tar stores the name separately; a long "path" next to it is made up."""
     return plain_name(member.pax_headers.get("GNU.sparse.name", member.name))
 
 
-def _walk(file: BinaryIO, path: Path, start: int, end: int) -> Iterator[tarfile.TarInfo]:
-    """Files, folders and links of the tar in bytes [start, end) of `file`; offsets count from the file's start."""
+def _walk(file: BinaryIO, path: ArchivePath, start: int, end: int) -> Iterator[tarfile.TarInfo]:
+    """Files, folders and links of the tar in bytes [start, end) of `file`; offsets are from the file's start."""
     file.seek(start)
     try:
-        # What is no UTF-8 in a name becomes what Python makes of it in the name of a file on the disk.
+        # Bytes in a name that are not UTF-8 are decoded as Python decodes file names on disk.
         with tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as tar:
-            # tarfile seeks before every header, so that an inner tar can be walked between two members of the outer.
+            # tarfile seeks before every header, so an inner tar can be walked between two members of the outer one.
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # it remembers all: gigabytes for the larger archives
+                tar.members.clear()  # type: ignore[attr-defined]  # tarfile keeps all members: gigabytes for the larger archives
                 if member.isfile() or member.isdir() or member.issym() or member.islnk():
                     if member.offset_data + _stored_bytes(member) > end:
-                        raise tarfile.ReadError(f"member {member.name!r} ends behind the archive")
+                        raise tarfile.ReadError(f"member {member.name!r} ends beyond the archive")
                     yield member
                 elif member.type == _MULTI_VOLUME:
-                    raise tarfile.ReadError("one of several volumes; unpack them together and give the folder")
+                    raise tarfile.ReadError("a multi-volume archive; unpack the volumes together and give the folder")
             _check_end(file, tar.offset, end)
     except tarfile.TarError as error:
         raise incomplete(path, "tar", error) from error
@@ -119,10 +119,10 @@ class _SecondArchiveError(ValueError):
 
 
 def _check_end(file: BinaryIO, offset: int, end: int) -> None:
-    """A damaged header looks like an end to tarfile: only the mark tells that nothing is missing."""
+    """A damaged header looks like the end to tarfile: only the end marker proves that nothing is missing."""
     file.seek(offset)
     if offset + _BLOCK > end or any(file.read(_BLOCK)):
-        raise tarfile.ReadError(f"no end mark at byte {offset}")
+        raise tarfile.ReadError(f"no end marker at byte {offset}")
     while (position := file.tell()) < end:
         chunk = file.read(min(_CHUNK_BYTES, end - position))
         if not chunk:
@@ -132,10 +132,10 @@ def _check_end(file: BinaryIO, offset: int, end: int) -> None:
             file.seek(at)
             if has_tar_checksum(file.read(_BLOCK)):
                 raise _SecondArchiveError(
-                    f"several archives in one file: a second one begins at byte {at}, which most programs would not "
+                    f"several archives in one file: a second one begins at byte {at}, which most tools would not "
                     "unpack; unpack it with `tar --ignore-zeros -xf` and give the folder"
                 )
-            return  # other bytes behind the end, which unpacking programs leave alone
+            return  # other bytes after the end, which unpacking tools ignore
 
 
 def _stored_bytes(member: tarfile.TarInfo) -> int:
@@ -146,7 +146,7 @@ def _stored_bytes(member: tarfile.TarInfo) -> int:
 
 
 def _data_parts(member: tarfile.TarInfo) -> list[tuple[int, int]] | None:
-    """Of a sparse member: offset in the file and size of each part that is stored. Else None."""
+    """For a sparse member: offset in the file and size of each stored part. Otherwise None."""
     return cast("list[tuple[int, int]] | None", member.sparse)
 
 
@@ -158,11 +158,11 @@ def _member(member: tarfile.TarInfo) -> Member:
 
 
 class _TarFetcher:
-    """Locations are (offset, size), and for sparse members then offset and size of each part in the file."""
+    """Locations are (offset, size), followed for sparse members by offset and size of each part in the file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self._path = path
-        self._descriptor = os.open(path, os.O_RDONLY)
+        self._archive = random_access(path)
 
     def fetch(self, ref: SampleRef) -> bytes:
         if not isinstance(ref.location, tuple):
@@ -173,20 +173,20 @@ class _TarFetcher:
         data = bytearray(size)
         for at, length in zip(parts[::2], parts[1::2], strict=True):
             if at < 0 or at + length > size:
-                raise ValueError(f"{ref.name}: its parts do not fit its size; {self._path} is damaged")
+                raise ValueError(f"{ref.name}: its parts do not match its size; {self._path} is damaged")
             data[at : at + length] = self._read(ref, offset, length)
             offset += length
         return bytes(data)
 
     def _read(self, ref: SampleRef, offset: int, size: int) -> bytes:
-        data = os.pread(self._descriptor, size, offset)
+        data = self._archive.read_at(offset, size)
         if len(data) != size:
             raise ValueError(f"{ref.name}: {len(data)} of {size} bytes left in {self._path}; was the file truncated?")
         return data
 
     def will_fetch(self, ref: SampleRef) -> None:
-        if isinstance(ref.location, tuple) and ref.location[1]:  # an empty member's neighbours are the whole rest
-            read_ahead(self._descriptor, *ref.location[:2])
+        if isinstance(ref.location, tuple) and ref.location[1]:  # a size of 0 would read ahead the whole rest
+            self._archive.will_read(*ref.location[:2])
 
     def close(self) -> None:
-        os.close(self._descriptor)
+        self._archive.close()

@@ -1,4 +1,4 @@
-"""Zips, read in place, with the names that unpacking programs give."""
+"""Zips, read in place, with the names that unpacking tools produce."""
 
 from __future__ import annotations
 
@@ -8,14 +8,23 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
+from shards.object_store import StoreError
 from shards.source import Fetcher, SampleRef
-from tools.sources.archives import incomplete, locate_by_walking, not_in_the_archive, plain_name, read_ahead
+from tools.sources.archives import (
+    ArchivePath,
+    incomplete,
+    locate_by_walking,
+    not_in_the_archive,
+    plain_name,
+    read_ahead,
+)
 from tools.sources.member_tree import Link, Member, MemberTree, TreeError
+from tools.sources.stored import StoredBytes, StoredFile
 
-_MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, seldom this long
+_MEMBER_HEADER = 512  # bytes before a member's data: 30, its name, and extra fields, rarely this long
 _LONGEST_LINK = 4096
+_TRIES = 3
 _ENCRYPTED, _NAME_IS_UTF8 = 0x1, 0x800  # flag bits
 _UNIX, _MACOS = 3, 19  # "made by", APPNOTE 4.4.2
 _UNICODE_PATH = 0x7075  # extra field, APPNOTE 4.6.9
@@ -23,15 +32,15 @@ _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile
 _METHOD_NAMES = {9: "Deflate64", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES encryption"}
 
 _DAMAGE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError)
-# RuntimeError: a password is needed; NotImplementedError, one of its kind: a rare compression. The others: the
-# archive's directory leads to a place outside of it.
+# RuntimeError: a password is needed; NotImplementedError, a subclass: a rare compression method. The others: the
+# archive's directory points outside the file.
 _READ_ERRORS = (*_DAMAGE, RuntimeError, OSError, OverflowError, ValueError)
 
 
 class Zip:
     """A zip archive; the location of a member is its position in the archive's directory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self.path = path
 
     def members(self) -> Iterator[tuple[str, Member | None]]:
@@ -72,14 +81,14 @@ class Zip:
 
 
 def member_name(info: zipfile.ZipInfo) -> str:
-    """The name that unpacking programs give a member, with "/" between its parts.
+    """The name that unpacking tools give a member, with "/" as separator.
 
-    Names are UTF-8 where a flag or an extra field says so. Others: from Unix and macOS the bytes of the file system,
-    from elsewhere the code page of DOS.
+    Names are UTF-8 if a flag or an extra field marks them so. Otherwise they are the file system's bytes if written on
+    Unix or macOS, else in the DOS code page.
     """
     name = info.orig_filename.partition("\0")[0]
     if not info.flag_bits & _NAME_IS_UTF8 and not name.isascii():
-        raw = name.encode("cp437")  # zipfile has decoded it so
+        raw = name.encode("cp437")  # zipfile decoded it this way
         unicode = _unicode_path(info.extra, raw)
         if unicode is not None:
             name = unicode
@@ -126,8 +135,8 @@ def _link(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Link:
         raise TreeError(f"the link {info.filename!r} cannot be read: {error}") from error
 
 
-def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
-    """Of zips that were written one behind the other only the last one's directory is read."""
+def _refuse_a_second_archive(path: ArchivePath, infos: list[zipfile.ZipInfo]) -> None:
+    """If several zips are concatenated, only the last one's directory is read."""
     first = min((info.header_offset for info in infos), default=0)
     if first > 0:
         with path.open("rb") as file:
@@ -138,44 +147,61 @@ def _refuse_a_second_archive(path: Path, infos: list[zipfile.ZipInfo]) -> None:
                 )
 
 
-def _check_readable(path: Path, name: str, info: zipfile.ZipInfo) -> None:
+def _check_readable(path: ArchivePath, name: str, info: zipfile.ZipInfo) -> None:
     if info.flag_bits & _ENCRYPTED:
         raise ValueError(f"{path}: {name} is encrypted; unpack it with its password and give the folder")
     if info.compress_type not in _METHODS:
         method = _METHOD_NAMES.get(info.compress_type, f"method {info.compress_type}")
         raise ValueError(
-            f"{path}: {name} is compressed with {method}, which is not read here; unpack it (7z reads that) and give "
+            f"{path}: {name} is compressed with {method}, which is not supported; unpack it (7z can) and give "
             "the folder"
         )
 
 
-def _opened(path: Path) -> zipfile.ZipFile:
+def _opened(path: ArchivePath) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, NotImplementedError) as error:  # the latter: made by a later version of the format
+        return zipfile.ZipFile(path.open() if isinstance(path, StoredFile) else path)
+    except (zipfile.BadZipFile, NotImplementedError) as error:  # NotImplementedError: a later version of the format
         raise incomplete(path, "zip", error) from error
 
 
 class _ZipFetcher:
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: ArchivePath) -> None:
         self._path = path
         self._archive = _opened(path)
         self._directory = self._archive.infolist()
-        assert self._archive.fp is not None
-        self._descriptor = self._archive.fp.fileno()
 
     def fetch(self, ref: SampleRef) -> bytes:
         if not isinstance(ref.location, int):
             raise not_in_the_archive(ref, self._path)
         try:
-            return self._archive.read(self._directory[ref.location])
+            return self._read(self._directory[ref.location])
+        except StoreError:  # no fault of this image
+            raise
         except _READ_ERRORS as error:
-            raise ValueError(f"{ref.name}: cannot be read from {self._archive.filename}: {error}") from error
+            raise ValueError(f"{ref.name}: cannot be read from {self._path}: {error}") from error
+
+    def _read(self, info: zipfile.ZipInfo) -> bytes:
+        """A member; from a store more than once, where its checksum says that it came wrong."""
+        for _ in range(_TRIES - 1 if isinstance(self._archive.fp, StoredBytes) else 0):
+            try:
+                return self._archive.read(info)
+            except _DAMAGE:
+                assert isinstance(self._archive.fp, StoredBytes)
+                self._archive.fp.forget()
+        return self._archive.read(info)
 
     def will_fetch(self, ref: SampleRef) -> None:
         if isinstance(ref.location, int):
             info = self._directory[ref.location]
-            read_ahead(self._descriptor, info.header_offset, info.compress_size + _MEMBER_HEADER)
+            size = info.compress_size + _MEMBER_HEADER
+            if isinstance(self._archive.fp, StoredBytes):
+                self._archive.fp.will_read(info.header_offset, size)
+            elif self._archive.fp is not None:
+                read_ahead(self._archive.fp.fileno(), info.header_offset, size)
 
     def close(self) -> None:
+        file = self._archive.fp
         self._archive.close()
+        if file is not None:
+            file.close()

@@ -1,4 +1,4 @@
-"""Files with weights: those of this project, and those that the papers' programs released.
+"""Weight files: this project's checkpoints, and those released with the papers' code.
 
-May import `train.models` and `train.methods`; the loop and the evaluation stand above.
+May import `train.models` and `train.methods`; the loop and the evaluation are above it.
 """

@@ -1,7 +1,7 @@
-"""Checkpoints: complete, atomic, and refused where they do not fit the run.
+"""Checkpoints: complete, atomic, and refused if they do not match the run.
 
-A checkpoint is one file of tensors and plain containers, read with `weights_only`, so that loading one never executes
-anything. It is written under a temporary name and renamed when it is whole: a file under its final name is complete.
+A checkpoint is one file of tensors and plain containers, read with `weights_only`, so loading one never executes code.
+It is written under a temporary name and renamed once complete: a file with its final name is complete.
 """
 
 import errno
@@ -25,17 +25,17 @@ from train.checkpoints.released import state_dict_of
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION = 2  # 1 named no classes
-AVERAGED = "averaged"  # key of the moving average of the weights, in the checkpoints of runs that have one
+FORMAT_VERSION = 2  # version 1 had no class names
+AVERAGED = "averaged"  # key of the moving average of the weights, if the run has one
 _NAME = re.compile(r"epoch(\d{4,})-step(\d{6,})\.pt")
 _TEMPORARY_SUFFIX = ".partial"
 
 
 def save(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a checkpoint so that `path` never holds an incomplete one.
+    """Write a checkpoint so that `path` is never incomplete.
 
     Raises:
-        OutsideError: the disk is full. Nothing of this checkpoint is left, and those before it are whole.
+        OutsideError: the disk is full. Nothing of this checkpoint remains, and earlier ones are intact.
     """
     temporary = path.with_name(path.name + _TEMPORARY_SUFFIX)
     try:
@@ -51,7 +51,7 @@ def save(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def checkpoint_file(path: Path) -> Path:
-    """The file that is meant: a run's folder stands for its best weights.
+    """The checkpoint file for a path: for a run folder, its best weights.
 
     Raises:
         FileNotFoundError: there is no such file or folder, or the folder has no best checkpoint.
@@ -61,10 +61,10 @@ def checkpoint_file(path: Path) -> Path:
         return path
     for best in (path / "checkpoints" / "best.pt", path / "best.pt"):
         if best.is_file():
-            logger.info("%s is a folder; its best checkpoint is taken: %s", path, best)
+            logger.info("%s is a folder; using its best checkpoint: %s", path, best)
             return best
     raise FileNotFoundError(
-        f"{path}: a folder without checkpoints/best.pt, so no run that has been evaluated yet; give a checkpoint file"
+        f"{path}: a folder without checkpoints/best.pt, so not a run that has been evaluated; give a checkpoint file"
     )
 
 
@@ -79,7 +79,7 @@ def _tensor_bytes(content: Any) -> int:
 
 
 class _Ignored:
-    """Stands for an object of any class or function that a released file holds beside its tensors; keeps nothing."""
+    """Placeholder for any object other than tensors in a released file; keeps nothing."""
 
     def __new__(cls, *arguments: Any) -> "_Ignored":
         return super().__new__(cls)
@@ -89,18 +89,18 @@ class _Ignored:
 
 
 def read(path: Path) -> Any:
-    """Read a file of tensors and plain containers, whoever wrote it, to the CPU.
+    """Read a file of tensors and plain containers from any source to the CPU.
 
-    Nothing that the file names is imported or called, but for what builds tensors and plain containers. Other objects,
-    such as the settings in RIDE's files and numpy's numbers in NCL's, become stand-ins that hold nothing; those that
-    are dictionaries or lists of a class of their own are refused.
+    Nothing that the file names is imported or called, except what builds tensors and plain containers. Other objects,
+    such as the settings in RIDE's files and numpy numbers in NCL's, become empty placeholders; subclasses of dict or
+    list are refused.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or holds something else.
+        ValueError: the file is damaged, or has other content.
     """
     try:
-        # Files from before PyTorch 1.6 are no archives, and cannot be searched for classes.
+        # Files from before PyTorch 1.6 are not archives and cannot be searched for classes.
         foreign = get_unsafe_globals_in_checkpoint(path) if zipfile.is_zipfile(path) else []
         with safe_globals([(_Ignored, name) for name in foreign]):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -108,12 +108,12 @@ def read(path: Path) -> Any:
         raise FileNotFoundError(
             f"{path}: no such checkpoint; the checkpoints of a run are in its checkpoints/ folder"
         ) from None
-    except Exception as error:  # which one depends on the byte where the file breaks
-        message = f"{path}: damaged, or no checkpoint of tensors and plain containers: {error}"
+    except Exception as error:  # the type depends on where the file is damaged
+        message = f"{path}: damaged, or not a checkpoint of tensors and plain containers: {error}"
         if isinstance(error, pickle.UnpicklingError):
             weights = f"torch.load({str(path)!r}, map_location='cpu', weights_only=False)['state_dict']"
             message += (
-                "\nIf the file is whole and you trust its maker, save its weights alone; this runs what the file says "
+                "\nIf the file is intact and you trust its author, save only its weights; this runs code from the file "
                 f"and needs the code that wrote it: torch.save({{'state_dict': {weights}}}, 'weights.pt')"
             )
         raise ValueError(message) from error
@@ -124,37 +124,37 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is damaged, or is not one of ours.
+        ValueError: the file is damaged, or not one of ours.
     """
     content = read(path)
     _check_sums(path)
     found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
     if found == 1:
         raise ValueError(
-            f"{path}: checkpoint format 1, of an earlier version of this program; format {FORMAT_VERSION} names its "
-            "classes, and options have other names. Use the version that wrote it, whose commit is in the run's "
-            "result.json, or train again"
+            f"{path}: checkpoint format 1, from an earlier version of this program; format {FORMAT_VERSION} has class "
+            "names, and options have other names. Use the version that wrote it (its commit is in the run's "
+            "result.json), or train again"
         )
     if found != FORMAT_VERSION:
         raise ValueError(
-            f"{path}: checkpoint format {found}, expected {FORMAT_VERSION} as this version of the code writes"
+            f"{path}: checkpoint format {found}, expected {FORMAT_VERSION}, the format of this version of the code"
         )
     return content
 
 
 def _check_sums(path: Path) -> None:
-    """Refuse a checkpoint of which a bit has changed: torch reads tensors without looking at their checksums."""
+    """Refuse a checkpoint with a flipped bit: torch reads tensors without verifying their checksums."""
     try:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, RuntimeError, OSError, EOFError) as error:
         raise ValueError(f"{path}: damaged: {error}") from error
     if damaged is not None:
-        raise ValueError(f"{path}: damaged: the checksum of {damaged} is not that of its content")
+        raise ValueError(f"{path}: damaged: the checksum of {damaged} does not match its content")
 
 
 def counting_weights(content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Of what `load` gives: the weights that are evaluated, which are the moving average where there is one."""
+    """The evaluated weights in the result of `load`: the moving average if there is one."""
     return content.get(AVERAGED, content["model"])
 
 
@@ -165,14 +165,14 @@ def load_weights(
     required: Callable[[str], bool] = lambda name: False,
     backbone_sha256: str | None = None,
 ) -> None:
-    """Load those of a checkpoint's model weights that are wanted, by name; what only one of the two has is logged.
+    """Load the wanted model weights of a checkpoint by name; names in only one of the two are logged.
 
     The checkpoint is one of ours or a released file, see train/checkpoints/released.py. `backbone_sha256` names the
     pretrained weights that the model has already.
 
     Raises:
-        ValueError: a shared parameter differs in shape, nothing is shared, one that is required is absent, or the
-            checkpoint holds what was tuned of other weights.
+        ValueError: a shared parameter differs in shape, nothing is shared, a required one is missing, or the checkpoint
+            holds tensors tuned with other pretrained weights.
     """
     path = checkpoint_file(path)
     content = read(path)
@@ -192,8 +192,8 @@ def load_weights(
     absent = sorted(name for name in own if name not in weights and wanted(name) and required(name))
     if absent:
         raise ValueError(
-            f"{path}: {', '.join(absent)} not in the checkpoint, but the method goes on with them; give the checkpoint "
-            "of a first stage that has trained them"
+            f"{path}: {', '.join(absent)} not in the checkpoint, but the method continues from them; give the "
+            "checkpoint of a first stage that trained them"
         )
     for what, names in (
         ("not in the model", set(weights) - set(own)),
@@ -215,12 +215,12 @@ def _check_backbone(path: Path, stored: str | None, given: str | None) -> None:
 
 
 def stored_part(state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> dict[str, Tensor]:
-    """What a checkpoint holds of a state dict: all, or where a file has the other tensors, those that it `stores`."""
+    """The part of a state dict in a checkpoint: everything, or, if a file has the other tensors, what it `stores`."""
     return {name: value for name, value in state.items() if stores is None or stores(name)}
 
 
 def load_stored_part(model: nn.Module, state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> None:
-    """Take back what `stored_part` gave.
+    """Load the result of `stored_part`.
 
     Raises:
         RuntimeError: names or shapes are not the model's.
@@ -241,9 +241,9 @@ def check_fit(path: Path, found: Mapping[str, Any], expected: Mapping[str, Any])
     if differences:
         listed = "\n  ".join(differences)
         raise ValueError(
-            f"{path} does not fit this run:\n  {listed}\n"
-            "Give the options it was made with, or start over in another --run_dir. A finished run is trained for "
-            "longer by a new one that starts from its weights: --model.init_from RUN_FOLDER --run_dir ANOTHER"
+            f"{path} does not match this run:\n  {listed}\n"
+            "Use the options it was made with, or start over in another --run_dir. To train a finished run for longer, "
+            "start a new one from its weights: --model.init_from RUN_FOLDER --run_dir ANOTHER"
         )
 
 
@@ -256,11 +256,11 @@ class CheckpointFolder:
 
     @property
     def best(self) -> Path:
-        """Where the best model is kept."""
+        """The path of the best model."""
         return self.folder / "best.pt"
 
     def prepare(self) -> None:
-        """Make the folder, and clear what a killed run was writing."""
+        """Create the folder, and remove the temporary files of killed runs."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(f"*{_TEMPORARY_SUFFIX}"):
             leftover.unlink()
@@ -271,10 +271,10 @@ class CheckpointFolder:
         return sorted((Position(int(m[1]), int(m[2])), path) for m, path in matches if m)
 
     def save(self, position: Position, content: Mapping[str, Any]) -> Path:
-        """Write the checkpoint of a position, then drop the oldest beyond `keep`.
+        """Write the checkpoint of a position, then delete the oldest beyond `keep`.
 
-        So are those of later positions: the run went back behind them, because they are damaged or an earlier one was
-        asked for, and the metrics they belong to are gone. Counted among the kept, they would push out this one.
+        Checkpoints of later positions are deleted too: the run went back before them, because they are damaged or an
+        earlier one was requested, and their metrics are gone. If they counted, they would displace this one.
         """
         path = self.folder / f"epoch{position.epoch:04d}-step{position.step:06d}.pt"
         save(path, content)
@@ -286,7 +286,7 @@ class CheckpointFolder:
         return path
 
     def load_latest(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest checkpoint that can be read, None where there is none; a damaged one is reported and passed over.
+        """The newest readable checkpoint, None if there is none; damaged ones are reported and skipped.
 
         Raises:
             ValueError: there are checkpoints, and all of them are damaged.
@@ -306,14 +306,14 @@ class CheckpointFolder:
 
 
 def newest_of(run_dir: Path) -> tuple[Path, dict[str, Any]]:
-    """The newest state in the folder of a run, or in its checkpoints folder, to go on from.
+    """The newest state to resume from in a run folder or its checkpoints folder.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: there are some, and all of them are damaged.
+        ValueError: all of them are damaged.
     """
     for folder in (run_dir / "checkpoints", run_dir):
         found = CheckpointFolder(folder, keep=1).load_latest()
         if found is not None:
             return found
-    raise FileNotFoundError(f"{run_dir}: a folder without epoch….pt, so nothing to resume from")
+    raise FileNotFoundError(f"{run_dir}: a folder without epoch….pt files, so there is nothing to resume from")

@@ -1,4 +1,4 @@
-"""Pretrained weights: which file they are in, what it holds, and whether it fits the network."""
+"""Pretrained weights: finding the file, reading it, and checking that it matches the network."""
 
 import hashlib
 import logging
@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, Queue
 
-import timm
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -27,9 +26,9 @@ class Pretrained:
     """A file of pretrained weights.
 
     Attributes:
-        path: where it lies.
-        name: whose weights they are: a timm name with its tag, or the file's name.
-        sha256: of the file.
+        path: its location.
+        name: a timm name with its tag, or the file's name.
+        sha256: the file's hash.
     """
 
     path: Path
@@ -38,16 +37,16 @@ class Pretrained:
 
 
 def find_pretrained(options: ModelOptions) -> Pretrained | None:
-    """The weights that the options ask for, None where they ask for none; nothing is built and no data is read.
+    """The weights that the options request, or None; builds nothing and reads no data.
 
     Raises:
-        FileNotFoundError: `model.weights` is no file.
-        ValueError: timm's weights are not in its cache and cannot be fetched, or there are none.
+        FileNotFoundError: `model.weights` is not a file.
+        ValueError: timm's weights are not in its cache and cannot be downloaded, or do not exist.
     """
     if options.weights is not None:
-        path = Path(options.weights)  # a checkpoint has it as text
+        path = Path(options.weights)  # text in a checkpoint
         if not path.is_file():
-            raise FileNotFoundError(f"model.weights: {path} is no file; give safetensors or .pth of {options.name}")
+            raise FileNotFoundError(f"model.weights: {path} is not a file; give safetensors or .pth of {options.name}")
         return Pretrained(path, path.name, file_sha256(path))
     if not options.pretrained:
         return None
@@ -57,14 +56,13 @@ def find_pretrained(options: ModelOptions) -> Pretrained | None:
 
 
 def _from_hub(name: str) -> tuple[Path, str]:
-    # Imported here: a run from scratch needs no client.
+    # Imported here: a run from scratch needs neither.
+    import timm
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     config = timm.get_pretrained_cfg(name)
     if config is None or not config.hf_hub_id:
-        raise ValueError(
-            f"model.pretrained: timm has no weights for {name}; leave it out, or give --model.weights FILE"
-        )
+        raise ValueError(f"model.pretrained: timm has no weights for {name}; omit it, or give --model.weights FILE")
     full_name, file = f"{config.architecture}.{config.tag}", "model.safetensors"
     cached = try_to_load_from_cache(config.hf_hub_id, file)
     if isinstance(cached, str):
@@ -72,15 +70,15 @@ def _from_hub(name: str) -> tuple[Path, str]:
     try:
         _check_reachable()
         return Path(hf_hub_download(config.hf_hub_id, file, etag_timeout=_HUB_SECONDS)), full_name
-    except Exception as error:  # of the network, in many classes
+    except Exception as error:  # network errors have many classes
         raise ValueError(
             f"model.pretrained: the weights {full_name} are not in the local cache and the hub cannot be reached; "
-            f"fetch {file} of {config.hf_hub_id} elsewhere and give it with --model.weights FILE ({error})"
+            f"download {file} of {config.hf_hub_id} elsewhere and pass it with --model.weights FILE ({error})"
         ) from error
 
 
 def _check_reachable() -> None:
-    """Fail at once where there is no network: the client itself tries again for a minute.
+    """Fail at once without a network: the client itself retries for a minute.
 
     In a thread of its own, as a time limit of a connection holds for each address of a name, and not for finding them.
     """
@@ -104,47 +102,47 @@ def _asked(endpoint: str) -> Exception | None:
 
     try:
         urlopen(Request(endpoint, method="HEAD"), timeout=_HUB_SECONDS).close()
-    except Exception as error:  # of the network, in many classes
+    except Exception as error:  # network errors have many classes
         return error
     return None
 
 
 def file_sha256(path: Path) -> str:
-    """Of the content of a file, in hexadecimal."""
+    """The sha256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_same(path: Path, stored: str | None, found: Pretrained | None) -> None:
-    """Refuse a checkpoint of tuned tensors beside another backbone than it was tuned with.
+    """Refuse a checkpoint of tuned tensors with a backbone other than the one it was tuned with.
 
     Raises:
-        ValueError: the weights are absent, or other ones.
+        ValueError: the weights are missing, or different ones.
     """
     if stored is None or (found is not None and found.sha256 == stored):
         return
     has = "none are given" if found is None else f"{found.path} has {found.sha256[:12]}…"
     raise ValueError(
-        f"{path} holds the tuned tensors only and belongs to backbone weights of sha256 {stored[:12]}…, but {has}; "
+        f"{path} has only the tuned tensors and belongs to backbone weights of sha256 {stored[:12]}…, but {has}; "
         "give their file with --weights"
     )
 
 
 def load_pretrained(model: nn.Module, pretrained: Pretrained, wanted: Callable[[str], bool]) -> None:
-    """Load a backbone's weights, in place; into each of timm's networks that the model holds, if there are several.
+    """Load a backbone's weights, in place; into each timm network in the model, if there are several.
 
-    A classifier of another size keeps its random weights. timm's own conversion runs first: it resizes positions and
-    renames those of other publishers.
+    A classifier of a different size keeps its random weights. timm's own conversion runs first: it resizes position
+    embeddings and renames the tensors of other publishers.
 
     Args:
-        wanted: whether a tensor of the network, by name, comes from the file; the others keep what they have.
+        wanted: whether a tensor of the network, by name, is loaded from the file; the others are unchanged.
 
     Raises:
-        ValueError: the file is damaged, another network's, or lacks tensors that are wanted.
+        ValueError: the file is damaged, belongs to another network, or lacks wanted tensors.
     """
     networks = [(name, module) for name, module in model.named_modules() if hasattr(module, "pretrained_cfg")]
     if not networks:
-        raise ValueError(f"a {type(model).__name__} cannot start from pretrained weights; leave model.pretrained out")
+        raise ValueError(f"a {type(model).__name__} cannot start from pretrained weights; omit model.pretrained")
     for prefix, network in networks:
         dotted = f"{prefix}." if prefix else ""
         _load(network, pretrained, lambda name, dotted=dotted: wanted(dotted + name))  # type: ignore[misc]
@@ -169,9 +167,11 @@ def _load(model: nn.Module, pretrained: Pretrained, wanted: Callable[[str], bool
     ]
     other = [name for name, value in usable.items() if value.shape != own[name].shape]
     if absent or other:
-        listed = ", ".join([f"{name} is absent" for name in absent[:3]] + [f"{n} has another shape" for n in other[:3]])
+        listed = ", ".join(
+            [f"{name} is missing" for name in absent[:3]] + [f"{n} has another shape" for n in other[:3]]
+        )
         raise ValueError(
-            f"{pretrained.path} does not fit the backbone {type(model).__name__}: {len(absent)} tensors absent, "
+            f"{pretrained.path} does not match the backbone {type(model).__name__}: {len(absent)} tensors missing, "
             f"{len(other)} of another shape ({listed}); give the weights of model.name, with timm's names"
         )
     model.load_state_dict(usable, strict=False)
@@ -181,10 +181,10 @@ def _read(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         try:
             return load_file(path)
-        except Exception as error:  # the library's own class says little
-            raise ValueError(f"{path}: damaged, or no safetensors: {error}") from error
+        except Exception as error:  # the library's own exception class is not specific
+            raise ValueError(f"{path}: damaged, or not a safetensors file: {error}") from error
     content = read(path)
-    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as DeiT's, DINO's and ours
+    if isinstance(content, dict) and isinstance(content.get("model"), dict):  # as in DeiT's, DINO's and ours
         content = content["model"]
     try:
         return state_dict_of(content)

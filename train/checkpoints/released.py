@@ -1,14 +1,14 @@
-"""Checkpoint files of the official code of CMO, LDAM, GLMC, MetaSAug, RIDE, NCL, BBN and PaCo: what they hold.
+"""Checkpoint files of the official code of CMO, LDAM, GLMC, MetaSAug, RIDE, NCL, BBN and PaCo.
 
-Such a file is a dictionary with a `state_dict` (the names of torchvision's ResNets or of ResNet-32, often behind the
-"module." of a data-parallel wrapper) and little else that can be relied on; neither backbone nor number of classes is
-written down. Both follow from the shapes, and so do the experts of RIDE and NCL, whose names are those of
-train/models/ride.py and train/models/ncl.py.
+Such a file is a dictionary with a `state_dict` (the names of torchvision's ResNets or of ResNet-32, often with the
+"module." prefix of a data-parallel wrapper) and little else that is reliable; neither backbone nor number of classes is
+recorded. Both follow from the shapes, as do the experts of RIDE and NCL, whose names are those of train/models/ride.py
+and train/models/ncl.py.
 
-Not all that a file holds is evaluated. MetaSAug on large data sets and the classifier-balancing project, whose first
-stages it starts from, keep features and classifier apart. GLMC has two classifiers, of which the re-balanced one is
-evaluated. RIDE's routing, trained in a second stage to spare experts, is left out: all experts vote. NCL's contrastive
-branch has projections, momentum copies and queues beside the classifiers, and so have PaCo and GPaCo. BBN has two
+Not everything in a file is evaluated. MetaSAug on large data sets and the classifier-balancing project, which provides
+its first stages, store features and classifier separately. GLMC has two classifiers, of which the re-balanced one is
+evaluated. RIDE's routing, trained in a second stage to save experts, is ignored: all experts vote. NCL's contrastive
+branch has projections, momentum copies and queues in addition to the classifiers, as have PaCo and GPaCo. BBN has two
 branches and one classifier.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from train.models.build import ModelOptions
 from train.models.resnet_stem32 import LAYOUTS as STEM32_LAYOUTS
 
-_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # of data-parallel training, of torch.compile
+_WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")  # prefixes of data-parallel training and torch.compile
 _INAT18_CLASSES = 8142
 _INAT17_CLASSES = 5089
 _ROUTING = ("backbone.expert_help_pred",)
@@ -32,7 +32,7 @@ _GLMC_HEADS = ("fc.", "projection_head.", "contrast_head.")
 _GPACO = "encoder_q.fc.4.weight"
 _FIRST_OF_RIDE = re.compile(r"backbone\.(layer\d)s\.0\.")
 
-# Blocks a stage, rows of the first block's first convolution, input channels a group of its second → timm's name.
+# Blocks per stage, rows of the first block's first convolution, input channels per group of its second → timm's name.
 _BACKBONES = {
     ((3, 4, 6, 3), 64, 64): "resnet50",
     ((3, 4, 23, 3), 64, 64): "resnet101",
@@ -45,13 +45,13 @@ _RESNET32_BLOCKS = (5, 5, 5)
 
 @dataclass(frozen=True)
 class Architecture:
-    """What the names and shapes of a checkpoint say.
+    """The network that a checkpoint's names and shapes imply.
 
     Args:
-        method: name of the method that evaluates such a network, vanilla for one with one classifier.
-        options: of the method, as far as the network depends on them.
+        method: name of the method that evaluates such a network, vanilla for one with a single classifier.
+        options: the method's options on which the network depends.
         model: the backbone.
-        classes: how many.
+        classes: number of classes.
     """
 
     method: str
@@ -70,7 +70,7 @@ class Architecture:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """features: size of the vectors that its classifier, of this name, gets when it is a plain network."""
+    """features: size of the input of its classifier (with this name) in a plain network."""
 
     model: ModelOptions
     features: int
@@ -78,10 +78,10 @@ class _Backbone:
 
 
 def state_dict_of(content: Any) -> dict[str, Tensor]:
-    """The weights in what `files.read` found, names without the wrapper's prefix; other fields are ignored.
+    """The weights in the result of `files.read`, names without the wrapper's prefix; other fields are ignored.
 
     Raises:
-        ValueError: there are no weights in it.
+        ValueError: it contains no weights.
     """
     state = None
     if isinstance(content, dict):
@@ -94,12 +94,12 @@ def state_dict_of(content: Any) -> dict[str, Tensor]:
 
 
 def evaluated_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The weights that an evaluation needs, float32, under the names of the network that `recognise` finds.
+    """The weights that an evaluation needs, float32, with the names of the network that `recognise` returns.
 
-    MetaSAug's batch norms have no counters of batches; with a momentum, as here, they mean nothing.
+    MetaSAug's batch norms have no batch counters; with a momentum, as here, these have no effect.
 
     Args:
-        state: as `state_dict_of` gives them.
+        state: from `state_dict_of`.
     """
     unused, old, new = _layout(state)
     needed = {
@@ -107,7 +107,7 @@ def evaluated_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, value in state.items()
         if not name.startswith(unused)
     }
-    # Some of RIDE's files are said to be of 16 bits.
+    # Some of RIDE's files are reported to be 16-bit.
     needed = {name: value.float() if value.is_floating_point() else value for name, value in needed.items()}
     for name in [name for name in needed if name.endswith(".running_mean")]:
         counter = f"{name.removesuffix('running_mean')}num_batches_tracked"
@@ -116,7 +116,7 @@ def evaluated_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _layout(state: dict[str, Tensor]) -> tuple[tuple[str, ...], str, str]:
-    """Prefixes of what is not evaluated, and those of the evaluated classifiers: in the file, in the network."""
+    """Prefixes of tensors that are not evaluated, and of the evaluated classifiers: in the file, in the network."""
     if "fc_cb.weight" in state:
         is_resnet32 = "layer1.0.conv1.weight" in state and "layer4.0.conv1.weight" not in state
         return _GLMC_HEADS, "fc_cb.", "linear." if is_resnet32 else "fc."
@@ -128,10 +128,10 @@ def _layout(state: dict[str, Tensor]) -> tuple[tuple[str, ...], str, str]:
 
 
 def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
-    """Name of the preset whose evaluation the authors of these weights used, as far as the weights say whose they are.
+    """Name of the preset that the weights' authors used for evaluation, as far as the weights identify them.
 
     Args:
-        state: as `state_dict_of` gives them.
+        state: from `state_dict_of`.
     """
     if not _is_for_32_pixels(architecture.model):
         if architecture.classes not in (_INAT17_CLASSES, _INAT18_CLASSES):
@@ -143,13 +143,13 @@ def usual_preset(state: dict[str, Tensor], architecture: Architecture) -> str:
 
 
 def recognise(state: dict[str, Tensor]) -> Architecture:
-    """The network that these weights are of.
+    """The network that these weights belong to.
 
     Args:
-        state: as `evaluated_weights` gives them.
+        state: from `evaluated_weights`.
 
     Raises:
-        ValueError: they belong to none that we know.
+        ValueError: the network is unknown.
     """
     if "backbone.linears.0.weight" in state:
         return _recognise_ride(state)
@@ -161,12 +161,12 @@ def recognise(state: dict[str, Tensor]) -> Architecture:
         return _recognise_paco(state)
     backbone = _recognise_backbone(state)
     classes, head = _classifier(state, backbone.classifier, backbone.features)
-    # In the official code it is LDAM that brings the cosine classifier, as in method vanilla.
+    # In the official code LDAM uses the cosine classifier, as in method vanilla.
     return Architecture("vanilla", {"loss": "ldam"} if head == "cosine" else {}, backbone.model, classes)
 
 
 def _recognise_ride(state: dict[str, Tensor]) -> Architecture:
-    """The shared stages and those of the first expert are a plain backbone, but for the expert's width."""
+    """The shared stages and the first expert's are a plain backbone, except for the expert's width."""
     one = {_FIRST_OF_RIDE.sub(r"\1.", name).removeprefix("backbone."): value for name, value in state.items()}
     backbone = _recognise_backbone(one)
     features, classes = state["backbone.linears.0.weight"].shape
@@ -182,7 +182,7 @@ def _recognise_ride(state: dict[str, Tensor]) -> Architecture:
 
 
 def _recognise_ncl(state: dict[str, Tensor]) -> Architecture:
-    """No tensor says whether the classifiers are linear or cosine, and of which scale: as in the published runs."""
+    """No tensor shows whether classifiers are linear or cosine, and their scale: assume the published runs'."""
     first = "backbone.0."
     one = {name.removeprefix(first): value for name, value in state.items() if name.startswith(first)}
     backbone = _recognise_backbone(one)
@@ -194,7 +194,7 @@ def _recognise_ncl(state: dict[str, Tensor]) -> Architecture:
 
 
 def _recognise_bbn(state: dict[str, Tensor]) -> Architecture:
-    """With its conventional branch as last block, the backbone is a plain one."""
+    """With its conventional branch as the last block, this is a plain backbone."""
     is_small = not any(name.startswith("backbone.layer4.") for name in state)
     last = "layer3.4." if is_small else "layer4.2."
     one = {name.removeprefix("backbone.").replace("cb_block.", last): value for name, value in state.items()}
@@ -231,8 +231,8 @@ def _recognise_backbone(state: dict[str, Tensor]) -> _Backbone:
     shape = (blocks, len(first), second.shape[1]) if first is not None and second is not None else None
     if shape not in _BACKBONES:
         raise ValueError(
-            f"no ResNet-32 and none of {', '.join([*_BACKBONES.values(), *STEM32_LAYOUTS])}: {blocks} blocks a stage, "
-            f"{len(state)} tensors, the first of them {', '.join(list(state)[:3])}"
+            f"not a ResNet-32 or one of {', '.join([*_BACKBONES.values(), *STEM32_LAYOUTS])}: {blocks} blocks per "
+            f"stage, {len(state)} tensors, the first of them {', '.join(list(state)[:3])}"
         )
     return _Backbone(ModelOptions(_BACKBONES[shape]), 2048, "fc")
 
@@ -246,9 +246,9 @@ def _children(state: dict[str, Tensor], prefix: str) -> set[str]:
 
 
 def _classifier(state: dict[str, Tensor], name: str, features: int) -> tuple[int, Literal["linear", "cosine"]]:
-    """A linear layer stores (classes, features) and a bias; the cosine classifier (features, classes) and none."""
+    """A linear layer stores (classes, features) and a bias; the cosine classifier (features, classes) without one."""
     if f"{name}.weight" not in state:
-        raise ValueError(f"no tensor {name}.weight, the classifier of this backbone; give a whole network")
+        raise ValueError(f"no tensor {name}.weight, the classifier of this backbone; give a complete network")
     shape = tuple(state[f"{name}.weight"].shape)
     if f"{name}.bias" in state and shape[1:] == (features,):
         return shape[0], "linear"

@@ -1,4 +1,4 @@
-"""A trained classifier read back from a file, ready to predict: a checkpoint of a run, or a released one."""
+"""A trained classifier loaded from a file, ready to predict: a run's checkpoint, or a released one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -15,8 +15,9 @@ from train.checkpoints.files import checkpoint_file, counting_weights, load, loa
 from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
@@ -28,13 +29,13 @@ class Trained:
 
     Attributes:
         path: its file.
-        method: whose `eval_logits` count.
+        method: the method that provides `eval_logits`.
         model: in evaluation mode, on its device.
-        preset: how images are shown to it.
+        preset: how its input images are prepared.
         description: the network in words.
-        class_names: of its outputs, in order; None for a released network, whose file has none.
+        class_names: names of its outputs, in order; None for a released network, whose file has none.
         samples_per_class: int64 (classes,), of its training set; None likewise.
-        settings: what decided the weights, but for the seed; a released file has none.
+        settings: everything that determined the weights, except the seed; empty for a released file.
         method_name, model_options: what the network is built from.
     """
 
@@ -52,7 +53,7 @@ class Trained:
 
     @property
     def corrects_prior(self) -> bool:
-        """Whether training compensated for the class sizes in the logits already."""
+        """Whether training already corrected the logits for the class sizes."""
         chosen = {name: self.settings.get(f"method.{name}") for name in ("loss", "rebalance", "objective")}
         by_objective = chosen["objective"] in ("ncl", "lade", "paco", "pc_softmax")
         return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or by_objective
@@ -71,16 +72,16 @@ class Trained:
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""
-        return self.method.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
+        return self.method.objective.eval_logits(self.model, self.method.context.input_builder.plain(images)).float()
 
 
 def load_trained(path: Path, device: torch.device, preset: str | None = None, weights: Path | None = None) -> Trained:
     """Read a checkpoint of either kind.
 
     Args:
-        path: its file, or the folder of a run, which stands for its best weights.
-        preset: name of the preset to evaluate with; by default that of the run, or the usual one of a released network.
-        weights: of the backbone, where the checkpoint holds what was tuned alone and they have moved.
+        path: its file, or a run folder, which means its best weights.
+        preset: name of the preset for evaluation; by default that of the run, or the usual one for a released network.
+        weights: new location of the backbone's weights, if the checkpoint has only tuned tensors.
 
     Raises:
         FileNotFoundError, ValueError: there is no such file, it is damaged, or its network is unknown.
@@ -113,8 +114,8 @@ def _own(
         pretrained = find_pretrained(here)
         check_same(path, fit["weights_sha256"], pretrained)
         assert pretrained is not None
-        load_pretrained(model, pretrained, method.inherits)
-        load_stored_part(model, counting_weights(content), method.stores)
+        load_pretrained(model, pretrained, method.stage.inherits)
+        load_stored_part(model, counting_weights(content), method.stage.stores)
     else:
         model.load_state_dict(counting_weights(content))
     return Trained(
@@ -138,12 +139,12 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
     architecture = recognise(weights)
     chosen = find_preset(preset or usual_preset(state, architecture), architecture.model)
     method = _method(architecture.method, architecture.options, architecture.classes, chosen, device)
-    with torch.device("meta"):  # no initial weights: all of them are replaced
+    with torch.device("meta"):  # no initial weights, because all of them are replaced
         model = method.build_model(architecture.model, seed=0)
     try:
         model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the weights are not quite those of {architecture.describe()}: {error}") from error
+        raise ValueError(f"the weights do not exactly match {architecture.describe()}: {error}") from error
     description = f"released {architecture.describe()}"
     return Trained(
         path,
@@ -158,7 +159,7 @@ def _released(path: Path, content: Any, device: torch.device, preset: str | None
 
 
 def _method(name: str, options: Mapping[str, Any], classes: int, preset: Preset, device: torch.device) -> Method:
-    """A method to predict with: training counts and schedule matter to losses alone."""
+    """A method for prediction: training counts and schedule only affect losses."""
     schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
     counts, input_builder = np.ones(classes, dtype=np.int64), InputBuilder.create(preset.normalization, device)
     context = MethodContext(counts, preset.train, preset.evaluation, schedule, input_builder, device)

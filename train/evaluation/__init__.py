@@ -1,4 +1,4 @@
-"""Numbers and pictures of a trained network: scores, post-hoc corrections, and what a run leaves to read.
+"""Numbers and figures for a trained network: scores, post-hoc corrections, and a run's reports.
 
-May import everything of `train` but `train.run`.
+May import everything in `train` except `train.run`.
 """

@@ -1,4 +1,4 @@
-"""A confusion matrix that stays readable: classes ordered by size, and many of them summed to blocks."""
+"""A readable confusion matrix: classes ordered by size, and large numbers of classes summed into blocks."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ MAX_BLOCKS = 100
 
 @dataclass(frozen=True)
 class Blocks:
-    """Consecutive classes in the order of their size, each within one group.
+    """Blocks of consecutive classes in order of size, each within one group.
 
     members: class numbers of each block, int64, largest class first. groups: the group of each block.
-    borders: positions of the first block of each group but the first.
+    borders: positions of the first block of each group except the first.
     """
 
     members: tuple[np.ndarray, ...]
@@ -21,11 +21,11 @@ class Blocks:
 
 
 def blocks_by_size(samples_per_class: np.ndarray, groups: dict[str, np.ndarray]) -> Blocks:
-    """One block per class up to MAX_BLOCKS classes; above, blocks of nearly equal numbers of classes.
+    """One block per class up to MAX_BLOCKS classes; beyond that, blocks of nearly equal numbers of classes.
 
     Args:
         samples_per_class: of the training set, (classes,).
-        groups: class numbers of many, medium and few, in this order.
+        groups: class numbers of many, medium and few, in that order.
     """
     classes = len(samples_per_class)
     members: list[np.ndarray] = []
@@ -45,7 +45,7 @@ def blocks_by_size(samples_per_class: np.ndarray, groups: dict[str, np.ndarray])
 
 
 def summed(confusion: np.ndarray, blocks: Blocks) -> np.ndarray:
-    """int64 (blocks, blocks): images of each block that were predicted as a class of each block."""
+    """int64 (blocks, blocks): images of each block (row) predicted as a class of each block (column)."""
     block_of = np.empty(len(confusion), dtype=np.int64)
     for number, members in enumerate(blocks.members):
         block_of[members] = number
@@ -56,7 +56,7 @@ def summed(confusion: np.ndarray, blocks: Blocks) -> np.ndarray:
 
 
 def worst_pairs(confusion: np.ndarray, count: int = 50) -> list[tuple[int, int, int]]:
-    """(true class, predicted class, images), the pairs with the most mistakes; ties by the share of the true class."""
+    """(true class, predicted class, images): the pairs with the most mistakes; ties by share of the true class."""
     true, predicted = np.nonzero(confusion)
     wrong = true != predicted
     true, predicted = true[wrong], predicted[wrong]

@@ -1,4 +1,4 @@
-"""per_class.csv and predictions.csv: what an evaluation says of each class and of each image, with a header."""
+"""per_class.csv and predictions.csv: an evaluation's results per class and per image, with a header."""
 
 import csv
 from collections.abc import Mapping
@@ -23,11 +23,11 @@ def write_per_class(
     details: Details | None,
     more: Mapping[str, np.ndarray] | None = None,
 ) -> None:
-    """One row per class: name, group, training and test samples, and its numbers in percent; empty without a value.
+    """One row per class: name, group, training and test samples, and its numbers in percent; empty if undefined.
 
     Args:
-        dataset: that was evaluated.
-        details: AUROC and average precision; their columns are empty without.
+        dataset: the evaluated set.
+        details: AUROC and average precision; without it their columns are empty.
         more: further columns of shares (classes,), by title.
     """
     precision, recall, f1 = precision_recall_f1(scores.confusion)
@@ -47,7 +47,7 @@ def write_per_class(
 
 
 def write_predictions(path: Path, dataset: ShardSet, predictions: Predictions) -> None:
-    """One row per image: where it came from, its class, the predicted one, and how sure the network was.
+    """One row per image: its source, true and predicted class, and the network's confidence.
 
     confidence is the probability of the predicted class, class_probability that of the true one.
     """
@@ -65,7 +65,7 @@ def write_predictions(path: Path, dataset: ShardSet, predictions: Predictions) -
 
 
 def _sources(dataset: ShardSet) -> list[str]:
-    """Where each image came from; empty strings where the set has lost its list, which nothing else needs."""
+    """Each image's source; empty strings if the set's list is missing, which nothing else needs."""
     path = dataset.folder / SOURCES_FILE
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.is_file() else []
     return lines if len(lines) == len(dataset) else [""] * len(dataset)

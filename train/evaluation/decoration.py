@@ -1,4 +1,4 @@
-"""Pictures, tables and reports of numbers that are safe already: one that fails is a warning, never a failed run."""
+"""Figures, tables and reports of numbers that are already saved: a failure is a warning, never a failed run."""
 
 import logging
 from collections.abc import Callable
@@ -8,8 +8,8 @@ logger = logging.getLogger(__name__)
 
 
 def decorate(path: Path, make: Callable[[], object]) -> None:
-    """Make what `path` is to hold."""
+    """Write the content of `path`."""
     try:
         make()
-    except Exception as error:  # fonts, class names, full disks, a plotting library that does not start …
-        logger.warning("%s could not be made; the numbers are safe: %s: %s", path, type(error).__name__, error)
+    except Exception as error:  # fonts, class names, full disks, a plotting library that fails to load …
+        logger.warning("%s could not be written; the numbers are saved: %s: %s", path, type(error).__name__, error)

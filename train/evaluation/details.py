@@ -1,4 +1,4 @@
-"""What only the probabilities of all classes can tell: ranking quality, temperature scaling, reliability diagrams."""
+"""Results that need the probabilities of all classes: ranking quality, temperature scaling, reliability diagrams."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,10 +18,10 @@ from train.evaluation.scores import Predictions, Scores, mean_percent
 
 @dataclass(frozen=True)
 class Details:
-    """Beside `Scores`; NaN where a class has no value.
+    """Additions to `Scores`; NaN if a class has no value.
 
     auroc, average_precision: float64 (classes,). temperature: fitted on the validation set, None without one.
-    reliability: of the plain probabilities ("before") and, with a temperature, of the scaled ones ("after"): the bins
+    reliability: for the plain probabilities ("before") and, with a temperature, the scaled ones ("after"): the bins
     of `metrics.calibration_bins` as lists, None for means of empty bins.
     """
 
@@ -34,15 +34,15 @@ class Details:
 def with_details(
     scores: Scores, samples_per_class: np.ndarray, rule: GroupRule, validation: Predictions | None
 ) -> tuple[Scores, Details]:
-    """The same scores with more numbers, and what is behind these. Forgets the logits afterwards: they are large.
+    """The same scores with more numbers, and the details behind them. Drops the logits afterwards: they are large.
 
     Args:
-        scores: whose predictions have their logits.
+        scores: scores whose predictions include logits.
         samples_per_class: of the training set.
-        validation: predictions with logits to fit the temperature on; None leaves it out.
+        validation: predictions with logits for fitting the temperature; None omits it.
     """
     predictions = scores.predictions
-    assert predictions.logits is not None, "asked for with the predictions"
+    assert predictions.logits is not None, "requested with the predictions"
     probabilities = softmax(predictions.logits)
     auroc, average_precision = ranking_quality(probabilities, predictions.labels)
     numbers = dict(scores.numbers)

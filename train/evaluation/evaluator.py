@@ -1,4 +1,4 @@
-"""When a run evaluates what: the selection set after an epoch, the test set at the end."""
+"""What a run evaluates when: the selection set after an epoch, the test set at the end."""
 
 from accelerate import Accelerator
 from torch import nn
@@ -10,7 +10,7 @@ from train.evaluation.details import Details, with_details
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.launch import bare
 from train.losses.precision import Autocast
-from train.methods.base import Method
+from train.methods.method import Method
 from train.options import Options
 
 
@@ -33,14 +33,14 @@ class Evaluator:
         self.reported = "test" if "test" in datasets else "validation"
 
     def selection_scores(self) -> dict[str, dict[str, float | None]]:
-        """Numbers on the validation set, or on the test set where there is none."""
+        """Numbers on the validation set, or on the test set if there is none."""
         return {self.selection: self._score(self._predictions(self.selection)).numbers}
 
     def final_scores(self) -> tuple[Scores, Details | None]:
-        """All numbers of the current weights on the reported set; details on the first rank, where logits are few.
+        """All numbers of the current weights on the reported set; details on the first rank, if logits are few enough.
 
-        A pass over the set of its own: those of the selection keep no logits, which are large. The temperature is
-        fitted on the validation set, unless that is what is reported.
+        This is a separate pass over the set: selection passes keep no logits, which are large. The temperature is
+        fitted on the validation set, unless that is the reported set.
         """
         predictions = self._predictions(self.reported, keep_logits=True)
         validation = None
@@ -56,7 +56,7 @@ class Evaluator:
         return score(predictions, self.datasets["train"].samples_per_class, self.options.data.group_rule())
 
     def _predictions(self, role: str, keep_logits: bool = False) -> Predictions:
-        """Of the current weights for one shard set."""
+        """Predictions of the current weights for one shard set."""
         dataset = self.datasets[role]
         batches = evaluation_batches(
             dataset,

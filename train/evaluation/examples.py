@@ -1,4 +1,4 @@
-"""Which images of an evaluation are worth a look, and small pictures of them and of every class."""
+"""Selects the images of an evaluation worth looking at, and makes thumbnails of them and of every class."""
 
 import base64
 import io
@@ -17,26 +17,26 @@ logger = logging.getLogger(__name__)
 
 SHOWN_IMAGES = 24
 _IMAGE_SIDE, _CLASS_SIDE = 128, 48
-# Pictures of classes, at about 1.6 kB each in base64: a page of 1,000 classes has all of them.
+# Class thumbnails, at about 1.6 kB each in base64: a page of 1,000 classes has all of them.
 _MAX_CLASS_PICTURES = 2000
 
 
 def confident_mistakes(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Samples that the network got wrong and was surest of, surest first, at most SHOWN_IMAGES; int64 (shown,)."""
+    """Wrong predictions with the highest confidence, highest first, at most SHOWN_IMAGES; int64 (shown,)."""
     wrong = np.flatnonzero(labels != predicted)
     return wrong[np.argsort(-confidence[wrong], kind="stable")][:SHOWN_IMAGES]
 
 
 def uncertain_hits(labels: np.ndarray, predicted: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-    """Samples that it got right and was least sure of, least sure first, likewise."""
+    """Correct predictions with the lowest confidence, lowest first, likewise."""
     right = np.flatnonzero(labels == predicted)
     return right[np.argsort(confidence[right], kind="stable")][:SHOWN_IMAGES]
 
 
 def write_thumbnails(train_set: ShardSet, test_set: ShardSet, scores: Scores, path: Path) -> None:
-    """thumbnails.json: JPEGs in base64, "samples" of the test set by their id and "classes" by their number.
+    """thumbnails.json: JPEGs in base64, "samples" of the test set by id and "classes" by number.
 
-    A class is shown by its first training image. Where there are too many classes, those recognised worst are shown.
+    A class's thumbnail is its first training image. If there are too many classes, only the worst-recognised have one.
     """
     p = scores.predictions
     chosen = (
@@ -53,7 +53,7 @@ def write_thumbnails(train_set: ShardSet, test_set: ShardSet, scores: Scores, pa
 
 
 def _jpeg(dataset: ShardSet, sample: int, side: int) -> str | None:
-    """A sample within `side` pixels, as base64; None where it cannot be decoded, as the run then said already."""
+    """A sample within `side` pixels, as base64; None if it cannot be decoded, which the run has already reported."""
     try:
         with Image.open(io.BytesIO(dataset.encoded(sample).tobytes())) as image:
             image.draft("RGB", (2 * side, 2 * side))

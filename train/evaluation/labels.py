@@ -1,4 +1,4 @@
-"""Class names in pictures: no longer than there is room for, and in a font that has their letters."""
+"""Class names in figures: shortened to fit, and in a font that has their characters."""
 
 from collections.abc import Sequence
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 from matplotlib import font_manager, rcParams
 
 LONGEST_LABEL = 28
-# Matplotlib's own font has Latin, Greek and Cyrillic; these add the others, where they are installed.
+# Matplotlib's own font covers Latin, Greek and Cyrillic; these cover other scripts, if installed.
 _FURTHER_FONTS = (
     "Noto Sans CJK SC",
     "Noto Sans CJK JP",
@@ -23,7 +23,7 @@ _FURTHER_FONTS = (
 
 @cache
 def font_families() -> tuple[str, ...]:
-    """Fonts to look letters up in, the first first: those of the list above that this machine has."""
+    """Fonts to search for characters, in order: those of the list above that this machine has."""
     installed = {font.name for font in font_manager.fontManager.ttflist}
     return ("DejaVu Sans", *(name for name in _FURTHER_FONTS if name in installed))
 
@@ -35,14 +35,14 @@ def _letters() -> frozenset[int]:
 
 
 def use_fonts() -> None:
-    """Let Matplotlib look letters up in all of them."""
+    """Let Matplotlib search all of them."""
     rcParams["font.family"] = list(font_families())
 
 
 def label(name: str, number: int, longest: int = LONGEST_LABEL) -> str:
-    """A class name for a picture: cut with an ellipsis, on one line, "$" no formula.
+    """A class name for a figure: on one line, shortened with an ellipsis, with "$" escaped.
 
-    A name that no installed font can draw becomes "class NUMBER", which says more than boxes.
+    A name that no installed font can draw becomes "class NUMBER", which is more useful than boxes.
     """
     shown = " ".join(name.split())
     if not shown or any(ord(letter) not in _letters() for letter in shown):
@@ -52,5 +52,5 @@ def label(name: str, number: int, longest: int = LONGEST_LABEL) -> str:
 
 
 def labels(names: Sequence[str], longest: int = LONGEST_LABEL) -> list[str]:
-    """`label` of every class."""
+    """`label` for every class."""
     return [label(name, number, longest) for number, name in enumerate(names)]

@@ -1,7 +1,7 @@
-"""Numbers beside accuracy, each with its meaning: F1, ranking quality, calibration. Plain functions of arrays.
+"""Metrics other than accuracy, each with its meaning: F1, ranking quality, calibration. Plain functions of arrays.
 
-Where scikit-learn has a function of the same name, the value is equal to its own. Averages are over images or over
-classes, and `MEANINGS` says of each which.
+If scikit-learn has a function of the same name, the values are equal. Averages are over images or over classes, as
+stated in `MEANINGS`.
 """
 
 import numpy as np
@@ -11,31 +11,48 @@ from train.losses.functions import cross_entropy
 
 CALIBRATION_BINS = 15  # Guo et al., ICML 2017
 
+# Titles of columns, in the order in which tables have them.
+TITLES = {
+    "All": "all",
+    "Many": "many",
+    "Medium": "medium",
+    "Few": "few",
+    "Balanced": "balanced",
+    "Worst class": "worst",
+    "Harmonic": "harmonic",
+    "Top-5": "top5",
+    "F1 macro": "f1_macro",
+    "F1 weighted": "f1_weighted",
+    "AUROC": "auroc",
+    "AP": "average_precision",
+    "ECE": "calibration_error",
+    "ECE scaled": "calibration_error_scaled",
+}
 MEANINGS = {
-    "all": "share of the test images that are recognised (average over images)",
+    "all": "share of the test images that are classified correctly (average over images)",
     "many": "recall averaged over the classes with many training images (average over classes)",
-    "medium": "recall averaged over the classes of medium size (average over classes)",
+    "medium": "recall averaged over the medium-sized classes (average over classes)",
     "few": "recall averaged over the classes with few training images (average over classes)",
     "top5": "share of the images whose class is among the five best guesses (average over images)",
-    "balanced": "recall averaged over classes; accuracy where all classes have as many images",
+    "balanced": "recall averaged over classes; equals accuracy if all classes have the same number of images",
     "worst": "recall of the worst class",
     "harmonic": "harmonic mean of the classes' recalls: 0 as soon as one class is never recognised",
     "f1_macro": "F1 (harmonic mean of precision and recall) averaged over classes",
     "f1_weighted": "F1 averaged over classes, weighted by their test images",
-    "auroc": "how well a class's probability ranks its images above all others: 50 is chance (average over classes)",
+    "auroc": "how well a class's probability ranks its images above all others; 50 is chance (average over classes)",
     "average_precision": "area under the precision-recall curve of each class (average over classes)",
     "calibration_error": "mean gap between confidence and accuracy, 15 bins of equal width (average over images)",
     "calibration_error_scaled": "ECE after dividing the logits by one temperature, fitted on the validation set",
-    "temperature": "that temperature: above 1 the network was too sure of itself, below 1 too unsure",
+    "temperature": "that temperature: above 1 the network was overconfident, below 1 underconfident",
     "loss": "cross entropy of the plain logits (average over images)",
 }
-"""One line for each number of `Scores.numbers`; "<name>_many", "_medium" and "_few" are means over those classes."""
+"""One line per entry of `Scores.numbers`; "<name>_many", "_medium" and "_few" are means over those classes."""
 
 
 def precision_recall_f1(confusion: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of each class, float64 (classes,) each; NaN where there is nothing to divide by.
+    """Precision, recall and F1 per class, float64 (classes,) each; NaN if the denominator is 0.
 
-    Precision is NaN for a class that is never predicted, recall for one without samples, F1 where both are so.
+    Precision is NaN for a class that is never predicted, recall for one without samples, F1 if both are NaN.
 
     Args:
         confusion: int64 (classes, classes), rows are true classes.
@@ -49,7 +66,7 @@ def f1_averages(f1: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
     """Macro and weighted F1 in percent, over the classes that occur among labels or predictions.
 
     Args:
-        f1: as `precision_recall_f1` gives it.
+        f1: from `precision_recall_f1`.
         samples: of each class in the evaluation set, (classes,).
     """
     weighted = np.average(np.nan_to_num(f1), weights=samples)
@@ -59,9 +76,9 @@ def f1_averages(f1: np.ndarray, samples: np.ndarray) -> tuple[float, float]:
 def ranking_quality(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """AUROC and average precision of each class against all others, float64 (classes,) each.
 
-    AUROC is the share of pairs of an image of the class and another one that are in the right order, ties counting
-    half; average precision the sum of (R_n − R_{n−1}) P_n over the distinct thresholds, without interpolation. NaN for
-    a class without samples, and AUROC also where all samples are of the class.
+    AUROC is the share of pairs of an image of the class and another image that are ranked correctly, with ties counted
+    as half; average precision is the sum of (R_n − R_{n−1}) P_n over the distinct thresholds, without interpolation.
+    NaN for a class without samples; AUROC is also NaN if all samples are of the class.
 
     Args:
         probabilities: float (samples, classes), or any score that ranks the samples for a class.
@@ -83,7 +100,7 @@ def ranking_quality(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.n
 
 
 def calibration_bins(confidence: np.ndarray, correct: np.ndarray) -> dict[str, np.ndarray]:
-    """The reliability diagram: of each bin of equal width its samples, mean confidence and accuracy, (15,) each.
+    """The reliability diagram: samples, mean confidence and accuracy of each equal-width bin, (15,) each.
 
     Means of empty bins are NaN.
 
@@ -106,12 +123,12 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> f
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T that makes the cross entropy of logits / T least (Guo et al., ICML 2017): convex in 1/T.
+    """The T that minimises the cross entropy of logits / T (Guo et al., ICML 2017): convex in 1/T.
 
-    Looked for between 0.01 and 100; a network that is right everywhere, or that says nothing, ends at a border.
+    Searched between 0.01 and 100; a network that is always right, or uninformative, gives one of the limits.
 
     Args:
-        logits: float32 (samples, classes) of a validation set, never of the set that is reported.
+        logits: float32 (samples, classes) of a validation set, never of the reported set.
         labels: int64 (samples,).
     """
     from scipy.optimize import minimize_scalar  # a third of a second that no training needs
@@ -126,5 +143,5 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
-    """Probabilities float32 (samples, classes) of logits / temperature."""
+    """Probabilities, float32 (samples, classes), from logits / temperature."""
     return torch.from_numpy(logits).div(temperature).softmax(dim=1).numpy()

@@ -1,4 +1,4 @@
-"""The pictures of a run: training curves, accuracy against class size, confusion, pasted training images."""
+"""A run's figures: training curves, accuracy against class size, confusion, pasted training images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ def _save(figure: Figure, path: Path) -> None:
 
 
 def curves(records: list[dict[str, Any]], path: Path) -> None:
-    """Losses, learning rate, and accuracy of the groups over epochs, from metrics.jsonl."""
+    """Losses, learning rate and group accuracies over epochs, from metrics.jsonl."""
     epochs = [r for r in records if r["kind"] == "epoch"]
     split = "validation" if any("validation" in r for r in epochs) else "test"
     evaluated = [r for r in epochs if split in r]
@@ -44,7 +44,7 @@ def curves(records: list[dict[str, Any]], path: Path) -> None:
     title = f"Accuracy on the {split} set ('all' over images, others over classes)"
     accuracy_axis.set(xlabel="epoch", ylabel="accuracy (%)", ylim=(0, 100))
     accuracy_axis.set_title(title, fontsize=10)
-    # Outside of the axes: inside it covers the end of a curve, which is what one looks at.
+    # Outside the axes: inside it would cover the end of a curve, the most interesting part.
     figure.legend(*accuracy_axis.get_legend_handles_labels(), loc="outside right center")
     accuracy_axis.grid(alpha=0.3)
     for axis in (loss_axis, accuracy_axis):
@@ -67,7 +67,7 @@ def _loss_curves(axis: Axes, epochs: list[dict[str, Any]], evaluated: list[dict[
 
 
 def _whole_epochs(axis: Axes, epochs: list[int]) -> None:
-    """Ticks at whole epochs, also where there is one only."""
+    """Ticks at whole epochs, even if there is only one."""
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     if len(epochs) == 1:
         axis.set_xlim(epochs[0] - 1, epochs[0] + 1)
@@ -83,7 +83,7 @@ def accuracy_by_class_size(
 ) -> None:
     """One dot per class: test recall against training samples, coloured by group, with the groups' means.
 
-    The classes that are recognised worst are named.
+    The worst-recognised classes are named.
     """
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axis = figure.subplots()
@@ -104,7 +104,7 @@ def accuracy_by_class_size(
 
 
 def _name_worst(axis: Axes, sizes: np.ndarray, recall: np.ndarray, class_names: Sequence[str]) -> None:
-    """Names beside the dots of the worst classes, where these stand apart from each other."""
+    """Names next to the dots of the worst classes, if these do not overlap."""
     taken: list[tuple[float, float]] = []
     known = np.flatnonzero(~np.isnan(recall))
     for number in known[np.argsort(recall[known], kind="stable")][:_NAMED_OUTLIERS]:
@@ -124,7 +124,7 @@ def _name_worst(axis: Axes, sizes: np.ndarray, recall: np.ndarray, class_names: 
 
 
 def _plain_sizes(axis: Axes, sizes: np.ndarray) -> None:
-    """Numbers of samples as numbers on the logarithmic axis; a single size in the middle of its own decade."""
+    """Sample counts as plain numbers on the logarithmic axis; a single size in the middle of its decade."""
     smallest, largest = float(sizes.min()), float(sizes.max())
     margin = 3.0 if smallest == largest else (largest / smallest) ** 0.05
     axis.set_xlim(smallest / margin, largest * margin)
@@ -145,7 +145,7 @@ def confusion(
 ) -> None:
     """Share of each true class (row) that was predicted as each class (column), largest class first.
 
-    Lines divide the groups. Where there are many classes, a cell stands for a block of classes of similar size.
+    Lines separate the groups. If there are many classes, a cell represents a block of classes of similar size.
     """
     blocks = blocks_by_size(samples_per_class, groups)
     cells = summed(matrix, blocks)
@@ -177,7 +177,7 @@ def confusion(
 def pasted_sheet(plan: Plan, path: Path, columns: int = 8) -> None:
     """Background, foreground and pasted image of a few planned training samples, with their λ, box and classes.
 
-    Drawn from the plan through the reference executor: what the picture shows is what the network saw.
+    Drawn from the plan through the reference executor: the figure shows what the network saw.
     """
     planned = _mixing_steps(plan, steps=columns)
     if not planned:

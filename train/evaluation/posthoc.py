@@ -1,4 +1,4 @@
-"""Corrections of a trained classifier for the long tail that need no training: two edits of its last layer."""
+"""Corrections of a trained classifier for the long tail without training: two edits of its last layer."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ def tau_normalise(model: nn.Module, tau: float) -> None:
 
 @torch.no_grad()
 def adjust_logits(model: nn.Module, samples_per_class: np.ndarray, tau: float) -> None:
-    """Rank by z_k − tau · log pi_k, pi the training prior (Menon et al., ICLR 2021, eq. 9): a shift of the bias."""
+    """Rank by z_k − tau · log pi_k, with pi the training prior (Menon et al., ICLR 2021, eq. 9): a bias shift."""
     layer = _linear_classifier(model, "logit adjustment")
     layer.bias.sub_(tau * log_prior(samples_per_class).to(layer.bias.device))
 

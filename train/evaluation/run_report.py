@@ -1,4 +1,4 @@
-"""What a run leaves to read: the options it prints at the start, result.json, tables and pictures at the end."""
+"""A run's reports: the options printed at the start; result.json, tables and figures at the end."""
 
 import logging
 import resource
@@ -30,13 +30,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a report is written from.
+    """The inputs of a report.
 
     Args:
-        derived: options that follow from others, the machine and the data.
-        last, best: test scores of the final weights and of those that were best on the selection set.
-        details: of the final weights; None where their logits were too many to keep.
-        replaced_samples: data set → sample id → why another sample was trained on in its place.
+        derived: options derived from others, the machine and the data.
+        last, best: test scores of the final weights and of the best ones on the selection set.
+        details: details of the final weights; None if there were too many logits to keep.
+        replaced_samples: data set → sample id → why it was replaced by another sample.
         startup: part of the start → wall and CPU seconds, of this process.
     """
 
@@ -67,12 +67,12 @@ def print_options(resolved: Mapping[str, Any], derived: Mapping[str, Any]) -> No
 
 
 def write_result(m: RunSummary) -> None:
-    """Write result.json: from here on the run has its numbers, whatever else fails."""
+    """Write result.json; the numbers are then saved, whatever else fails."""
     write_json(m.folder.result, result(m))
 
 
 def decorate_run(m: RunSummary) -> None:
-    """Print the table; write per_class.csv, predictions.csv, the pictures and the page into the run folder."""
+    """Print the table; write per_class.csv, predictions.csv, the figures and the page into the run folder."""
     print_table(m)
     folder, counts, rule = m.folder.path, m.datasets["train"].samples_per_class, m.options.data.group_rule()
     measured = m.datasets[m.derived["reported_on"]]
@@ -88,7 +88,7 @@ def _write_predictions(m: RunSummary, measured: ShardSet) -> None:
 
 
 def _draw(m: RunSummary, measured: ShardSet) -> None:
-    # A library for plots or pages that does not start must not cost a run its result.
+    # A plotting or page library that fails to load must not cost a run its result.
     from train.evaluation import pictures
     from train.evaluation.examples import write_thumbnails
     from train.evaluation.page.render import PAGE, write_page
@@ -106,7 +106,7 @@ def _draw(m: RunSummary, measured: ShardSet) -> None:
     if m.plan.mix_rule is not None and m.plan.mix_rule.kind == "cutmix":
         draw("pasted.png", pictures.pasted_sheet, m.plan)
     draw("thumbnails.json", write_thumbnails, train_set, measured, last)
-    draw(PAGE, write_page, [folder])  # made of all that is there by now
+    draw(PAGE, write_page, [folder])  # uses everything written so far
 
 
 def result(m: RunSummary) -> dict[str, Any]:
@@ -140,15 +140,15 @@ def result(m: RunSummary) -> dict[str, Any]:
 
 
 def cost(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """What training took: trained images per second over all ranks, the median of the epochs; and the most memory in GB
-    that the first rank needed since it started, on its GPU or, without one, of the whole process.
+    """The cost of training: trained images per second over all ranks, median over epochs; and the first rank's peak
+    memory in GB, on its GPU or, without one, of the whole process.
     """
     rates = [record["images_per_second"] for record in records if record["kind"] == "epoch"]
     return {"images_per_second": round(median(rates), 1), "peak_memory_gb": round(peak_memory_gb(), 2)}
 
 
 def peak_memory_gb() -> float:
-    """The most memory that this process needed so far, in GB: on its GPU or, without one, of the whole process."""
+    """This process's peak memory so far, in GB: on its GPU or, without one, of the whole process."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     unit = 1 if sys.platform == "darwin" else 1024
@@ -156,7 +156,7 @@ def peak_memory_gb() -> float:
 
 
 def describe_data(dataset: ShardSet) -> dict[str, Any]:
-    """Which data a number belongs to."""
+    """The data that a number belongs to."""
     present = dataset.samples_per_class[dataset.samples_per_class > 0]
     return {
         "name": dataset.info.name,
@@ -182,7 +182,7 @@ _PRINTED = {
 
 
 def print_table(m: RunSummary) -> None:
-    """The numbers a reader came for."""
+    """The most important numbers."""
     reported = m.derived["reported_on"]
     lines = [f"\n{reported} results in percent ({m.derived['group_rule']})"]
     lines.append(f"{'':6}" + "".join(f"{title:>10}" for title in _PRINTED))
@@ -194,14 +194,14 @@ def print_table(m: RunSummary) -> None:
     lines.append(f"best: epoch {_epoch(m.history.best)}, {selected}")
     lacking = classes_without_samples(m.datasets[reported])
     if lacking:
-        lines.append(f"the {reported} set has no image of {len(lacking)} classes: {shown(lacking)}")
+        lines.append(f"the {reported} set has no images of {len(lacking)} classes: {shown(lacking)}")
     lines += [f"WARNING: {warning}" for warning in m.derived["warnings"]]
     lines.append(f"written to {m.folder.path}")
     tell("\n".join(lines))
 
 
 def _epoch(entry: Mapping[str, Any] | None) -> int | None:
-    """Counted from one, as everywhere that people read; metrics.jsonl and checkpoints count from zero."""
+    """Counted from one, as in all text for people; metrics.jsonl and checkpoints count from zero."""
     return None if entry is None else entry["epoch"] + 1
 
 

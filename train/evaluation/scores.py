@@ -1,7 +1,7 @@
 """From a model and an evaluation set to numbers: every image exactly once, on any number of processes.
 
-Ranks evaluate disjoint samples and exchange one record per sample. No image is padded, repeated or averaged twice, and
-the numbers are plain functions of those records.
+Ranks evaluate disjoint samples and exchange one record per sample. No image is padded, repeated or counted twice, and
+the numbers are plain functions of these records.
 """
 
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from pipeline.loader import Batch
 from shards.class_counts import GroupRule, shot_groups
 from train.evaluation.metrics import expected_calibration_error, f1_averages, precision_recall_f1
 from train.losses.functions import cross_entropy
-from train.methods.base import Method
+from train.methods.method import Method
 
 # Logits of a whole evaluation set are kept up to this many values (2 GB; iNaturalist 2018 has 0.2 · 10^9).
 MAX_LOGITS = 2**29
@@ -27,12 +27,12 @@ _GATHERED_BYTES = 64 * 2**20  # logits that ranks exchange at once
 
 @dataclass(frozen=True)
 class Predictions:
-    """One record an evaluated sample, ordered by sample id; all arrays (samples,).
+    """One record per evaluated sample, ordered by sample id; all arrays (samples,).
 
     labels, predicted int64; in_top5 bool (among the min(5, classes) highest); loss float32, the cross entropy of the
     raw logits; confidence float32, the softmax probability of the predicted class. members_correct bool (samples,
-    members): whether each member of an ensemble is right by itself; without columns where there is only one.
-    logits float32 (samples, classes), on the first rank, where they were asked for and are no more than MAX_LOGITS.
+    members): whether each ensemble member alone is right; no columns if there is only one.
+    logits float32 (samples, classes), on the first rank, if requested and not more than MAX_LOGITS.
     """
 
     labels: np.ndarray
@@ -53,23 +53,23 @@ def predict(
     autocast: Callable[[], AbstractContextManager[Any]],
     keep_logits: bool = False,
 ) -> Predictions:
-    """Run the unwrapped model over this rank's batches and put the records of all ranks together.
+    """Run the unwrapped model over this rank's batches and combine the records of all ranks.
 
-    Of several pictures of a sample, the logits are averaged.
+    If a sample has several views, their logits are averaged.
 
     Args:
         keep_logits: also keep the logits of all samples, if they are few enough.
 
     Raises:
         ValueError: logits are not finite.
-        RuntimeError: a sample was evaluated twice or not at all (a fault of this program, never of the data).
+        RuntimeError: a sample was evaluated twice or not at all (a bug in this program, never in the data).
     """
     model.eval()
     ids, columns, kept = [], [], []
     for batch in batches:
         with autocast():
             first, *more = (
-                method.eval_members(model, method.context.input_builder.plain(images)).float()
+                method.objective.eval_members(model, method.context.input_builder.plain(images)).float()
                 for images in batch.images
             )
         members = torch.stack([first, *more]).mean(dim=0) if more else first
@@ -116,7 +116,7 @@ def _gather(ids: np.ndarray, records: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def _gather_logits(kept: list[np.ndarray], order: np.ndarray) -> np.ndarray | None:
-    """The logits of all ranks in the given order, on the first rank. In pieces: they pass through the GPUs' memory."""
+    """The logits of all ranks in the given order, on the first rank. In pieces, because they go through GPU memory."""
     mine = np.concatenate(kept) if kept else np.zeros((0, 0), dtype=np.float32)
     if not dist.is_initialized():
         return mine[order] if kept else None
@@ -138,10 +138,10 @@ def _gather_logits(kept: list[np.ndarray], order: np.ndarray) -> np.ndarray | No
 
 @dataclass(frozen=True)
 class Scores:
-    """Numbers of one evaluation, accuracies in percent; None where a group has no class.
+    """Numbers of one evaluation, accuracies in percent; None if a group has no class.
 
-    What each number means is in `metrics.MEANINGS`. recall: float64 (classes,), NaN where the evaluation set has no
-    sample of a class. confusion: int64 (classes, classes), rows are true classes. predictions: what was scored.
+    `metrics.MEANINGS` explains each number. recall: float64 (classes,), NaN if the evaluation set has no sample of a
+    class. confusion: int64 (classes, classes), rows are true classes. predictions: the scored predictions.
     """
 
     numbers: dict[str, float | None]
@@ -151,7 +151,7 @@ class Scores:
 
 
 def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRule) -> Scores:
-    """Accuracy over all samples and over classes of many, medium and few *training* samples.
+    """Accuracy over all samples, and over classes with many, medium and few *training* samples.
 
     A group's accuracy is the unweighted mean of its classes' recalls, as in the published code.
     """
@@ -179,7 +179,7 @@ def score(predictions: Predictions, samples_per_class: np.ndarray, rule: GroupRu
 
 
 def _of_experts(members_correct: np.ndarray) -> dict[str, float | None]:
-    """Accuracy of each member of an ensemble alone, and their mean: unlike the best, not chosen by the evaluation."""
+    """Accuracy of each ensemble member alone, and their mean, which unlike the best is not selected on this set."""
     alone = 100 * members_correct.mean(axis=0)
     if not len(alone):
         return {}
@@ -187,12 +187,12 @@ def _of_experts(members_correct: np.ndarray) -> dict[str, float | None]:
 
 
 def mean_percent(values: np.ndarray) -> float | None:
-    """Mean over the classes that have a value, in percent; None where none has."""
+    """Mean over the classes that have a value, in percent; None if none has."""
     present = values[~np.isnan(values)]
     return 100 * float(present.mean()) if len(present) else None
 
 
 def _harmonic_mean(recall: np.ndarray) -> float:
-    """Harmonic mean over the classes of the evaluation set; 0 as soon as one class is never recognised."""
+    """Harmonic mean over the classes of the evaluation set; 0 if any class is never recognised."""
     present = recall[~np.isnan(recall)]
     return len(present) / float((1 / present).sum()) if present.all() else 0.0

@@ -1,11 +1,11 @@
-"""Several numbers as one: mean and standard deviation in words."""
+"""Several numbers as text: mean and standard deviation."""
 
 import statistics
 from collections.abc import Sequence
 
 
 def mean_and_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of what is there, one decimal; a dash where nothing is, no spread for one value."""
+    """Mean ± standard deviation of the present values, one decimal; a dash if there is none, no spread for one."""
     present = [value for value in values if value is not None]
     if not present:
         return "–"

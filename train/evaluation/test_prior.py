@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,43 +12,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.plan import Stream
 from train.checkpoints.trained import Trained
-from train.methods.base import Method, MicroPlan, MicroStep, StepInputs, StepOutput
-from train.models.build import ModelOptions
+from train.methods.parts import Objective
 
 logger = logging.getLogger(__name__)
 
 
-class ForTestPrior(Method):
-    """A method whose predictions are argmax z + log π', π' the prior of the test data (Menon et al., ICLR 2021).
+class ForTestPrior(Objective):
+    """An objective whose predictions are argmax z + log π', π' the prior of the test data (Menon et al., ICLR 2021).
 
     Right for networks that target the uniform prior, as those trained under logit adjustment or balanced softmax do.
     """
 
-    Options = type(None)
-
-    def __init__(self, method: Method, log_prior: Tensor):
-        super().__init__(method.options, method.context)
-        self.method, self.log_prior = method, log_prior
+    def __init__(self, objective: Objective, log_prior: Tensor):
+        super().__init__(objective.options, objective.context, objective.mixing)
+        self.objective, self.log_prior = objective, log_prior
 
     def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        return self.method.eval_logits(model, images) + self.log_prior
+        return self.objective.eval_logits(model, images) + self.log_prior
 
     def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
-        return self.method.eval_members(model, images) + self.log_prior
-
-    def streams(self) -> tuple[Stream, ...]:
-        return self.method.streams()
-
-    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return self.method.build_model(options, seed)
-
-    def values(self, plan: MicroPlan) -> StepInputs:
-        return self.method.values(plan)
-
-    def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        return self.method.loss(model, step)
+        return self.objective.eval_members(model, images) + self.log_prior
 
 
 def for_test_prior(trained: Trained, prior: str | Sequence[float], train_counts: np.ndarray | None) -> Trained:
@@ -74,7 +59,9 @@ def for_test_prior(trained: Trained, prior: str | Sequence[float], train_counts:
         raise ValueError(f"--test-prior {prior}: {len(shares)} classes, the network has {trained.classes}")
     log_prior = torch.from_numpy(np.log(shares / shares.sum()).astype(np.float32)).to(trained.method.context.device)
     description = f"{trained.description}, for the test prior {prior}"
-    return replace(trained, method=ForTestPrior(trained.method, log_prior), description=description)
+    method = copy(trained.method)
+    method.objective = ForTestPrior(method.objective, log_prior)
+    return replace(trained, method=method, description=description)
 
 
 def with_test_prior(trained: Trained, prior: str | Sequence[float], train_counts: np.ndarray | None) -> Trained:

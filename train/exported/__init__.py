@@ -1,5 +1,5 @@
-"""A trained network for use elsewhere: timm's folder layout, ONNX, torch.export, a model card.
+"""Exporting a trained network: timm's folder layout, ONNX, torch.export, a model card.
 
-May import everything of `train` but `train.run`. What an export writes is loaded again and compared with the network
-before the export is called done.
+May import everything in `train` except `train.run`. Every exported file is loaded again and compared with the network
+before the export counts as done.
 """

@@ -1,4 +1,4 @@
-"""An exported network against the one it was made of, on the spot."""
+"""Comparing an exported network with the original, right after the export."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,11 @@ _BATCH = 3
 
 
 class CheckFailedError(RuntimeError):
-    """The exported network does not answer as the original."""
+    """The exported network's output differs from the original's."""
 
 
 def random_images(size: int, batch: int = _BATCH) -> Tensor:
-    """Normalised images (batch, 3, size, size) to compare with."""
+    """Normalised images (batch, 3, size, size) for the comparison."""
     return torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
 
 
@@ -26,10 +26,10 @@ def check_equal(
     images: Tensor,
     tolerance: float = TOLERANCE,
 ) -> float:
-    """The largest difference of the logits, in units of the largest logit where that is above 1.
+    """The largest difference between logits, in units of the largest logit if that is above 1.
 
     Raises:
-        CheckFailedError: it is above the tolerance, or the best classes differ where they are told apart by more.
+        CheckFailedError: it is above the tolerance, or the best classes differ although their margin is larger.
     """
     expected, found = original(images), exported(images)
     if expected.shape != found.shape:
@@ -41,5 +41,5 @@ def check_equal(
     best = found.argmax(dim=1, keepdim=True)
     lost = (expected.max(dim=1).values - expected.gather(1, best)[:, 0]) / scale
     if float(lost.max()) > 2 * tolerance:
-        raise CheckFailedError(f"{what}: another class is best")
+        raise CheckFailedError(f"{what}: a different class is best")
     return difference

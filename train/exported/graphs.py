@@ -1,4 +1,4 @@
-"""The network as a graph: ONNX and torch.export, of any batch size, with or without the images' preparation inside."""
+"""The network as a graph: ONNX and torch.export, with dynamic batch size, with or without image preparation."""
 
 import importlib
 from collections.abc import Callable, Sequence
@@ -17,19 +17,19 @@ from train.exported.network import ExportedNetwork
 
 Inside = Literal["nothing", "normalise", "resize"]
 ONNX, TORCH_EXPORT = "model.onnx", "model.pt2"
-_OPSET = 18  # the first whose Resize can antialias
-# Sums in another order can put a pixel that is half-way between two grey levels on the other one.
+_OPSET = 18  # the first with antialiasing in Resize
+# A different order of summation can round a pixel half-way between two grey levels the other way.
 _TOLERANCE_RESIZED = 100 * TOLERANCE
 
 
 class Prepared(nn.Module):
-    """The network on uint8 images (batch, height, width, 3), normalised inside, and resized if asked for.
+    """The network on uint8 images (batch, height, width, 3), normalised inside, and optionally resized.
 
-    Resizing happens in float and rounds to whole grey levels, as Pillow does in integers: now and then they differ by
-    one level.
+    Resizing uses floats and rounds to whole grey levels; Pillow uses integers, so results occasionally differ by one
+    level.
 
     Args:
-        resize: take images of any height and width, as the evaluation of the preset does; else of its size.
+        resize: accept images of any height and width, as in the preset's evaluation; otherwise only the preset's size.
     """
 
     mean: Tensor
@@ -53,8 +53,8 @@ class Prepared(nn.Module):
     def _resized(self, pixels: Tensor) -> Tensor:
         """The evaluation view: see pipeline/views/view.py, whose rounding of sizes and offsets this repeats.
 
-        As products with matrices of filter weights: a crop of a resized image has sizes that no graph knows. First
-        columns, then rows, each rounded, as Pillow does.
+        Implemented as products with matrices of filter weights, because the sizes of a resized image are unknown in
+        the graph. First columns, then rows, each rounded, as in Pillow.
         """
         rows, columns = torch.arange(pixels.shape[2]), torch.arange(pixels.shape[3])
         short = torch.minimum(rows[-1], columns[-1]) + 1
@@ -63,10 +63,10 @@ class Prepared(nn.Module):
 
 
 def _filter_weights(axis: Tensor, short: Tensor, view: View) -> Tensor:
-    """float32 (size, side): how much each pixel of a row counts in each pixel of the view, antialiased.
+    """float32 (size, side): the weight of each pixel of a row in each pixel of the view, antialiased.
 
     Args:
-        axis: int64 (side,), 0, 1, …: the pixels of a row, or of a column. short: of the shorter side, int64 ().
+        axis: int64 (side,), 0, 1, …: the pixels of a row or column. short: length of the shorter side, int64 ().
     """
     geometry = view.geometry
     size, side = geometry.size, axis[-1] + 1
@@ -84,12 +84,12 @@ def _filter_weights(axis: Tensor, short: Tensor, view: View) -> Tensor:
 
 
 def _rounded(pixels: Tensor) -> Tensor:
-    """To whole grey levels, halves up as in Pillow."""
+    """Round to whole grey levels, halves up as in Pillow."""
     return (pixels + 0.5).floor().clamp(0, 255)
 
 
 def with_preparation(network: ExportedNetwork, preset: Preset, inside: Inside) -> tuple[nn.Module, list[Tensor]]:
-    """What is exported, and batches of its input: the first to export with, all of them to compare on."""
+    """The module to export, and input batches: the first is used for exporting, all for comparing."""
     size, chance = preset.evaluation.size, torch.Generator().manual_seed(0)
     if inside == "nothing":
         return network, [random_images(size), random_images(size, batch=1)]
@@ -101,15 +101,15 @@ def with_preparation(network: ExportedNetwork, preset: Preset, inside: Inside) -
 
 
 def write_onnx(path: Path, network: nn.Module, batches: Sequence[Tensor], inside: Inside) -> float:
-    """ONNX with a free batch size, compared with onnxruntime on all batches; returns the largest difference.
+    """Write ONNX with a dynamic batch size and compare with onnxruntime on all batches; returns the largest difference.
 
     Args:
-        network, batches: as `with_preparation` gives them.
-        inside: with "resize" height and width are free too.
+        network, batches: from `with_preparation`.
+        inside: with "resize" height and width are dynamic too.
 
     Raises:
         ModuleNotFoundError: the extra "export" is not installed.
-        CheckFailedError: onnxruntime does not answer as torch does.
+        CheckFailedError: onnxruntime's output differs from torch's.
     """
     onnxruntime = _required("onnxruntime")
     _required("onnxscript")
@@ -123,7 +123,7 @@ def write_onnx(path: Path, network: nn.Module, batches: Sequence[Tensor], inside
         output_names=["logits"],
         verbose=False,
     )
-    assert program is not None, "torch.onnx.export gives a program with dynamo=True"
+    assert program is not None, "torch.onnx.export returns a program with dynamo=True"
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -134,7 +134,7 @@ def write_onnx(path: Path, network: nn.Module, batches: Sequence[Tensor], inside
 
 
 def write_torch_export(path: Path, network: nn.Module, batches: Sequence[Tensor], inside: Inside) -> float:
-    """A torch.export program likewise, loaded again and compared."""
+    """Write a torch.export program likewise, load it again and compare."""
     program = torch.export.export(network, (batches[0],), dynamic_shapes=_free(inside))
     # Inlines the contexts that keep a head in float32; torch 2.15 could not save those of Causal Norm.
     program = program.run_decompositions({})

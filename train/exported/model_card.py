@@ -32,11 +32,11 @@ def write_model_card(
     timm_alone: bool,
     files: Sequence[tuple[str, str, str]],
 ) -> None:
-    """Write the card; results and data come from the run that the checkpoint lies in, if there is one.
+    """Write the card; results and data come from the checkpoint's run, if there is one.
 
     Args:
-        licence: an identifier of the Hub, for example apache-2.0; None leaves it open and says so.
-        files: name, input and description of what is there beside timm's two files.
+        licence: a Hub identifier, for example apache-2.0; None states that it is open.
+        files: name, input and description of the files other than timm's two.
     """
     result, weights = run_result(trained.path)
     reported = "test" if "test" in result else "validation"
@@ -69,9 +69,9 @@ def _name_of(data: dict[str, Any] | None) -> str | None:
 
 
 def run_result(checkpoint: Path) -> tuple[dict[str, Any], str]:
-    """result.json of the run that a checkpoint lies in, empty if there is none, and which of its weights these are.
+    """result.json of a checkpoint's run, empty if there is none, and which of its weights these are.
 
-    Checkpoints before the last one are "last" only if no later one is there.
+    Only the latest checkpoint counts as "last".
     """
     folder = checkpoint.resolve().parent
     path = folder.parent / "result.json"
@@ -80,5 +80,5 @@ def run_result(checkpoint: Path) -> tuple[dict[str, Any], str]:
     if checkpoint.name == "best.pt":
         return json.loads(path.read_text(encoding="utf-8")), "best"
     if checkpoint.name != max(other.name for other in folder.glob("epoch*-step*.pt")):
-        return {}, "last"  # the results are of later weights
+        return {}, "last"  # the results belong to later weights
     return json.loads(path.read_text(encoding="utf-8")), "last"

@@ -1,4 +1,4 @@
-"""One module that answers as an evaluation does: images to logits, whatever the method has inside."""
+"""One module that maps images to logits as an evaluation does, for any method."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from pipeline.views.presets import HALF, WHOLE_32
 from train.checkpoints.trained import Trained
 from train.inputs.input_builder import InputBuilder
-from train.methods import find_method
-from train.methods.base import Method, MethodContext
+from train.methods.base import MethodContext
+from train.methods.method import Method
+from train.methods.registry import find_method
 from train.models.build import ModelOptions
 from train.schedules import Schedule, ScheduleOptions
 
@@ -24,7 +25,7 @@ ARCHITECTURE = "longtail_network"
 class ExportedNetwork(nn.Module):
     """Normalised images (batch, 3, height, width) to the logits that an evaluation ranks, float32 (batch, classes).
 
-    Of experts it is the mean of their logits. Built from names and options alone, so that timm can build it again.
+    For experts this is the mean of their logits. Built only from names and options, so timm can build it again.
     """
 
     def __init__(
@@ -33,15 +34,15 @@ class ExportedNetwork(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.method = _method(method, method_options, num_classes)
-        # A second stage asks for a first; building reads none, and the weights come next.
+        # A second stage requires a first one; building does not read it, and the weights are loaded next.
         self.network = self.method.build_model(ModelOptions(**model, init_from=Path("exported")), seed=0)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.method.eval_logits(self.network, images).float()
+        return self.method.objective.eval_logits(self.network, images).float()
 
 
 def network_arguments(trained: Trained) -> dict[str, Any]:
-    """What `ExportedNetwork` is built from, plain containers for JSON."""
+    """The arguments of `ExportedNetwork`, as plain containers for JSON."""
     options = {name: value for name, value in asdict(trained.method.options).items() if value is not None}
     model = {name: value for name, value in asdict(trained.model_options).items() if value is not None}
     model |= {"pretrained": False}
@@ -51,7 +52,7 @@ def network_arguments(trained: Trained) -> dict[str, Any]:
 
 
 def exported_network(trained: Trained) -> ExportedNetwork:
-    """The network of a checkpoint, in evaluation mode on the CPU, its weights contiguous."""
+    """A checkpoint's network, in evaluation mode on the CPU, with contiguous weights."""
     network = ExportedNetwork(**network_arguments(trained), num_classes=trained.classes)
     weights = {name: value.detach().cpu().contiguous() for name, value in trained.model.state_dict().items()}
     network.network.load_state_dict(weights)
@@ -59,7 +60,7 @@ def exported_network(trained: Trained) -> ExportedNetwork:
 
 
 def _method(name: str, options: Mapping[str, Any], classes: int) -> Method:
-    """A method to predict with; counts, views and schedule matter to training alone."""
+    """A method for prediction; counts, views and schedule only affect training."""
     device = torch.device("cpu")
     schedule = Schedule(ScheduleOptions(), base_lr=0.0, epochs=1)
     counts, builder = np.ones(classes, dtype=np.int64), InputBuilder.create(HALF, device)
@@ -69,7 +70,7 @@ def _method(name: str, options: Mapping[str, Any], classes: int) -> Method:
 
 @register_model
 def longtail_network(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """For `timm.create_model("local-dir:…")`: networks that timm has no name for."""
+    """For `timm.create_model("local-dir:…")`: networks that timm does not know."""
     network: nn.Module = build_model_with_cfg(ExportedNetwork, ARCHITECTURE, pretrained, **kwargs)
     return network
 

@@ -27,11 +27,11 @@ def write_timm_folder(
 ) -> bool:
     """Write both files, load them as timm does, and compare.
 
-    Returns whether timm loads the folder by itself: an architecture of its own with a plain classifier. Others need
-    `import train.exported.network` first, which tells timm the architecture.
+    Returns whether timm alone can load the folder, because it is a timm architecture with a plain classifier. Others
+    need `import train.exported.network` first, which registers the architecture with timm.
 
     Raises:
-        CheckFailedError: what timm loads does not answer as the network does.
+        CheckFailedError: the output of timm's network differs from the original's.
     """
     size = trained.preset.evaluation.size
     if timm.is_model(trained.model_options.name):
@@ -43,7 +43,7 @@ def write_timm_folder(
             check_equal("timm", network, loaded(folder), random_images(size))
             return True
         except (RuntimeError, KeyError, TypeError, CheckFailedError):
-            pass  # another classifier, experts, or a backbone built otherwise than by its name alone
+            pass  # a different classifier, experts, or a backbone that depends on more than its name
     arguments = network_arguments(trained)
     _write(folder, network, _config(trained, ARCHITECTURE, arguments, names, samples_per_class))
     check_equal("timm", network, loaded(folder), random_images(size))
@@ -51,7 +51,7 @@ def write_timm_folder(
 
 
 def loaded(folder: Path) -> nn.Module:
-    """What `timm.create_model` makes of a folder."""
+    """The network that `timm.create_model` creates from a folder."""
     network: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return network.eval()
 
@@ -60,7 +60,7 @@ def _write(folder: Path, network: nn.Module, config: dict[str, Any]) -> None:
     weights = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")  # which JSON reads as it was
+    (folder / CONFIG).write_text(text, encoding="utf-8", errors="backslashreplace")  # JSON restores the original
 
 
 def _config(
@@ -70,7 +70,7 @@ def _config(
     names: Sequence[str],
     samples_per_class: np.ndarray | None,
 ) -> dict[str, Any]:
-    """config.json: timm's fields, and under "longtail" what it has no field for."""
+    """config.json: timm's fields, and everything else under "longtail"."""
     own: dict[str, Any] = {"preset": trained.preset.name, "network": trained.description}
     if samples_per_class is not None:
         own["samples_per_class"] = samples_per_class.tolist()
@@ -91,7 +91,7 @@ def _config(
 
 
 def preprocessing(preset: Preset) -> dict[str, Any]:
-    """How an evaluation shows images, in timm's words."""
+    """The evaluation's image preparation, in timm's terms."""
     view, normalization = preset.evaluation, preset.normalization
     geometry = view.geometry
     is_crop = isinstance(geometry, ResizeCenterCrop)

@@ -1,8 +1,8 @@
-"""uint8 images to the input of the network: paste, mix, normalise.
+"""From uint8 images to the network's input: paste, mix, normalise.
 
-The only place where images are normalised; training and evaluation both go through it. Mixing happens on float values,
-never on uint8, whose rounding would change the mixture. On a GPU, pasting and normalising are one kernel
-(paste_kernel.py); on the CPU the torch code here does the same, and is the reference.
+The only place where images are normalised, for both training and evaluation. Mixing uses float values, never uint8,
+because rounding would change the mixture. On a GPU, pasting and normalising are one kernel (paste_kernel.py); on the
+CPU the torch code here does the same, and is the reference.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ def box_mask(boxes: Tensor, height: int, width: int) -> Tensor:
 
 
 def input_dtype(device: torch.device) -> torch.dtype:
-    """What the network's first layer computes in: the type of an autocast context, if we are inside one."""
+    """The dtype of the network's first layer: that of the autocast context, if there is one."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return torch.float32
@@ -32,8 +32,8 @@ def input_dtype(device: torch.device) -> torch.dtype:
 class InputBuilder:
     """Turns uint8 (batch, height, width, 3) into normalised (batch, 3, height, width), channels last in memory.
 
-    The result is float32, or the autocast type inside an autocast context, which the first layer would convert it to.
-    Build it with `InputBuilder.create`. mean, in grey levels, and scale, 1 / standard deviation, are float32 (3,).
+    The result is float32, or inside an autocast context its dtype, to which the first layer would convert it anyway.
+    Create it with `InputBuilder.create`. mean, in grey levels, and scale, 1 / standard deviation, are float32 (3,).
     """
 
     mean: Tensor
@@ -47,7 +47,7 @@ class InputBuilder:
         return cls(mean.to(device), (1 / std).to(device))
 
     def plain(self, images: Tensor) -> Tensor:
-        """Normalise; features of a frozen network, (batch, width), have no pixels and become float32 only."""
+        """Normalise; features of a frozen network, (batch, width), have no pixels and are only converted to float32."""
         if images.ndim == 2:
             return images.float()
         if images.is_cuda:
@@ -62,7 +62,7 @@ class InputBuilder:
         return self.paste_reference(background, foreground, boxes)
 
     def paste_reference(self, background: Tensor, foreground: Tensor, boxes: Tensor) -> Tensor:
-        """`paste` in torch operations, for any device: the CPU's way, and what the kernel is compared with."""
+        """`paste` with torch operations, for any device: used on the CPU, and the kernel's reference."""
         mask = box_mask(boxes, background.shape[1], background.shape[2])
         return self._normalised(torch.where(mask[..., None], foreground, background))
 
@@ -72,14 +72,14 @@ class InputBuilder:
         return self._normalised(weight * first.float() + (1 - weight) * second.float())
 
     def _normalised(self, images: Tensor) -> Tensor:
-        # A subtraction and a multiplication are rounded alike everywhere: unlike a division, which GPUs approximate, or
-        # a product and a sum, which compilers fuse. So kernel and reference agree to the last bit.
+        # A subtraction and a multiplication are rounded identically everywhere, unlike a division, which GPUs
+        # approximate, or a product and a sum, which compilers fuse. So kernel and reference agree to the last bit.
         normalised = (images.float() - self.mean) * self.scale
         # A view: NHWC in memory is channels_last.
         return normalised.to(input_dtype(images.device)).permute(0, 3, 1, 2)
 
     def _paste_on_gpu(self, background: Tensor, foreground: Tensor, boxes: Tensor) -> Tensor:
-        # Imported here: a torch built for CPUs only comes without Triton.
+        # Imported here: a CPU-only build of torch comes without Triton.
         from train.inputs.paste_kernel import paste_and_normalise
 
         dtype = input_dtype(background.device)

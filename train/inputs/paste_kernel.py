@@ -1,8 +1,8 @@
-"""Paste and normalise two uint8 batches in one pass over the memory (Triton), for the GPU.
+"""Paste and normalise two uint8 batches in one pass over memory (Triton), for the GPU.
 
-A step's input is bound by memory: three eager operations would read and write the whole batch several times. Here every
-pixel is read once, from the batch that it is taken from, and written once, already in the type of the network's input.
-Written for GPUs and checked on the CPU by Triton's interpreter; its speed on a GPU has not been measured yet.
+Building a step's input is memory-bound: three eager operations would read and write the whole batch several times. Here
+every pixel is read once, from the batch it comes from, and written once, already in the dtype of the network's input.
+Written for GPUs and checked on the CPU with Triton's interpreter; its speed on a GPU has not been measured yet.
 """
 
 import torch
@@ -10,11 +10,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# A tile is 64 rows by 64 values (21 pixels), four vectors of 16 bytes per thread. Compiled for Hopper that is 13.5
-# instructions a value; with half as many vectors a thread 17.6, because fewer values share what belongs to a column.
+# A tile is 64 rows by 64 values (21 pixels), four vectors of 16 bytes per thread. Compiled for Hopper this gives 13.5
+# instructions per value; with half as many vectors per thread 17.6, because fewer values share the per-column work.
 _TILE_ROWS, _TILE_VALUES, _WARPS = 64, 64, 2
-# Of these many values either all or none are loaded from a batch, so that a thread loads them at once. Only where a
-# vertical edge of the box runs through such a vector are both batches read.
+# This many values are loaded together or not at all, so a thread loads them at once. Both batches are read only where a
+# vertical edge of the box runs through such a vector.
 _VECTOR = 16
 
 
@@ -64,7 +64,7 @@ def _paste_kernel(  # type: ignore[no-untyped-def]
 def paste_and_normalise(
     background: Tensor, foreground: Tensor, boxes: Tensor, mean: Tensor, scale: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    """(pixel − mean) · scale, where a pixel inside its image's box comes from the foreground.
+    """(pixel − mean) · scale; pixels inside their image's box come from the foreground.
 
     background, foreground: uint8 (batch, height, width, 3), contiguous. boxes: int32 (batch, 4), top, left, bottom,
     right, half-open, inside the image; empty ones paste nothing. mean, scale: float32 (3,). Returns `dtype` (batch, 3,
@@ -93,7 +93,7 @@ def paste_and_normalise(
 
 
 def _check(background: Tensor, foreground: Tensor, boxes: Tensor) -> None:
-    """The kernel reads raw memory: what would be an error of shape elsewhere would be garbage here."""
+    """The kernel reads raw memory: a shape error elsewhere would be garbage here."""
     for name, images in (("background", background), ("foreground", foreground)):
         if images.dtype != torch.uint8 or images.shape != background.shape or not images.is_contiguous():
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Running training metrics that stay on the device until someone reads them."""
+"""Running training metrics that stay on the device until they are read."""
 
 import torch
 import torch.distributed as dist
@@ -23,7 +23,7 @@ class Meter:
         self._sums = torch.zeros(len(_FIELDS), dtype=torch.float64, device=device)
 
     def add(self, sums: Tensor, first_rank: bool) -> None:
-        """Add a step. sums: float64 (3,), of its micro-batches. The step is counted on one rank only."""
+        """Add a step. sums: float64 (3,), over its micro-batches. Only one rank counts the step."""
         self._sums[:3] += sums
         if first_rank:
             self._sums[3] += 1
@@ -36,7 +36,7 @@ class Meter:
         return totals
 
     def read(self) -> dict[str, float]:
-        """Means since the last reset, over all ranks: loss a step, accuracy in percent."""
+        """Means since the last reset, over all ranks: loss per step, accuracy in percent."""
         loss, correct, samples, steps = self.totals().tolist()
         return {"loss": loss / max(steps, 1), "accuracy": 100 * correct / max(samples, 1)}
 
@@ -45,5 +45,5 @@ class Meter:
         self._sums.zero_()
 
     def restore(self, totals: Tensor, first_rank: bool) -> None:
-        """Continue from saved totals; they live on one rank, whatever the number of ranks was."""
+        """Continue from saved totals; they are kept on one rank, so the number of ranks may change."""
         self._sums.copy_(totals if first_rank else torch.zeros_like(totals))

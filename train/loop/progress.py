@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
-# Without a terminal: the first line soon, because it says how long all takes, then one in a while.
+# Without a terminal: the first line soon, because it estimates the total time, then one at intervals.
 FIRST_LINE_SECONDS, LINE_SECONDS = 5.0, 30.0
-_FIRST_STEPS = 3  # the first one or two wait for the first batches, and for kernels to be chosen
+_FIRST_STEPS = 3  # the first steps wait for the first batches and for kernel selection
 
 
 def duration(seconds: float) -> str:
-    """In words: "40 s", "12 min", "3.5 h"."""
+    """As text: "40 s", "12 min", "3.5 h"."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 class Progress:
     """Shows epoch, loss, learning rate, images/s, share of time waiting for data, GPU memory and time left.
 
-    Rates cover the steps of this process since it started, so a resumed run does not count what it did not do.
+    Rates cover only this process's steps, so a resumed run does not count earlier ones.
     """
 
     def __init__(self, epochs: int, enabled: bool):
@@ -38,7 +38,7 @@ class Progress:
         self.loss: float | None = None
 
     def start(self, total_steps: int, done_steps: int, first_step_done: Callable[[], None] | None = None) -> None:
-        """Show the line, where there is a terminal to show it on; the last argument is called after one step."""
+        """Show the line, if there is a terminal; the last argument is called after one step."""
         self._first_step_done = first_step_done
         if self._enabled and sys.stderr.isatty():
             line = "{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}"
@@ -74,7 +74,7 @@ class Progress:
         left = duration((self._total - self._done) * elapsed / self._steps)
         if is_first:
             self.epoch_line(
-                f"{self._total:,} steps in all; about {left} left, by the first {self._steps}, plus evaluations"
+                f"{self._total:,} steps in total; about {left} left (from the first {self._steps}), plus evaluations"
             )
         if self._bar is None:
             share = 100 * self._done / max(self._total, 1)
@@ -84,21 +84,21 @@ class Progress:
             )
 
     def rates(self) -> dict[str, float]:
-        """images_per_second over all ranks and data_wait_share (0–1), since the last `reset`."""
+        """images_per_second over all ranks and data_wait_share (0–1) since the last `reset`."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         return {"images_per_second": self._images / seconds, "data_wait_share": self._wait_seconds / seconds}
 
     def reset(self) -> None:
-        """Start the rates over, at the head of an epoch."""
+        """Restart the rates, at the start of an epoch."""
         self._images, self._wait_seconds, self._started = 0, 0.0, time.perf_counter()
 
     def epoch_line(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         if self._enabled:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.close()
 

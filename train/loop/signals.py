@@ -1,7 +1,7 @@
 """Stop requests, checkpoint requests and non-finite losses, agreed on by all ranks without waiting for the device.
 
 Each step posts its flags as one small tensor, reduced over the ranks. They are read one step later, at the same point
-of the loop on every rank, so all ranks act after the same step and the device never runs dry.
+of the loop on every rank, so all ranks act after the same step and the device is never idle.
 """
 
 import os
@@ -16,18 +16,18 @@ from torch import Tensor
 
 from pipeline.transfer import to_device
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # SIGUSR1 is what Slurm can send ahead of its time limit
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)  # Slurm can send SIGUSR1 ahead of its time limit
 LAG_STEPS = 1
 
 
 class StopRequest:
-    """Set by the first stop signal; a second one ends the process at once with status 128 + its number."""
+    """Set by the first stop signal; a second one exits the process at once with status 128 + its number."""
 
     def __init__(self) -> None:
         self.signal: int | None = None
 
     def __enter__(self) -> "StopRequest":
-        """Take over the stop signals of this process (main thread only)."""
+        """Install handlers for the stop signals of this process (main thread only)."""
         self._previous = [signal.signal(number, self._handle) for number in STOP_SIGNALS]
         return self
 
@@ -40,12 +40,12 @@ class StopRequest:
             os._exit(128 + number)
         self.signal = number
         message = f"\n{signal.Signals(number).name}: writing a checkpoint, then stopping; again to stop at once\n"
-        os.write(2, message.encode())  # not logging: the signal may have interrupted a call that holds its lock
+        os.write(2, message.encode())  # not logging, because the signal may have interrupted a call that holds its lock
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the ranks agreed on; epoch and step are those of the first non-finite loss, or of the last flags read."""
+    """The ranks' agreement; epoch and step are those of the first non-finite loss, or of the last flags read."""
 
     epoch: int
     step: int
@@ -75,10 +75,10 @@ class SharedFlags:
         self._posted.append((epoch, step, flags, event))
 
     def read(self, drain: bool = False) -> Verdict | None:
-        """What is due (all that was posted, with `drain`) as one verdict; None where no flag is up.
+        """The flags that are due (with `drain`, all posted ones) as one verdict; None if no flag is set.
 
-        Once a flag is up, everything posted since is looked at too, so that a checkpoint written on a verdict never
-        holds weights of a step whose loss nobody has seen.
+        Once a flag is set, everything posted since is read too, so a checkpoint written because of a verdict never
+        has weights from a step whose loss was not checked.
         """
         verdict = None
         while len(self._posted) > (0 if drain or verdict else LAG_STEPS):

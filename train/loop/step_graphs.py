@@ -1,9 +1,9 @@
-"""Whole training steps as CUDA graphs: captured once for each kind of step, replayed for all that are like it.
+"""Whole training steps as CUDA graphs: captured once per kind of step, replayed for all steps of that kind.
 
-A small network's kernels are shorter than their launches: of ResNet-32 at batch 128 the device would wait for the host.
+A small network's kernels are shorter than their launches: with ResNet-32 at batch 128 the device waits for the host.
 A graph launches a whole step at once, from the paste to the optimizer. It reads and writes the same memory each time,
-so a step's images, labels and values are copied to where the graph expects them. What a loss gets is tensors only
-(`train.methods.base.MicroStep`), hence steps with tensors of the same names and shapes are alike.
+so a step's images, labels and values are copied to where the graph expects them. A loss gets only tensors
+(`train.methods.base.MicroStep`), so steps whose tensors have the same names and shapes are of the same kind.
 """
 
 from collections import Counter
@@ -14,7 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from train.methods.base import Method, MicroStep
+from train.methods.base import MicroStep
+from train.methods.method import Method
 
 # Steps of each kind that run one operation after the other before one is captured: they allocate momenta, choose
 # convolution algorithms and compile kernels, which must not happen while capturing.
@@ -30,7 +31,7 @@ class Capture(Protocol):
         """Run a function that may be captured later."""
 
     def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
-        """A replay of what the function does, not replayed yet, and the tensor that it will write its result to."""
+        """A replay of the function, not run yet, and the tensor to which it will write its result."""
 
 
 class CudaCapture:
@@ -41,7 +42,7 @@ class CudaCapture:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, run: Callable[[], Tensor]) -> Tensor:
-        """On the stream that captures: its libraries then have their workspaces, and autograd its own state."""
+        """Runs on the capture stream, so libraries have their workspaces and autograd its state."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -52,37 +53,37 @@ class CudaCapture:
     def capture(self, run: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """See `Capture.capture`."""
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads, such as DALI's, go on allocating and waiting meanwhile.
+        # thread_local: other threads, such as DALI's, keep allocating and waiting meanwhile.
         with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             result = run()
         return graph.replay, result
 
 
 def make_capture(device: torch.device, processes: int, method: Method) -> CudaCapture:
-    """What `cuda_graphs` asks for.
+    """The capture for the option `cuda_graphs`.
 
     Raises:
         ValueError: the steps of such a run cannot be captured.
     """
     if device.type != "cuda":
-        raise ValueError(f"cuda_graphs needs a GPU, and this run is on the {device.type}; leave it at false")
+        raise ValueError(f"cuda_graphs needs a GPU, but this run is on the {device.type}; set it to false")
     if processes > 1:
         raise ValueError(
-            f"cuda_graphs captures steps of one process, and this run has {processes}; use compile instead"
+            f"cuda_graphs captures steps of a single process, but this run has {processes}; use compile instead"
         )
-    if method.not_captured_because is not None:
+    if method.objective.not_captured_because is not None:
         raise ValueError(
-            f"cuda_graphs cannot capture a step of this method: {method.not_captured_because}; use compile"
+            f"cuda_graphs cannot capture a step of this method: {method.objective.not_captured_because}; use compile"
         )
     return CudaCapture(device)
 
 
 class StepGraphs:
-    """Takes steps: the first of each kind as they are, later ones by replaying one that was captured.
+    """Takes steps: the first of each kind eagerly, later ones by replaying a captured step.
 
     Args:
-        take_step: from this rank's micro-batches to a tensor of numbers; its effects (weights, momenta, buffers) are
-            on the device, and it keeps nothing on the host.
+        take_step: maps this rank's micro-batches to a tensor of numbers; its effects (weights, momenta, buffers) are
+            on the device, and it keeps no state on the host.
     """
 
     def __init__(self, take_step: TakeStep, capture: Capture):
@@ -102,7 +103,7 @@ class StepGraphs:
 
 
 class _Graph:
-    """A captured step, and the memory that it reads."""
+    """A captured step and the memory that it reads."""
 
     def __init__(self, take_step: TakeStep, steps: Sequence[MicroStep], capture: Capture):
         own = [_with_tensors(step, [tensor.clone() for tensor in _tensors(step)]) for step in steps]
@@ -116,7 +117,7 @@ class _Graph:
 
 
 def _tensors(step: MicroStep) -> list[Tensor]:
-    """All tensors of a micro-batch, in an order that its names decide."""
+    """All tensors of a micro-batch, ordered by name."""
     batches = [step.batches[name] for name in sorted(step.batches)]
     values = [step.values[name] for name in sorted(step.values)]
     return [tensor for batch in batches for tensor in (*batch.images, batch.labels, batch.weights)] + values
@@ -133,7 +134,7 @@ def _with_tensors(step: MicroStep, tensors: list[Tensor]) -> MicroStep:
 
 
 def _kind(steps: Sequence[MicroStep]) -> Hashable:
-    """Equal for steps that the same graph can take."""
+    """A key that is equal for steps of the same graph."""
     return tuple(
         (
             step.global_batch_size,

@@ -1,7 +1,7 @@
-"""The training loop: steps, evaluations and checkpoints in their order, on one device or many.
+"""The training loop: steps, evaluations and checkpoints in order, on one device or many.
 
-Everything that has to survive a restart is in a checkpoint; everything random is in the plan. So a run that was killed
-continues with the very same steps, and its folder ends up as if nothing had happened.
+Everything that has to survive a restart is in a checkpoint; everything random is in the plan. So a killed run continues
+with exactly the same steps, and its folder ends up as if nothing had happened.
 """
 
 import logging
@@ -10,12 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from pipeline.loader import LoadedStep
@@ -27,11 +26,15 @@ from train.loop.meters import Meter, micro_batch_sums
 from train.loop.progress import Progress
 from train.loop.signals import SharedFlags, StopRequest
 from train.loop.step_graphs import Capture, StepGraphs
-from train.methods.base import Method, MicroPlan, MicroStep
+from train.methods.base import MicroPlan, MicroStep
+from train.methods.method import Method
 from train.optimizers import FACTOR
 from train.options import RunOptions
 from train.run_folder import RunFolder
 from train.schedules import Schedule
+
+if TYPE_CHECKING:
+    from timm.utils import ModelEmaV3
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ Numbers = dict[str, float | None]
 
 
 class NonFiniteLossError(RuntimeError):
-    """The loss became infinite or NaN; `details` says where."""
+    """The loss became infinite or NaN; `details` has the location."""
 
     def __init__(self, message: str, details: dict[str, Any]):
         super().__init__(message)
@@ -52,7 +55,7 @@ class PreemptedError(Exception):
 
 @dataclass
 class History:
-    """What a run has measured; plain containers, because it is part of the checkpoint."""
+    """A run's measurements; plain containers, because it is part of the checkpoint."""
 
     best: dict[str, Any] | None = None
     last: dict[str, Any] | None = None
@@ -62,20 +65,20 @@ class History:
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """What a trainer is made of.
+    """The components of a trainer.
 
     Args:
-        model: the network, wrapped for distributed training where there are several processes.
-        autocast: makes the context of the network's arithmetic.
+        model: the network, wrapped for distributed training if there are several processes.
+        autocast: creates the context for the network's arithmetic.
         evaluate: scores the current weights, or their average: {"validation": numbers} or {"test": numbers}. Called on
             every rank.
-        averaged: moving average of the weights, which is evaluated in their place, or None.
-        capture: how whole steps are captured, to be replayed for steps like them; None runs each operation by itself.
-        scaler: of losses in float16; a step whose scaled gradients overflow is left out.
-        clip_norm: largest norm of a step's gradients.
-        stores: which tensors of the model a checkpoint holds, where a file has the others; None for all.
-        fit: what a checkpoint must share with this run, see `checkpoint.check_fit`.
-        classes: {"names", "samples"}, the training set's, as checkpoints carry them for those who use the network.
+        averaged: moving average of the weights, which is evaluated instead of them, or None.
+        capture: how whole steps are captured, for replaying steps of the same kind; None runs eagerly.
+        scaler: loss scaler for float16; a step whose scaled gradients overflow is skipped.
+        clip_norm: maximum norm of a step's gradients.
+        stores: which tensors of the model a checkpoint stores, if a file has the others; None for all.
+        fit: values that a checkpoint must share with this run, see `checkpoint.check_fit`.
+        classes: {"names", "samples"} of the training set, stored in checkpoints for users of the network.
     """
 
     accelerator: Accelerator
@@ -89,7 +92,7 @@ class TrainerParts:
     progress: Progress
     autocast: Callable[[], AbstractContextManager[Any]]
     evaluate: Callable[[], dict[str, Numbers]]
-    averaged: ModelEmaV3 | None = None
+    averaged: "ModelEmaV3 | None" = None
     capture: Capture | None = None
     fit: dict[str, Any] = field(default_factory=dict)
     stores: Callable[[str], bool] | None = None
@@ -99,7 +102,7 @@ class TrainerParts:
 
 
 class Trainer:
-    """Runs a plan from a position to its end."""
+    """Runs a plan from a position to the end."""
 
     def __init__(self, parts: TrainerParts, options: RunOptions):
         self.parts, self.options = parts, options
@@ -115,18 +118,18 @@ class Trainer:
         self._take_step = self._device_step if parts.capture is None else StepGraphs(self._device_step, parts.capture)
 
     def run(self, steps: Iterable[LoadedStep]) -> History:
-        """Train on the loaded steps, which begin at `position`, up to the end of the plan or `max_steps`.
+        """Train on the loaded steps, which start at `position`, until the end of the plan or `max_steps`.
 
         Raises:
             PreemptedError: after a stop signal, with a checkpoint written.
-            NonFiniteLossError: the last checkpoint holds weights from before.
+            NonFiniteLossError: the last checkpoint has weights from before.
         """
         steps_per_epoch = self.parts.plan.steps_per_epoch
         if self.position.step:
             self._set_lr(self.position.epoch, self.position.step - 1)
         if (
             self.position.step == steps_per_epoch or self._ends_unevaluated()
-        ):  # stopped between last step and evaluation
+        ):  # stopped between the last step and the evaluation
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
         for loaded in steps if not self.ended_early else ():
             epoch, step = loaded.whole.epoch, loaded.whole.step
@@ -146,13 +149,13 @@ class Trainer:
 
     @property
     def ended_early(self) -> bool:
-        """Whether the patience of the run is over; all ranks have the same numbers, and so has a resumed run."""
+        """Whether the run's patience is exhausted; all ranks, and a resumed run, have the same numbers."""
         patience = self.options.patience
         return patience is not None and self.history.since_best >= patience and self.done_steps < self.total_steps
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps of the whole run."""
+        """Optimizer steps in the whole run."""
         planned = self.options.epochs * self.parts.plan.steps_per_epoch
         return min(planned, self.options.max_steps or planned)
 
@@ -163,16 +166,16 @@ class Trainer:
 
     @property
     def next_step(self) -> Position:
-        """The step that the loader has to begin with."""
+        """The step at which the loader has to start."""
         return Position(*divmod(self.done_steps, self.parts.plan.steps_per_epoch))
 
     @property
     def end(self) -> Position:
-        """The step before which the loader has to end."""
+        """The step before which the loader has to stop."""
         return Position(*divmod(self.total_steps, self.parts.plan.steps_per_epoch))
 
     def _ends_unevaluated(self) -> bool:
-        """Whether `max_steps` ended the run inside an epoch, and its numbers are not there yet."""
+        """Whether `max_steps` stopped the run within an epoch, whose numbers do not exist yet."""
         evaluated = (self.history.last or {}).get("epoch") == self.position.epoch
         return self.position.step > 0 and self.done_steps == self.total_steps and not evaluated
 
@@ -192,36 +195,36 @@ class Trainer:
         p.progress.step(whole.epoch, self._lr, whole.sizes["original"], loaded.wait_seconds)
 
     def _watched(self, loss: Tensor) -> Tensor:
-        """The loss that must be finite. A loss scale answers an overflow by a smaller scale, until that gives up."""
+        """The loss that must be finite. A loss scaler handles overflows by reducing the scale, down to its minimum."""
         scaler = self.parts.scaler
         return loss if scaler is None or scaler.get_scale() < 1 else torch.nan_to_num(loss)
 
     def _micro_steps(self, loaded: LoadedStep) -> list[MicroStep]:
-        """This rank's micro-batches with everything that the method has to know of them, on the device."""
+        """This rank's micro-batches with everything that the method needs to know about them, on the device."""
         method, device = self.parts.method, self.parts.accelerator.device
         return [
             MicroStep(
                 micro.batches,
-                values_to_device(method.values(MicroPlan.of(loaded.whole, micro)), device),
+                values_to_device(method.objective.values(MicroPlan.of(loaded.whole, micro)), device),
                 loaded.whole.sizes["original"],
             )
             for micro in loaded.micro_batches
         ]
 
     def _device_step(self, steps: Sequence[MicroStep]) -> Tensor:
-        """Forward, backward, optimizer; returns the sums of `micro_batch_sums`. Nothing here knows which step it is."""
+        """Forward, backward, optimizer; returns the sums of `micro_batch_sums`. Independent of the step number."""
         p = self.parts
         sums = torch.zeros(3, dtype=torch.float64, device=p.accelerator.device)
         for number, step in enumerate(steps, start=1):
             with nullcontext() if number == len(steps) else p.accelerator.no_sync(p.model):
                 with p.autocast():
                     output = p.method.loss(p.model, step)
-                # Shares of the global loss add up over ranks, while the distributed wrapper averages gradients.
+                # Shares of the global loss are summed over ranks, but the distributed wrapper averages gradients.
                 loss = output.loss * p.accelerator.num_processes
                 p.accelerator.backward(loss if p.scaler is None else p.scaler.scale(loss))
             original = step.batches["original"]
             sums += micro_batch_sums(output.loss, output.logits, original.labels, original.weights)
-        p.method.before_optimizer(self.bare_model)
+        p.method.objective.before_optimizer(self.bare_model)
         self._apply_gradients()
         p.optimizer.zero_grad(set_to_none=True)
         return sums
@@ -248,7 +251,7 @@ class Trainer:
         self._write({"kind": "steps", **last, "loss": window["loss"], "lr": self._lr})
 
     def _checkpoint_due(self) -> bool:
-        """On the first rank only: clocks differ, and the ranks follow the flag."""
+        """Only on the first rank: clocks differ, and the other ranks follow its flag."""
         o = self.options
         if not self._first_rank:
             return False
@@ -258,7 +261,7 @@ class Trainer:
         return o.checkpoint_every_minutes is not None and minutes > o.checkpoint_every_minutes
 
     def _act_on_flags(self, drain: bool) -> None:
-        """Save, stop or fail, as the ranks agreed."""
+        """Save, stop or fail, as agreed by the ranks."""
         verdict = self._flags.read(drain)
         if verdict is None:
             return
@@ -273,7 +276,7 @@ class Trainer:
         lr = self.parts.schedule.lr(epoch)
         return NonFiniteLossError(
             f"the loss is not finite at epoch {epoch + 1}, step {step + 1}, learning rate {lr:g}, samples {ids[:8]} … "
-            "(all in status.json). The checkpoints hold weights from before: resume from one with a lower "
+            "(all in status.json). The checkpoints have weights from before: resume from one with a lower "
             "optimizer.lr, or without mixed_precision",
             {"epoch": epoch, "step": step, "lr": lr, "sample_ids": ids},
         )
@@ -284,18 +287,20 @@ class Trainer:
         self._lr = self.parts.schedule.lr_at(epoch, step, self.parts.plan.steps_per_epoch)
         for group in self.parts.optimizer.param_groups:
             rate = self._lr * group[FACTOR]
-            if isinstance(group["lr"], Tensor):  # of captured steps
+            if isinstance(group["lr"], Tensor):  # for captured steps
                 group["lr"].fill_(rate)
             else:
                 group["lr"] = rate
 
     def _end_epoch(self, ends_run: bool) -> None:
         epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
-        if is_whole:  # `max_steps` may end a run inside an epoch, which it then continues as if it had not stopped
-            self.parts.method.project(self.bare_model)
-            if self.parts.averaged is not None:  # of weights between projections: out of bounds like them
-                self.parts.method.project(self.evaluated_model)
-            self.parts.method.after_epoch(epoch)
+        if is_whole:  # `max_steps` may stop a run within an epoch; it then continues as if it had not stopped
+            self.parts.method.objective.project(self.bare_model)
+            if (
+                self.parts.averaged is not None
+            ):  # an average of weights between projections violates the bounds as they do
+                self.parts.method.objective.project(self.evaluated_model)
+            self.parts.method.objective.after_epoch(epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}
         record |= self.parts.progress.rates()
         self._epoch_meter.reset()
@@ -324,7 +329,7 @@ class Trainer:
         return scores
 
     def _share_buffers(self) -> None:
-        """Batch norm's running statistics of the first rank, on all ranks: they are not exchanged in training."""
+        """Copy the first rank's batch norm running statistics to all ranks: training does not exchange them."""
         if not dist.is_initialized():
             return
         averaged = [] if self.parts.averaged is None else self.parts.averaged.module.buffers()
@@ -341,12 +346,12 @@ class Trainer:
         self._track(scalars)
 
     def _track(self, scalars: dict[str, float]) -> None:
-        """For trackers; one that fails (a full disk, no network) costs its curves, never the run."""
+        """Log to trackers; one that fails (a full disk, no network) loses its curves, but never stops the run."""
         try:
             self.parts.accelerator.log(scalars, step=self.done_steps)
-        except Exception as error:  # any tracker's own kind
+        except Exception as error:  # any tracker's own exception
             if not self._tracker_failed:
-                logger.warning("a tracker fails, the run goes on without it: %s: %s", type(error).__name__, error)
+                logger.warning("a tracker failed, the run continues without it: %s: %s", type(error).__name__, error)
             self._tracker_failed = True
 
     def _seconds(self) -> float:
@@ -355,7 +360,7 @@ class Trainer:
     # ------------------------------------------------------------ checkpoints
 
     def save_checkpoint(self) -> None:
-        """Write the state at `position`; every rank has to call it."""
+        """Write the state at `position`; every rank must call it."""
         self._share_buffers()
         meters = {"epoch": self._epoch_meter.totals(), "window": self._window_meter.totals()}
         if self._first_rank:
@@ -366,7 +371,7 @@ class Trainer:
                 "position": asdict(self.position),
                 "model": stored_part(self.bare_model.state_dict(), self.parts.stores),
                 "optimizer": self.parts.optimizer.state_dict(),
-                "method": self.parts.method.state_dict(),
+                "method": self.parts.method.objective.state_dict(),
                 "meters": meters,
                 "history": history,
                 "metrics_bytes": self.parts.folder.metrics.size_bytes,
@@ -397,7 +402,7 @@ class Trainer:
         """
         if "position" not in state:
             raise ValueError(
-                f"{path}: holds weights to be used, not a state to go on from; resume from one of the epoch….pt beside "
+                f"{path}: has only weights, not a state to resume from; resume from one of the epoch….pt files next to "
                 "it, or start a new run from it with --model.init_from"
             )
         check_fit(path, state["fit"], self.parts.fit)
@@ -408,7 +413,7 @@ class Trainer:
         self._restore_optimizer(state["optimizer"])
         if self.parts.scaler is not None:
             self.parts.scaler.load_state_dict(state["scaler"])
-        self.parts.method.load_state_dict(state["method"])
+        self.parts.method.objective.load_state_dict(state["method"])
         self.history = History(**state["history"])
         for name, meter in (("epoch", self._epoch_meter), ("window", self._window_meter)):
             meter.restore(state["meters"][name], self._first_rank)
@@ -416,7 +421,7 @@ class Trainer:
             self.parts.folder.metrics.restore(state["metrics_bytes"])
 
     def _restore_optimizer(self, state: dict[str, Any]) -> None:
-        """Momenta; the learning rates stay the run's own objects, and get their values with the next epoch."""
+        """Restore momenta; the learning rates remain the run's own objects and get their values in the next epoch."""
         groups = self.parts.optimizer.param_groups
         own = [{name: group[name] for name in ("lr", FACTOR)} for group in groups]
         self.parts.optimizer.load_state_dict(state)
@@ -424,18 +429,18 @@ class Trainer:
             group.update(kept)
 
     def _selected(self, scores: dict[str, Any]) -> float:
-        """What "best" compares: numbers of the validation set, or of the test set where there is none."""
+        """The numbers compared for "best": those of the validation set, or of the test set if there is none."""
         numbers = scores.get("validation") or scores["test"]
         return numbers[self.options.select_by]
 
     @property
     def bare_model(self) -> nn.Module:
-        """The network without its distributed wrapper."""
+        """The network without the distributed wrapper."""
         return bare(self.parts.accelerator, self.parts.model)
 
     @property
     def evaluated_model(self) -> nn.Module:
-        """The network whose scores count: that of the averaged weights, where there are such."""
+        """The network to evaluate: that of the averaged weights, if there are any."""
         return self.bare_model if self.parts.averaged is None else self.parts.averaged.module
 
 

@@ -1,4 +1,4 @@
-"""What one labelled sample costs: loss functions, class weights, statistics of features, and the precision of all that.
+"""The loss of one labelled sample: loss functions, class weights, feature statistics, and their numerical precision.
 
-Pure functions of tensors and counts; imports nothing else of `train`.
+Pure functions of tensors and counts; imports nothing else from `train`.
 """

@@ -1,4 +1,4 @@
-"""Running mean and covariance of the features of each class: exact over all samples seen, not a moving average."""
+"""Running mean and covariance of each class's features: exact over all samples seen, not a moving average."""
 
 from collections.abc import Callable, Sequence
 
@@ -23,10 +23,10 @@ class ClassStatistics:
     """Statistics that start empty and grow with every batch (Wang et al., NeurIPS 2019, the estimation of ISDA).
 
     Attributes:
-        counts: (classes,), samples seen; integers in floating point.
+        counts: (classes,), samples seen; integers stored as floats.
         means: (classes, features).
-        covariances: (classes, features, features), or their diagonals (classes, features); divided by the count, so
-            that a class seen once has zeros.
+        covariances: (classes, features, features), or their diagonals (classes, features); divided by the count, so a
+            class seen once has zeros.
     """
 
     def __init__(
@@ -51,16 +51,16 @@ class ClassStatistics:
         present: Tensor,
         total: SumOverRanks = sum_over_ranks,
     ) -> None:
-        """Take in a batch.
+        """Add a batch.
 
-        With k new samples of batch mean m and covariance S beside n old ones, and q = k / (n + k), the covariance
-        becomes (1−q) Σ + q S + q (1−q) (μ−m)(μ−m)ᵀ and the mean (1−q) μ + q m.
+        With k new samples of batch mean m and covariance S, n old ones, and q = k / (n + k), the covariance becomes
+        (1−q) Σ + q S + q (1−q) (μ−m)(μ−m)ᵀ and the mean (1−q) μ + q m.
 
         Args:
             features: (rows, features) of this process.
             labels: int64 (rows,).
             weights: (rows,), 1, or 0 for padding.
-            present: int64, ascending: the distinct labels of all processes. Only these classes are touched.
+            present: int64, ascending: the distinct labels of all processes. Only these classes are updated.
             total: sums over the processes that share the statistics.
         """
         rows = torch.searchsorted(present, labels)
@@ -73,8 +73,8 @@ class ClassStatistics:
         new, sums = total([per_class(torch.ones_like(weights)), per_class(features)])
         divisor = new.clamp(min=1)[:, None]
         batch_means = sums / divisor
-        # Around the mean of the whole batch, hence a second message: the difference of two sums of squares would lose
-        # what it is to measure.
+        # Centred on the mean of the whole batch, hence a second message: the difference of two sums of squares would
+        # suffer from cancellation.
         (scatter,) = total([per_class(self._squares(features - batch_means[rows]))])
         old, means = self.counts[present], self.means[present]
         share = (new / (old + new).clamp(min=1))[:, None]
@@ -87,7 +87,7 @@ class ClassStatistics:
         self.counts[present] = old + new
 
     def _squares(self, rows: Tensor) -> Tensor:
-        """x xᵀ of each row, or its diagonal."""
+        """x xᵀ for each row, or its diagonal."""
         return rows**2 if self.diagonal else rows[:, :, None] * rows[:, None, :]
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""Which loss a run minimises and how classes weigh in it, epoch by epoch.
+"""Which loss a run minimises and how it weights classes, epoch by epoch.
 
 The loss of a step is sum_i c_i loss_i over the global batch, with coefficients that the host computes from the plan:
-c_i = w_{y_i} / sum_j w_{y_j}. The denominator belongs to the global batch of the optimizer step; computed per rank it
-would be wrong by tens of percent under class weights. Ranks and micro-batches therefore sum their share and need no
+c_i = w_{y_i} / sum_j w_{y_j}. The denominator is that of the optimizer step's global batch; computed per rank it would
+be wrong by tens of percent with class weights. Ranks and micro-batches therefore sum their shares and need no
 communication before the backward pass.
 """
 
@@ -77,10 +77,10 @@ class Criterion:
         return self.rule in ("reweight", "inverse") or (self.rule == "drw" and epoch >= self.drw_epoch)
 
     def class_weights(self, epoch: int) -> np.ndarray:
-        """float64 (classes,), mean 1: all ones where the rule is off."""
+        """float64 (classes,), mean 1: all ones if the rule is off."""
         return self._weights if self.weighs_classes(epoch) else np.ones(self._classes)
 
     def coefficients(self, epoch: int, global_labels: np.ndarray) -> np.ndarray:
-        """w_{y_i} / sum_j w_{y_j} of every sample of the global batch, float64 (batch,)."""
+        """w_{y_i} / sum_j w_{y_j} for every sample of the global batch, float64 (batch,)."""
         weights = self.class_weights(epoch)[global_labels]
         return weights / weights.sum()

@@ -1,8 +1,8 @@
 """Losses of long-tailed training, one value per sample.
 
-Every function returns the loss of each sample, (batch,): the mean over the batch belongs to the *global* batch of an
-optimizer step, whose size and class weights only the plan knows (see `criterion.py`). Logits are taken to at least
-float32 first: margins, priors and log-softmax lose their small classes in bfloat16.
+Every function returns the loss of each sample, (batch,): the mean is over the *global* batch of an optimizer step, and
+only the plan knows its size and class weights (see `criterion.py`). Logits are first converted to at least float32:
+margins, priors and log-softmax lose small classes in bfloat16.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """bfloat16 and float16 as float32; float32 and float64 as they are."""
+    """bfloat16 and float16 as float32; float32 and float64 unchanged."""
     return values.float() if values.element_size() < 4 else values
 
 
@@ -45,7 +45,7 @@ def ldam(cosines: Tensor, labels: Tensor, margins: Tensor, scale: float) -> Tens
 
 
 def log_prior(samples_per_class: np.ndarray) -> Tensor:
-    """log(n_k / N), float32 (classes,). Computed in double precision."""
+    """log(n_k / N), float32 (classes,), computed in double precision."""
     counts = np.asarray(samples_per_class, dtype=np.float64)
     return torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
 

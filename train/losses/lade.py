@@ -1,4 +1,4 @@
-"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): its regulariser, over the batch of all processes."""
+"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): its regulariser, over the global batch."""
 
 import math
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from train.losses.functions import at_least_float32
 
-EPSILON = 1e-9  # inside the logarithms of the official code
-_NEVER = -1e30  # logit of a padding row; not −∞, as a process may hold nothing else
+EPSILON = 1e-9  # inside the logarithms, as in the official code
+_NEVER = -1e30  # logit of a padding row; not −∞, because a process may have nothing else
 
 Gather = Callable[[Tensor], Tensor]
 
 
 def gather_rows(row: Tensor) -> Tensor:
-    """One row of each process, (processes, …), without gradient; without a process group, the row alone."""
+    """One row per process, (processes, …), without gradient; without a process group, just the row."""
     if not dist.is_initialized():
         return row[None]
     rows = [torch.empty_like(row) for _ in range(dist.get_world_size())]
@@ -40,23 +40,23 @@ def lade_regulariser(
     batch_size: int,
     gather: Gather = gather_rows,
 ) -> Tensor:
-    """This process's share of L_r = sum_c π_c (−t_c + s_c + λ s_c²), a scalar whose shares and gradients add up.
+    """This process's share of L_r = sum_c π_c (−t_c + s_c + λ s_c²), a scalar; shares and gradients add up.
 
-    t_c is the mean logit z_c of the samples of class c in the global batch, 0 where there is none, and
-    s_c = log mean_i exp z_ic − log π_c + log 1/C over all samples of it. All classes count, absent ones too.
+    t_c is the mean logit z_c of the samples of class c in the global batch, 0 if there is none, and
+    s_c = log mean_i exp z_ic − log π_c + log 1/C over all its samples. All classes count, including absent ones.
 
-    With a_c the log-sum-exp over this process's rows and G_c that over all, ω_c = exp(a_c − G_c) is its part of the
-    gradient of s_c. Only the values a_c are exchanged.
+    With a_c the log-sum-exp over this process's rows and G_c that over all rows, ω_c = exp(a_c − G_c) is its part of
+    the gradient of s_c. Only the values a_c are exchanged.
 
     Args:
         logits: z, (rows, classes).
         labels: int64 (rows,).
-        coefficients: π_y / N_y of each row, N_y the samples of its class in the global batch.
+        coefficients: π_y / N_y for each row, with N_y the samples of its class in the global batch.
         weights: (rows,), 1, or 0 for padding.
         prior: π, (classes,).
         penalty: λ.
         batch_size: samples of the global batch.
-        gather: from one row of this process to those of all, (processes, classes), without gradient.
+        gather: maps this process's row to those of all processes, (processes, classes), without gradient.
     """
     z = at_least_float32(logits)
     own = torch.logsumexp(torch.where(weights[:, None] > 0, z, _NEVER), dim=0)

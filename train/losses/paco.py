@@ -21,10 +21,10 @@ def parametric_contrast(
     beta: float = 1.0,
     gamma: float = 1.0,
 ) -> Tensor:
-    """−[β (s_y − D) + α sum_{j in P} (t_j − D)] / (β + α |P|) of each anchor, (anchors,).
+    """−[β (s_y − D) + α sum_{j in P} (t_j − D)] / (β + α |P|) for each anchor, (anchors,).
 
-    With t_j = a · v_j / T, D = log(sum_c exp s_c + γ sum_j exp t_j) over all columns but the anchor's own; P are those
-    of its label. The paper's equation leaves the division out; the released code has it.
+    With t_j = a · v_j / T, D = log(sum_c exp s_c + γ sum_j exp t_j) over all columns except the anchor's own; P are
+    those with its label. The paper's equation omits the division; the released code has it.
 
     Args:
         adjusted: s, logits plus log prior, (anchors, classes); no temperature.
@@ -35,7 +35,7 @@ def parametric_contrast(
         valid: bool (columns,), false for padding.
         alpha: α, weight of a positive column.
         temperature: T.
-        beta, gamma: β, weight of the own class, and γ, of the contrast columns in D.
+        beta, gamma: β, weight of the sample's own class, and γ, weight of the contrast columns in D.
     """
     s = at_least_float32(adjusted)
     t = at_least_float32(anchors) @ at_least_float32(columns).T / temperature

@@ -1,4 +1,4 @@
-"""Label-aware smoothing (Zhong et al., CVPR 2021): labels of large classes are smoothed more than small ones'."""
+"""Label-aware smoothing (Zhong et al., CVPR 2021): labels of large classes are smoothed more than small ones."""
 
 import math
 
@@ -12,8 +12,8 @@ from train.losses.functions import at_least_float32, cross_entropy
 def smoothing_factors(samples_per_class: np.ndarray, head: float, tail: float) -> Tensor:
     """ε of each class, from `tail` for the smallest to `head` for the largest, float32 (classes,).
 
-    It rises by sin(π x / 2) with x = (n − min n) / (max n − min n), 0 where all classes are alike: the concave of the
-    paper's three shapes, the one that its settings use.
+    It follows sin(π x / 2) with x = (n − min n) / (max n − min n), 0 if all classes have the same size: the concave
+    one of the paper's three shapes, which its settings use.
     """
     counts = np.asarray(samples_per_class, dtype=np.float64)
     x = (counts - counts.min()) / max(counts.max() - counts.min(), 1.0)
@@ -23,8 +23,8 @@ def smoothing_factors(samples_per_class: np.ndarray, head: float, tail: float) -
 def label_aware_smoothing(logits: Tensor, labels: Tensor, factors: Tensor) -> Tensor:
     """Cross entropy with 1 − ε_y + ε_y / C on the label and ε_y / C on the C − 1 others, (rows,).
 
-    That is the released code; the paper spreads ε over the other classes alone. logits (rows, classes), labels int64
-    (rows,), factors ε (classes,).
+    This follows the released code; the paper spreads ε over the other classes only. logits (rows, classes), labels
+    int64 (rows,), factors ε (classes,).
     """
     uniform = -at_least_float32(logits).log_softmax(dim=1).mean(dim=1)
     epsilon = factors[labels]

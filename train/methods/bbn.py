@@ -1,12 +1,12 @@
-"""Bilateral-branch network, BBN (Zhou et al., CVPR 2020): classes as they are and classes reversed, side by side.
+"""Bilateral-branch network, BBN (Zhou et al., CVPR 2020): one branch for the data as is, one for reversed class sizes.
 
-One branch sees every image once per epoch, the other as many draws with classes proportional to 1 / n. Their features
-are weighed by λ and 1 − λ and share one classifier; in epoch e (from 0) of E it is λ = 1 − (e / E')², so weight moves
-from the first branch to the second:
+One branch sees every image once per epoch, the other as many draws with class probabilities proportional to 1 / n.
+Their features are weighted by λ and 1 − λ and share one classifier. In epoch e (from 0) of E, λ = 1 − (e / E')², so
+weight moves from the first branch to the second:
 
     z = 2 · [λ f_c, (1 − λ) f_r] Wᵀ + b,    L = λ CE(z, y) + (1 − λ) CE(z, y_reversed)
 
-A test image passes both branches, at λ = ½. The factor 2 and the bias are those of the released code.
+A test image goes through both branches, with λ = ½. The factor 2 and the bias are those of the released code.
 """
 
 import math
@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from train.losses.functions import cross_entropy
-from train.methods.base import Method, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Objective, Stage
 from train.models.bbn import build_two_branch_network
 from train.models.build import ModelOptions
 
@@ -29,12 +30,12 @@ REVERSED = "reversed"
 
 @dataclass(frozen=True)
 class BBNOptions:
-    """How weight moves.
+    """The shift of weight between the branches.
 
     Args:
-        share_epochs: E'; by default the epochs of the run. The official code has 100 for 90 epochs and 200 for 180.
-        reversed_alpha: a sample of class k is drawn into the reversed stream with weight n_k^(-alpha), so the class
-            with probability proportional to n_k^(1 - alpha): 2, as published, reverses the proportions.
+        share_epochs: E'; by default the epochs of the run. The official code uses 100 for 90 epochs and 200 for 180.
+        reversed_alpha: samples of class k are drawn into the reversed stream with weight n_k^(-alpha), so classes with
+            probability proportional to n_k^(1 - alpha): 2, as published, reverses the proportions.
     """
 
     share_epochs: int | None = None
@@ -47,13 +48,14 @@ class BBNOptions:
             raise ValueError(f"method.reversed_alpha is {self.reversed_alpha}, expected a finite number")
 
 
-class BBN(Method):
+class BBN(Objective):
     """Two streams, two branches, one classifier."""
 
     Options = BBNOptions
+    own_stage = Stage
     drop_last = True
     without: ClassVar[Mapping[str, str]] = {
-        "mixup_prob": "the two labels of a row already belong to two images, one per branch; a pasted one adds a third"
+        "mixup_prob": "the two labels of a row already belong to two images, one per branch; pasting would add a third"
     }
 
     def streams(self) -> tuple[Stream, ...]:
@@ -62,7 +64,7 @@ class BBN(Method):
         return Stream("original", Shuffled(), views), Stream(REVERSED, drawn, views)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_two_branch_network(options, len(self.context.samples_per_class), seed)
+        return build_two_branch_network(options, self.classes, seed)
 
     def values(self, plan: MicroPlan) -> StepInputs:
         return {"share": np.array(self.share(plan.step.epoch))}

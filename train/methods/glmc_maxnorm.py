@@ -1,9 +1,9 @@
-"""GLMC's second stage: the re-balanced classifier alone, with weight decay and a bound on its row norms (MaxNorm).
+"""GLMC's second stage: only the re-balanced classifier, with weight decay and a bound on its row norms (MaxNorm).
 
-Start it with `--model.init_from` from a checkpoint of GLMC. The official code releases the projection only; the recipe
-around it is that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer; an early revision of
-GLMC's code had its loss, with class weights n^(-1.2) in place of effective numbers. Not released and chosen here: the
-frozen encoder stays in evaluation mode, so that the classifier trains on the features that it is tested on.
+Start it with `--model.init_from` from a GLMC checkpoint. The official code includes only the projection; the rest is
+that of weight balancing (Alshammari et al., CVPR 2022), to which the authors refer; an early revision of GLMC's code
+had its loss, with class weights n^(-1.2) instead of effective numbers. One choice is ours: the frozen encoder stays in
+evaluation mode, so the classifier trains on the features that it is tested on.
 """
 
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.plan import Stream
-from pipeline.sampling import Shuffled
 from shards.class_counts import effective_number_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import is_target
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective
+from train.methods.second_stage import SecondStage
 from train.models.build import ModelOptions
 from train.models.glmc import GLMCNetwork, build_network
 
@@ -27,7 +27,7 @@ class MaxNormOptions:
     """The bound.
 
     Args:
-        threshold: where the bound lies between the smallest (0) and the largest (1) row norm of the first stage.
+        threshold: position of the bound between the smallest (0) and the largest (1) row norm of the first stage.
     """
 
     threshold: float = 0.1
@@ -45,38 +45,25 @@ class _OneHead(GLMCNetwork):
         return self.evaluated_logits(images)
 
 
-class GLMCMaxNorm(Method):
-    """One stream, one view, `fc_cb`; its rows are projected once an epoch."""
+class GLMCMaxNorm(Objective):
+    """One stream, one view, `fc_cb`; its rows are projected once per epoch."""
 
     Options = MaxNormOptions
+    own_stage = SecondStage
 
-    def __init__(self, options: MaxNormOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: MaxNormOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         self.class_weights = effective_number_weights(context.samples_per_class, EFFECTIVE_NUMBER_BETA)
         self.bound: Tensor | None = None
 
-    def streams(self) -> tuple[Stream, ...]:
-        return (Stream("original", Shuffled(), (self.context.view,)),)
-
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        if options.init_from is None:
-            raise ValueError(
-                "glmc_maxnorm is a second stage; give the checkpoint of a GLMC run with --model.init_from, for example "
-                "runs/cifar100-lt-glmc-seed3407/checkpoints/best.pt"
-            )
-        return build_network(_OneHead, options, len(self.context.samples_per_class), seed, frozen=True)
-
-    def trainable(self, parameter_name: str) -> bool:
-        return parameter_name.startswith("fc_cb.")
-
-    def requires(self, parameter_name: str) -> bool:
-        return self.trainable(parameter_name)
+        return build_network(_OneHead, options, self.classes, seed, frozen=True)
 
     def values(self, plan: MicroPlan) -> StepInputs:
         return {"class_weights": self.class_weights[plan.labels("original")]}
 
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        """Mean over the global batch and the classes of w_y · BCE(softmax(z)_c, onehot(y)_c)."""
+        """Mean of w_y · BCE(softmax(z)_c, onehot(y)_c) over the global batch and the classes."""
         batch = step.batches["original"]
         logits = model(self.context.input_builder.plain(batch.images[0]))
         weights = step.values["class_weights"] * batch.weights
@@ -84,7 +71,7 @@ class GLMCMaxNorm(Method):
         return StepOutput(loss, logits)
 
     def before_optimizer(self, model: nn.Module) -> None:
-        if self.bound is None:  # the first step of the stage: the weights are still those of the first stage
+        if self.bound is None:  # the first step: the weights are still those of the first stage
             self.bound = row_norm_bound(_classifier(model).weight.detach(), self.options.threshold)
 
     def project(self, model: nn.Module) -> None:
@@ -99,9 +86,6 @@ class GLMCMaxNorm(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.bound = state["bound"].to(self.context.device) if "bound" in state else None
 
-    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        return model(images)
-
 
 def _classifier(model: nn.Module) -> nn.Linear:
     assert isinstance(model, GLMCNetwork)
@@ -110,18 +94,20 @@ def _classifier(model: nn.Module) -> nn.Linear:
 
 def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over classes of the binary cross entropy of softmax probabilities, float32 (batch,)."""
-    with torch.autocast(logits.device.type, enabled=False):  # which refuses this loss, as half precision spoils it
+    with torch.autocast(
+        logits.device.type, enabled=False
+    ):  # autocast refuses this loss, because half precision is too inaccurate
         probabilities = logits.float().softmax(dim=1)
         targets = is_target(labels, logits.shape[1]).float()
         return F.binary_cross_entropy(probabilities, targets, reduction="none").mean(dim=1)
 
 
 def row_norm_bound(weight: Tensor, threshold: float) -> Tensor:
-    """min + threshold · (max − min) over the norms of the rows of `weight` (classes, features); a scalar."""
+    """min + threshold · (max − min) of the row norms of `weight` (classes, features); a scalar."""
     norms = weight.norm(dim=1)
     return norms.min() + threshold * (norms.max() - norms.min())
 
 
 def bounded_rows(weight: Tensor, bound: Tensor) -> Tensor:
-    """Rows with a norm above the bound scaled down to it, others as they are; of the shape of `weight`."""
+    """`weight` with rows above the norm bound scaled down to it, others unchanged."""
     return weight * (bound / weight.norm(dim=1, keepdim=True)).clamp(max=1)

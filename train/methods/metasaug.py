@@ -1,17 +1,17 @@
-"""Meta semantic augmentation, MetaSAug (Li et al., CVPR 2021), the whole network trained with full covariances.
+"""Meta semantic augmentation, MetaSAug (Li et al., CVPR 2021), training the whole network with full covariances.
 
-After a first phase of plain cross entropy, logits are augmented implicitly: class j of a sample of class y gains half
-the variance of (w_j − w_y)ᵀ f under the covariance Σ_y of the features of class y (ISDA). Before each step, Σ itself
-takes one gradient step on a small balanced meta set, through a virtual step of the network ("bi-level"). The
-corrected Σ' serves that one step; the running estimate stays free of it.
+After a first phase of plain cross entropy, logits are augmented implicitly: for a sample of class y, the logit of class
+j increases by half the variance of (w_j − w_y)ᵀ f under the covariance Σ_y of the features of class y (ISDA). Before
+each step, Σ itself takes one gradient step on a small balanced meta set, through a virtual step of the network
+("bi-level"). The corrected Σ' is used only for that step; the running estimate does not include it.
 
-With the published rates the correction is tiny: it moves Σ by a millionth and the loss by less, so it vanishes in half
-precision and is close to the resolution of float32. Accuracy comes from the deferred class weights, the margins and
-the plain augmentation. The correction is computed in float32 whatever the precision of the run, and without TF32, to
-which a GPU otherwise rounds the inputs of convolutions.
+With the published rates the correction is tiny: it changes Σ by a millionth and the loss by less, so it vanishes in
+half precision and is close to the resolution of float32. Accuracy comes from the deferred class weights, the margins
+and the plain augmentation. The correction is computed in float32 regardless of the run's precision, and without TF32,
+to which a GPU otherwise rounds the inputs of convolutions.
 
-The formulas are those of the released code, whose statistics grow in the loss that is trained and not, as in an earlier
-revision, in that of the virtual step too.
+The formulas are those of the released code, which updates the statistics in the training loss only; an earlier revision
+also updated them in the virtual step.
 """
 
 import logging
@@ -36,7 +36,8 @@ from train.losses.class_statistics import ClassStatistics, SumOverRanks, sum_ove
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
 from train.losses.functions import cross_entropy, is_target, ldam_margins
 from train.losses.precision import full_float32
-from train.methods.base import Method, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
+from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions
 from train.models.semantic import SemanticNetwork, build_network
 
@@ -51,8 +52,8 @@ class AugmentedLoss:
 
     Args:
         labels: y, int64 (rows,).
-        shares: s, (rows,): w_y / Σ w over the batch, class weights included; 0 for padding.
-        present: int64, ascending: the classes that the given covariances belong to; all labels are among them.
+        shares: s, (rows,): w_y / Σ w over the batch, including class weights; 0 for padding.
+        present: int64, ascending: the classes of the given covariances; includes all labels.
         strength: ρ, a scalar.
         margins: m, (classes,), or None.
     """
@@ -68,8 +69,8 @@ class AugmentedLoss:
 
         Args:
             logits: z, (rows, classes).
-            weight: w, (classes, features), of the classifier that made them.
-            covariances: of the classes present: full (present, features, features) or diagonal (present, features).
+            weight: w, (classes, features), of the classifier that produced them.
+            covariances: of the present classes: full (present, features, features) or diagonal (present, features).
         """
         augmented = self.augmented(logits, weight, covariances)
         return (self.shares * F.cross_entropy(augmented, self.labels, reduction="none")).sum()
@@ -78,7 +79,7 @@ class AugmentedLoss:
         """The logits a, (rows, classes)."""
         rows = torch.searchsorted(self.present, self.labels)
         if covariances.ndim == 3:
-            # Once for each class present, not for each row: (present, classes, features).
+            # Once per present class, not per row: (present, classes, features).
             differences = weight - weight[self.present][:, None]
             variance = ((differences @ covariances) * differences).sum(dim=2)[rows]
         else:
@@ -93,7 +94,7 @@ class AugmentedLoss:
 
 @dataclass(frozen=True)
 class VirtualNetwork:
-    """What a virtual step moves, and the logits of both batches under moved parameters.
+    """The parameters that a virtual step moves, and the logits of both batches under moved parameters.
 
     weight_name: the name among `parameters` of the classifier's weight (classes, features).
     """
@@ -113,10 +114,10 @@ def corrected_covariances(
     meta_lr: float,
     total: SumOverRanks,
 ) -> Tensor:
-    """Σ' = Σ − η_meta ∇_Σ L_meta(θ'), with θ'(Σ) = θ − η_in ∇_θ L_aug(θ; Σ); a constant for what follows.
+    """Σ' = Σ − η_meta ∇_Σ L_meta(θ'), with θ'(Σ) = θ − η_in ∇_θ L_aug(θ; Σ); afterwards a constant.
 
     By the chain rule ∇_Σ L_meta = −η_in ∂/∂Σ ⟨∇_θ L_aug(θ; Σ), v⟩ with v = ∇_θ' L_meta held constant. So only the inner
-    gradient needs a graph, and sums over processes of θ', v and the result are all that several processes exchange.
+    gradient needs a graph, and processes exchange only the sums of θ', v and the result.
 
     Args:
         parameters: θ by name.
@@ -142,14 +143,14 @@ class MetaSAugOptions:
     """The augmented loss and the meta step.
 
     Args:
-        loss: ldam (margins as in LDAM, without its scale and its cosine classifier: as published) or ce.
-        strength: lambda; in epoch e of E the augmentation has the strength rho = lambda · e / E.
+        loss: ldam (margins as in LDAM, without its scale and cosine classifier, as published) or ce.
+        strength: lambda; in epoch e of E the augmentation has strength rho = lambda · e / E.
         meta_from_epoch: first zero-based epoch of the second phase, for a run of schedule.for_epochs epochs.
         meta_lr: step size of the correction of the covariances.
-        late_virtual_lr: the virtual step uses the learning rate of the epoch before, as the official code, whose
-            virtual step counts epochs from zero and whose optimizer from one; only epoch 179 of 200 notices.
+        late_virtual_lr: the virtual step uses the learning rate of the epoch before, as in the official code, whose
+            virtual step counts epochs from zero and whose optimizer from one; this only affects epoch 179 of 200.
         statistics: global (all processes share one estimate, one correction and one sum of class weights) or local
-            (each process has its own, as in the official code; a run of several processes cannot be resumed then).
+            (each process has its own, as in the official code; runs of several processes then cannot be resumed).
     """
 
     loss: Literal["ldam", "ce"] = "ldam"
@@ -168,39 +169,39 @@ class MetaSAugOptions:
             raise ValueError(f"method.meta_from_epoch is {self.meta_from_epoch}, expected an epoch, counted from 0")
 
 
-class MetaSAug(Method):
-    """One stream, and from the second phase on a balanced meta stream; both with training augmentation."""
+class MetaSAug(Objective):
+    """One stream and, in the second phase, a balanced meta stream; both with training augmentation."""
 
-    Options = MetaSAugOptions
+    Options: ClassVar[type] = MetaSAugOptions
+    own_stage: ClassVar[type[Stage]] = Stage
     accumulates = False  # the virtual step needs the gradient of the whole batch
     not_captured_because = "the number of classes in a batch, and with it the size of its statistics, varies"
     without: ClassVar[Mapping[str, str]] = {
-        "mixup_prob": "the class statistics are those of images of one class; a pasted image has two"
+        "mixup_prob": "the class statistics need images of a single class; a pasted image has two"
     }
     trains_encoder = True
 
-    def __init__(self, options: MetaSAugOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: MetaSAugOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.meta_epoch = context.schedule.rescaled(options.meta_from_epoch)
         self.class_weights = effective_number_weights(counts, EFFECTIVE_NUMBER_BETA)
         self.margins = ldam_margins(counts).to(context.device) if options.loss == "ldam" else None
         self.total: SumOverRanks = sum_over_ranks if options.statistics == "global" else list
         self.statistics: ClassStatistics
-        self._change: Tensor | None = None  # (2,): norms of the last correction and of what it corrected
+        self._change: Tensor | None = None  # (2,): norms of the last correction and of the corrected covariances
 
     def streams(self) -> tuple[Stream, ...]:
         return (Stream("original", Shuffled(), (self.context.view,)), self.meta_stream(Redrawn(), self.context.view))
 
     def meta_stream(self, sampling: Redrawn, view: View | OneOf) -> Stream:
-        """The balanced stream, which exists in the second phase only."""
+        """The balanced stream, which exists only in the second phase."""
         return Stream("meta", sampling, (view,), dataset="meta", first_epoch=self.meta_epoch, full_batches=True)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        classes = len(self.context.samples_per_class)
-        network = build_network(options, classes, seed, frozen=not self.trains_encoder)
+        network = build_network(options, self.classes, seed, frozen=not self.trains_encoder)
         features = network.classifier.in_features
-        self.statistics = ClassStatistics(classes, features, not self.trains_encoder, self.context.device)
+        self.statistics = ClassStatistics(self.classes, features, not self.trains_encoder, self.context.device)
         return network
 
     def values(self, plan: MicroPlan) -> StepInputs:
@@ -211,7 +212,7 @@ class MetaSAug(Method):
         weights = self.class_weights[labels]
         return {
             "present": np.unique(labels),
-            # w_y / Σ w over the global batch for each of these rows.
+            # w_y / Σ w over the global batch, for these rows.
             "shares": weights[plan.positions] / weights.sum(),
             "meta_share": np.array(1 / plan.global_size("meta")),
             "strength": np.array(self.strength(epoch)),
@@ -236,7 +237,7 @@ class MetaSAug(Method):
         return StepOutput(value, logits)
 
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
-        """What the virtual step moves: here all parameters, so `features`, of the real step, say nothing about it."""
+        """The parameters of the virtual step: here all, so `features`, from the real step, are not used."""
         plain = self.context.input_builder.plain
         images, meta_images = (plain(step.batches[name].images[0]) for name in ("original", "meta"))
         return VirtualNetwork(
@@ -247,7 +248,7 @@ class MetaSAug(Method):
         )
 
     def _corrected(self, virtual: VirtualNetwork, step: MicroStep) -> Tensor:
-        """Σ' of the classes present."""
+        """Σ' of the present classes."""
         loss = self._augmented_loss(step, self._inner_shares(step))
         meta_labels, meta_shares = step.batches["meta"].labels, self._meta_shares(step)
 
@@ -283,12 +284,12 @@ class MetaSAug(Method):
         return step.values["shares"] * step.batches["original"].weights
 
     def _inner_shares(self, step: MicroStep) -> Tensor:
-        """The same over the batch of the virtual step: the global one, or this process's, which may be padding only."""
+        """The same over the virtual step's batch: the global one, or this process's, which may be only padding."""
         shares = self._shares(step)
         return shares if self.options.statistics == "global" else shares / shares.sum().clamp(min=1e-12)
 
     def _outer_shares(self, step: MicroStep) -> Tensor:
-        """The same for the loss that is trained: local, the mean over processes of what each has of its own batch."""
+        """The same for the training loss: with local statistics, the mean over processes, each on its own batch."""
         return self._inner_shares(step) / (1 if self.options.statistics == "global" else _processes())
 
     def _meta_shares(self, step: MicroStep) -> Tensor:
@@ -310,13 +311,13 @@ class MetaSAug(Method):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         if self.options.statistics == "local" and _processes() > 1:
             raise ValueError(
-                f"method.statistics is local, of which a checkpoint has those of the first of {_processes()} processes "
-                "only, so a run cannot go on as it was; start over, or with method.statistics global"
+                f"method.statistics is local, and a checkpoint has only those of the first of {_processes()} "
+                "processes, so the run cannot continue exactly; start over, or use method.statistics global"
             )
         self.statistics.load_state_dict(state)
 
-    def eval_logits(self, model: nn.Module, images: Tensor) -> Tensor:
-        return model(images)[1]
+    def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
+        return output[1]
 
     def derived_options(self) -> dict[str, Any]:
         return {"meta_from_epoch": self.meta_epoch}
@@ -327,7 +328,7 @@ def _processes() -> int:
 
 
 def _logits(network: SemanticNetwork, parameters: Parameters, images: Tensor) -> Tensor:
-    """Logits under other parameters; batch norm uses its batch and leaves the network's running statistics alone."""
+    """Logits under other parameters; batch norm uses its batch and does not change the running statistics."""
     buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
-    with torch.compiler.set_stance("force_eager"):  # what torch.compile makes cannot be differentiated twice
+    with torch.compiler.set_stance("force_eager"):  # compiled code cannot be differentiated twice
         return functional_call(network, (dict(parameters), buffers), (images,))[1]

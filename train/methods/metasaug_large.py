@@ -1,9 +1,9 @@
 """MetaSAug for large data sets (Li et al., CVPR 2021): frozen features, a linear classifier, diagonal covariances.
 
-A second stage: start it with `--model.init_from` from a plainly trained network, whose classifier it continues. The
-meta step is that of metasaug.py; since features do not change, they are computed once a step and the virtual step is
-one of the classifier alone. The first epoch has strength 0: it is cross entropy with class weights. With
-mixed_precision only evaluations compute in half precision.
+A second stage: start it with `--model.init_from` from a plainly trained network, whose classifier it continues to
+train. The meta step is that of metasaug.py; since features do not change, they are computed once per step and the
+virtual step only moves the classifier. The first epoch has strength 0: it is cross entropy with class weights. With
+mixed_precision only evaluations use half precision.
 """
 
 from dataclasses import dataclass
@@ -17,24 +17,24 @@ from pipeline.plan import Stream
 from pipeline.sampling import Redrawn, Shuffled
 from train.methods.base import MicroStep, StepOutput
 from train.methods.metasaug import MetaSAug, MetaSAugOptions, VirtualNetwork
-from train.models.build import ModelOptions
+from train.methods.second_stage import SecondStage
 from train.models.semantic import SemanticNetwork
 
 
 @dataclass(frozen=True)
 class MetaSAugLargeOptions(MetaSAugOptions):
-    """Those of metasaug with the defaults of the large data sets, and where the meta images come from.
+    """The options of metasaug with the defaults for large data sets, and the source of the meta images.
 
     Args:
         loss: ce, or ldam for margins (not published for large data sets).
-        strength: lambda; in epoch e of E the augmentation has the strength rho = lambda · e / E.
+        strength: lambda; in epoch e of E the augmentation has strength rho = lambda · e / E.
         meta_from_epoch: first zero-based epoch with meta steps.
         meta_lr: step size of the correction of the covariances.
         late_virtual_lr: the virtual step uses the learning rate of the epoch before.
         statistics: global (all processes share one estimate, one correction and one sum of class weights) or local
-            (each process has its own, as in the official code; a run of several processes cannot be resumed then).
-        meta_per_class: how many images of each class of data.meta form the meta set; by default all.
-        meta_view: how meta images are shown: train (augmented) or evaluation.
+            (each process has its own, as in the official code; runs of several processes then cannot be resumed).
+        meta_per_class: number of images per class of data.meta in the meta set; by default all.
+        meta_view: view of meta images: train (augmented) or evaluation.
     """
 
     loss: Literal["ldam", "ce"] = "ce"
@@ -52,6 +52,7 @@ class MetaSAugLarge(MetaSAug):
     """Only the classifier is trained; the encoder stays in evaluation mode."""
 
     Options = MetaSAugLargeOptions
+    own_stage = SecondStage
     trains_encoder = False
 
     def streams(self) -> tuple[Stream, ...]:
@@ -59,30 +60,13 @@ class MetaSAugLarge(MetaSAug):
         meta = self.meta_stream(Redrawn(self.options.meta_per_class), view)
         return (Stream("original", Shuffled(), (self.context.view,)), meta)
 
-    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        if options.init_from is None:
-            raise ValueError(
-                "metasaug_large trains a classifier on the features of a trained network: give its checkpoint with "
-                "--model.init_from, or train the whole network with metasaug"
-            )
-        network = super().build_model(options, seed)
-        assert isinstance(network, SemanticNetwork)
-        self.classifier_name = network.classifier_name
-        return network
-
-    def requires(self, parameter_name: str) -> bool:
-        return parameter_name.startswith(f"{self.classifier_name}.")
-
-    def trainable(self, parameter_name: str) -> bool:
-        return not parameter_name.startswith("encoder.")
-
     def loss(self, model: nn.Module, step: MicroStep) -> StepOutput:
-        """In float32 whatever the precision of the run, so that the features of both batches are alike."""
+        """In float32 regardless of the run's precision, so the features of both batches are consistent."""
         with torch.autocast(self.context.device.type, enabled=False):
             return super().loss(model, step)
 
     def virtual_network(self, network: SemanticNetwork, step: MicroStep, features: Tensor) -> VirtualNetwork:
-        """The classifier alone, on features that the virtual step does not move."""
+        """Only the classifier, on features that the virtual step does not change."""
         meta_features = network.features(self.context.input_builder.plain(step.batches["meta"].images[0]))
         return VirtualNetwork(
             dict(network.classifier.named_parameters()),

@@ -1,18 +1,20 @@
-"""Names that users know, as combinations of a mixing, an objective and a stage."""
+"""Established method names, as combinations of a mixing, an objective and a stage."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+PART_FOLDERS = {"mixing": "mixings", "objective": "objectives", "stage": "stages"}
+
 
 @dataclass(frozen=True)
 class MethodPreset:
-    """A combination with a name.
+    """A named combination.
 
     Args:
         summary: one line, with the paper.
-        mixing, objective, stage: files of the folders of these names.
-        defaults: options whose defaults differ from their part's.
+        mixing, objective, stage: files in the corresponding folders.
+        defaults: options whose defaults differ from those of their part.
     """
 
     summary: str
@@ -33,12 +35,12 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         stage="crt",
     ),
     "cutmix": MethodPreset(
-        "paste a box of another image, classes as they come (Yun et al., ICCV 2019)",
+        "paste a box of another image, without class weights (Yun et al., ICCV 2019)",
         mixing="paste",
         defaults={"foreground": "shuffled", "plain_first": 0, "plain_last": 0},
     ),
     "finetune": MethodPreset(
-        "tune a few parameters of a pretrained backbone under logit adjustment (LIFT; Shi et al., ICML 2024)",
+        "tune a few parameters of a pretrained backbone with logit adjustment (LIFT; Shi et al., ICML 2024)",
         stage="tune",
         defaults={"loss": "la"},
     ),
@@ -50,7 +52,7 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         objective="paco",
         defaults={"keys": "own"},
     ),
-    "lade": MethodPreset("logits that know no class prior (LADE; Hong et al., CVPR 2021)", objective="lade"),
+    "lade": MethodPreset("logits disentangled from the class prior (LADE; Hong et al., CVPR 2021)", objective="lade"),
     "logit_adjustment": MethodPreset(
         "cross entropy on logits shifted by the class prior (Menon et al., ICLR 2021)", defaults={"loss": "la"}
     ),
@@ -64,7 +66,7 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
         mixing="minority",
     ),
     "mislas": MethodPreset(
-        "second stage: classifier and scales under label-aware smoothing (MiSLAS; Zhong et al., CVPR 2021)",
+        "second stage: classifier and scales with label-aware smoothing (MiSLAS; Zhong et al., CVPR 2021)",
         mixing="oversample",
         objective="smoothing",
         stage="las",
@@ -85,7 +87,7 @@ METHOD_PRESETS: Mapping[str, MethodPreset] = {
     ),
     "ride": MethodPreset("diverse experts on one trunk (Wang et al., ICLR 2021)", objective="ride"),
     "ride_remix": MethodPreset(
-        "RIDE's experts under Remix (Park et al., CVPR 2022, table 13)", mixing="remix", objective="ride"
+        "RIDE's experts with Remix (Park et al., CVPR 2022, table 13)", mixing="remix", objective="ride"
     ),
     "ros": MethodPreset(
         "over-sample small classes (random over-sampling, as in Park et al., CVPR 2022)", mixing="oversample"

@@ -1,4 +1,4 @@
-"""Networks and their heads, by name: CIFAR ResNets, timm's models, and those that a method brings.
+"""Networks and their heads, by name: CIFAR ResNets, timm's models, and methods' own networks.
 
-May import `train.losses` for its precision, and nothing else of `train`.
+May import `train.losses` for its precision, and nothing else from `train`.
 """

@@ -20,14 +20,14 @@ from pipeline.views.view import (
 if TYPE_CHECKING:  # with timm, which takes seconds: the names of the presets do not need it
     from train.models.build import ModelOptions
 
-# Suffix of "backbone" → what training images are shown like; each preset's evaluation is the same.
+# Preset name → the view of training images; all have the same evaluation view.
 BACKBONE_PRESETS = {
     "backbone": "random resized crop and flip",
     "backbone-mda": "a square that grows with the epochs",
-    "backbone-plain": "resize and centre crop, nothing drawn",
+    "backbone-plain": "resize and centre crop, not random",
 }
 CORNERS: tuple[Corner, ...] = ("top_left", "top_right", "bottom_left", "bottom_right")
-CROPS_MARGIN = 24  # no multiple of a patch, so that patch borders fall elsewhere in each of the five crops
+CROPS_MARGIN = 24  # not a multiple of the patch size, so patch borders differ between the five crops
 
 
 def find_preset(
@@ -37,11 +37,11 @@ def find_preset(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> Preset:
-    """A preset as `own_presets.make_preset` gives it, or one that follows the backbone.
+    """A preset from `own_presets.make_preset`, or one that follows the backbone.
 
     Raises:
-        ValueError: the name is unknown, or the backbone says nothing of its pictures.
-        FileNotFoundError: a YAML file that is not there.
+        ValueError: the name is unknown, or the backbone does not specify its input.
+        FileNotFoundError: the YAML file does not exist.
     """
     if not isinstance(name, str) and name.get("base") in BACKBONE_PRESETS:  # what `Preset.record` said
         mean, std = name.get("mean"), name.get("std")
@@ -49,12 +49,14 @@ def find_preset(
     if not isinstance(name, str) or name not in BACKBONE_PRESETS:
         return make_preset(name, image_size, mean, std)
     if not model.is_timm:
-        raise ValueError(f"preset {name} follows a backbone of timm's, but model.name is {model.name}; name another")
-    import timm  # here, as it takes seconds: most presets do not need it
+        raise ValueError(
+            f"preset {name} follows a timm backbone, but model.name is {model.name}; choose another preset"
+        )
+    import timm  # imported here because it takes seconds, and most presets do not need it
 
     config = timm.get_pretrained_cfg(model.name)
     size = model.image_size or config.input_size[-1]
-    # timm's own transforms know a few more filters; torchvision's and Pillow's names for these two are one.
+    # timm's own transforms support a few more filters; torchvision and Pillow use the same names for these two.
     resampling: Resampling = "bilinear" if config.interpolation == "bilinear" else "bicubic"
     plain = View(ResizeCenterCrop(size, size), resampling=resampling)
     train = {

@@ -2,11 +2,9 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.rng import generator
-from train.models.build import ModelOptions, build_model
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.resnet_cifar import ResNet32, kaiming_init
 from train.models.with_heads import WithHeads, detach_classifier
 
@@ -15,7 +13,7 @@ class Heads(NamedTuple):
     """The network's outputs for one mixed batch.
 
     plain, rebalanced: logits (batch, classes) of `fc` and `fc_cb`. projection: z (batch, dimensions). prediction: p,
-    of the same shape, to agree with the other mix's z.
+    of the same shape, which should match the other mix's z.
     """
 
     plain: Tensor
@@ -26,6 +24,8 @@ class Heads(NamedTuple):
 
 class GLMCNetwork(WithHeads):
     """An encoder with two classifiers, a projection and a prediction layer, named as in the official code."""
+
+    classifier_name = "fc_cb"  # the evaluated one
 
     def __init__(self, encoder: nn.Module, classifier: nn.Linear, dimensions: int, frozen: bool = False):
         super().__init__(encoder, frozen)
@@ -45,7 +45,7 @@ class GLMCNetwork(WithHeads):
         return Heads(self.fc(features), self.fc_cb(features), projection, self.contrast_head(projection))
 
     def evaluated_logits(self, images: Tensor) -> Tensor:
-        """Logits of the re-balanced classifier alone."""
+        """Logits of the re-balanced classifier only."""
         return self.fc_cb(self.features(images))
 
 
@@ -56,8 +56,7 @@ def build_network(
     encoder = build_model(options, classes, "linear", seed)
     _, classifier = detach_classifier(encoder)
     is_resnet32 = isinstance(encoder, ResNet32)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(seed, "model/heads", 0, 0).integers(2**63)))
+    with seeded(part_seed(seed, "heads")):
         model = network(encoder, classifier, 128 if is_resnet32 else 256, frozen)
         if is_resnet32:
             for head in (model.fc_cb, model.projection_head, model.contrast_head):

@@ -8,7 +8,7 @@ from train.losses.functions import at_least_float32
 
 
 class ScaledLinear(nn.Linear):
-    """A linear classifier with a learnable factor for each logit, bias included (LWS of Kang et al., ICLR 2020)."""
+    """A linear classifier with a learnable factor for each logit, including the bias (LWS, Kang et al., ICLR 2020)."""
 
     def __init__(self, features: int, classes: int):
         super().__init__(features, classes)
@@ -21,7 +21,7 @@ class ScaledLinear(nn.Linear):
 class CosineClassifier(nn.Module):
     """Cosine of the features and each class vector; no bias, no scale (the loss scales).
 
-    The weight is stored as (features, classes), transposed against `nn.Linear`; its columns start uniform(-1, 1),
+    The weight is stored as (features, classes), transposed relative to `nn.Linear`; its columns start uniform(-1, 1),
     scaled to unit norm: the layout of the LDAM and CMO checkpoints (`NormedLinear`).
     """
 
@@ -31,7 +31,7 @@ class CosineClassifier(nn.Module):
         self.weight = nn.Parameter(F.normalize(weight, dim=0))
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (batch, features) → cosines (batch, classes), in float32 also under autocast."""
+        """features (batch, features) → cosines (batch, classes), in float32 even under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=0)
 
@@ -42,7 +42,7 @@ COSINE_SCALE = 25.0  # LIFT and LIFT+
 class ScaledCosine(nn.Module):
     """A fixed scale times the cosine of the features and each class vector: the head of LIFT (Shi et al., ICML 2024).
 
-    Weight (classes, features) as in `nn.Linear`, stored as it is and normalised in use; rows start uniform(-1, 1),
+    Weight (classes, features) as in `nn.Linear`, stored unnormalised and normalised in use; rows start uniform(-1, 1),
     scaled to unit norm.
     """
 
@@ -52,13 +52,13 @@ class ScaledCosine(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (batch, features) → logits (batch, classes), in float32 also under autocast."""
+        """features (batch, features) → logits (batch, classes), in float32 even under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             return self.scale * F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=1).T
 
 
 class UnitLinear(nn.Linear):
-    """A linear classifier whose rows start like those of `ScaledCosine`, and whose bias starts at 0; in float32."""
+    """A linear classifier with rows initialised as in `ScaledCosine` and a bias of 0; in float32."""
 
     def __init__(self, features: int, classes: int):
         super().__init__(features, classes)
@@ -73,7 +73,7 @@ class UnitLinear(nn.Linear):
 
 @torch.no_grad()
 def set_class_vectors(head: nn.Module, vectors: Tensor, known: Tensor) -> None:
-    """Start a classifier from class vectors, normalised; a class that is not known keeps its row.
+    """Initialise a classifier from normalised class vectors; unknown classes keep their rows.
 
     Args:
         vectors: (classes, features).
@@ -85,7 +85,7 @@ def set_class_vectors(head: nn.Module, vectors: Tensor, known: Tensor) -> None:
 
 
 def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """Mean of the raw features of each class, then normalised: float64 (classes, features), and which have samples.
+    """Normalised means of each class's raw features: float64 (classes, features), and which classes have samples.
 
     Args:
         features: (rows, features).
@@ -97,7 +97,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 
 
 def text_vectors(text: Tensor, text_projection: Tensor, image_projection: Tensor) -> Tensor:
-    """Text features in the space before CLIP's image projection: n(n(T · P_text) · P_imageᵀ), n to unit rows.
+    """Text features in the space before CLIP's image projection: n(n(T · P_text) · P_imageᵀ), n normalises rows.
 
     Args:
         text: (classes, t); text_projection: (t, e); image_projection: (d, e). Returns (classes, d).
@@ -109,7 +109,7 @@ class BiasedCosineClassifier(nn.Module):
     """`scale` · cosine of the features and each class vector + bias: NCL's head at 224 pixels (Li et al., CVPR 2022).
 
     Weight (classes, features) and bias (classes,) as in `nn.Linear`; the weight starts uniform(±1/√features), the
-    bias, which the scale does not touch, at 0.
+    bias, which is not scaled, at 0.
     """
 
     def __init__(self, features: int, classes: int, scale: float):
@@ -120,7 +120,7 @@ class BiasedCosineClassifier(nn.Module):
         self.scale = scale
 
     def forward(self, features: Tensor) -> Tensor:
-        """features (batch, features) → logits (batch, classes), in float32 also under autocast."""
+        """features (batch, features) → logits (batch, classes), in float32 even under autocast."""
         with torch.autocast(features.device.type, enabled=False):
             cosines = F.normalize(at_least_float32(features), dim=1) @ F.normalize(self.weight, dim=1).T
             return self.scale * cosines + self.bias

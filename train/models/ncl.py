@@ -1,8 +1,8 @@
-"""NCL's networks (Li et al., CVPR 2022): several whole networks side by side, and the contrastive branch of each.
+"""NCL's networks (Li et al., CVPR 2022): several parallel networks, each with an optional contrastive branch.
 
 State-dict names are those of the official code: backbone.EXPERT.…, classifier.EXPERT.{weight,bias}. With the
 contrastive branch classifier_ce.EXPERT are the class heads, classifier.EXPERT the projections, backbone_MA and
-classifier_MA their momentum copies, MOCO.EXPERT.{queue,queue_ptr} the keys of the steps before.
+classifier_MA their momentum copies, MOCO.EXPERT.{queue,queue_ptr} the keys of earlier steps.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from train.losses.functions import at_least_float32
-from train.models.build import ModelOptions, part_seed
+from train.models.build import ModelOptions, part_seed, seeded
 from train.models.with_heads import bare_backbone
 
 MakeHead = Callable[[int], nn.Module]
@@ -20,7 +20,7 @@ MakeHead = Callable[[int], nn.Module]
 
 
 class Experts(nn.Module):
-    """Networks that share nothing."""
+    """Independent networks."""
 
     def __init__(self, backbones: list[nn.Module], heads: list[nn.Module]):
         super().__init__()
@@ -34,10 +34,10 @@ class Experts(nn.Module):
 
 
 class KeyQueue(nn.Module):
-    """The keys of the latest steps, oldest overwritten first: the negatives of a contrastive loss (MoCo).
+    """The keys of the latest steps, overwriting the oldest first: the negatives of a contrastive loss (MoCo).
 
-    Buffers: queue float32 (dim, size), unit columns, random before the first keys; queue_ptr int64 (1,), the column
-    that is written next.
+    Buffers: queue float32 (dim, size), unit columns, random before the first keys; queue_ptr int64 (1,), the next
+    column to write.
     """
 
     queue: Tensor
@@ -49,27 +49,27 @@ class KeyQueue(nn.Module):
         self.register_buffer("queue_ptr", torch.zeros(1, dtype=torch.int64))
 
     def contrast(self, queries: Tensor, keys: Tensor, temperature: float) -> Tensor:
-        """[q·key, q·queue] / T, (batch, 1 + size); an image's own key is column 0. All vectors are of unit norm."""
+        """[q·key, q·queue] / T, (batch, 1 + size); an image's own key is column 0. All vectors have unit norm."""
         with torch.autocast(queries.device.type, enabled=False):
             positive = (queries * keys).sum(dim=1, keepdim=True)
             return torch.cat([positive, queries @ self.queue], dim=1) / temperature
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor) -> None:
-        """Write the keys (batch, dim) of a global batch behind those of the step before, round the end of the queue."""
+        """Write the keys (batch, dim) of a global batch after those of the previous step, wrapping around the queue."""
         columns = torch.arange(len(keys), device=keys.device)
         self.queue[:, (self.queue_ptr + columns) % self.queue.shape[1]] = keys.T
         self.queue_ptr.copy_((self.queue_ptr + len(keys)) % self.queue.shape[1])
 
 
 class ContrastiveExperts(nn.Module):
-    """Experts that also recognise their image in another view among the keys of other images.
+    """Experts that also identify another view of their image among the keys of other images.
 
     Args:
         backbones, projections, heads: of the experts.
         momentum_backbones, momentum_projections: the encoders of the keys; never trained by gradients.
-        queues: one an expert.
-        temperature: of the contrastive logits.
+        queues: one per expert.
+        temperature: temperature of the contrastive logits.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class ContrastiveExperts(nn.Module):
         """Logits (experts, batch, classes); with `key_images`, the other view of the same samples, also contrastive
         logits (experts, batch, 1 + queue) and keys (experts, batch, dim), float32 without gradient.
 
-        The keys' encoders see the batch in the order of the queries'. The official code permutes it among processes,
-        lest batch norm give away which key belongs to which query; but there too batch norm is synchronised over all
-        processes, and its statistics do not depend on an order.
+        The key encoders see the batch in the same order as the query encoders. The official code permutes it among
+        processes, so that batch norm does not reveal which key belongs to which query; but there too batch norm is
+        synchronised over all processes, and its statistics do not depend on the order.
         """
         features = [backbone(images) for backbone in self.backbone]
         logits = torch.stack([head(f) for head, f in zip(self.classifier_ce, features, strict=True)])
@@ -118,7 +118,7 @@ class ContrastiveExperts(nn.Module):
 
     @torch.no_grad()
     def follow(self, decay: float, with_projections: bool) -> None:
-        """Momentum parameters ← decay · themselves + (1 − decay) · the trained ones; buffers keep their own course."""
+        """Momentum parameters ← decay · themselves + (1 − decay) · the trained ones; buffers evolve on their own."""
         pairs = [(self.backbone_MA, self.backbone)]
         if with_projections:
             pairs.append((self.classifier_MA, self.classifier))
@@ -134,8 +134,7 @@ def unit(vectors: Tensor) -> Tensor:
 def build_experts(options: ModelOptions, experts: int, make_head: MakeHead, seed: int) -> Experts:
     """Experts without a contrastive branch."""
     made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return Experts([backbone for backbone, _ in made], [make_head(features) for _, features in made])
 
 
@@ -154,13 +153,12 @@ def build_contrastive_experts(
 
     Args:
         dim: size of queries and keys.
-        queue: keys kept, an expert.
-        copy_init: let the momentum encoders start as copies of the trained ones, instead of with weights of their own.
+        queue: keys kept per expert.
+        copy_init: initialise the momentum encoders as copies of the trained ones, instead of with their own weights.
     """
     made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
     momentum = [bare_backbone(options, part_seed(seed, f"momentum{k}"))[0] for k in range(experts)]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         network = ContrastiveExperts(
             [backbone for backbone, _ in made],
             [_projection(features, dim) for _, features in made],

@@ -1,7 +1,7 @@
 """PaCo's network (Cui et al., ICCV 2021) and GPaCo's (TPAMI 2023): a classifier and a projection on one backbone.
 
 State-dict names are those of the official code: encoder_q.…, encoder_k.…, whose child fc is the projection, linear (the
-classifier), queue, queue_l, queue_ptr. Its `linear_k`, an averaged classifier that nothing uses, is left out.
+classifier), queue, queue_l, queue_ptr. Its `linear_k`, an unused averaged classifier, is omitted.
 """
 
 from copy import deepcopy
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from train.models.build import RESNET32, ModelOptions, build_model, part_seed
+from train.models.build import RESNET32, ModelOptions, build_model, part_seed, seeded
 from train.models.ncl import unit
 from train.models.with_heads import WithHeads, detach_classifier
 
@@ -34,15 +34,16 @@ class PaCoNetwork(nn.Module):
     Args:
         encoder: backbone and projection.
         features: its number of features.
-        classes: of the classifier, and of the random labels that the queue begins with.
-        dim, size: of the queue's keys, and how many there are.
+        classes: number of classes, of the classifier and of the queue's random initial labels.
+        dim, size: dimension and number of the queue's keys.
         momentum: keys come from a momentum copy of the encoder, without gradient (PaCo); False: from the encoder itself
             in a second pass, with gradient (GPaCo).
 
-    Buffers: queue float32 (size, dim), at first normal, its columns (not its rows) of unit norm as in the official
-    code; queue_l int64 (size,); queue_ptr int64 (1,), the row that is written next.
+    Buffers: queue float32 (size, dim), initially normal with columns (not rows) of unit norm as in the official code;
+    queue_l int64 (size,); queue_ptr int64 (1,), the next row to write.
     """
 
+    classifier_name = "linear"
     queue: Tensor
     queue_l: Tensor
     queue_ptr: Tensor
@@ -59,8 +60,8 @@ class PaCoNetwork(nn.Module):
     def forward(self, images: Tensor, key_images: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits (batch, classes); with `key_images`, the other view of the samples, also queries, keys (batch, dim).
 
-        Under GPaCo the logits are then (2 · batch, classes), those of the first view first. The views pass the backbone
-        one after the other: batch norm sees them apart.
+        Under GPaCo the logits are then (2 · batch, classes), those of the first view first. The views go through the
+        backbone one after the other, so batch norm sees them separately.
         """
         features, queries = self.encoder_q(images)
         if key_images is None:
@@ -81,7 +82,7 @@ class PaCoNetwork(nn.Module):
 
     @torch.no_grad()
     def enqueue(self, keys: Tensor, labels: Tensor) -> None:
-        """Write a global batch behind that of the step before, round the end of the queue."""
+        """Write a global batch after that of the previous step, wrapping around the queue."""
         rows = (self.queue_ptr + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[rows] = keys.to(self.queue.dtype)
         self.queue_l[rows] = labels
@@ -93,10 +94,9 @@ def build_paco(options: ModelOptions, classes: int, seed: int, *, dim: int, size
     backbone = build_model(options, 1, "linear", seed)
     _, classifier = detach_classifier(backbone)
     features = classifier.in_features
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         last = nn.Linear(features, dim)
-        if options.name in RESNET32:  # there the last layer is part of a backbone that starts so
+        if options.name in RESNET32:  # there the last layer is part of a backbone with this initialisation
             nn.init.kaiming_normal_(last.weight)
         if momentum:
             first: list[nn.Module] = [nn.Linear(features, features), nn.BatchNorm1d(features), nn.ReLU()]

@@ -22,7 +22,7 @@ class BasicBlock(nn.Module):
         self.padding = (planes - in_planes) // 2
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Every `stride`-th pixel, missing channels zero, half of them on each side."""
+        """Every `stride`-th pixel, padded with zero channels, half of them on each side."""
         if self.stride == 1 and self.padding == 0:
             return x
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.padding, self.padding))
@@ -34,7 +34,7 @@ class BasicBlock(nn.Module):
 
 
 def stage(in_planes: int, planes: int, stride: int, blocks: int = 5) -> nn.Sequential:
-    """A stage of the network; only its first block strides and widens."""
+    """A stage of the network; only its first block has a stride and widens."""
     first = BasicBlock(in_planes, planes, stride)
     return nn.Sequential(first, *(BasicBlock(planes, planes, 1) for _ in range(blocks - 1)))
 
@@ -47,6 +47,8 @@ def kaiming_init(module: nn.Module) -> None:
 
 class ResNet32(nn.Module):
     """ResNet-32. `width` is the number of channels of the first stage: 16 as published, 64 for GLMC's variant."""
+
+    classifier_name = "linear"
 
     def __init__(self, classes: int, width: int = 16):
         super().__init__()
@@ -69,11 +71,13 @@ class ResNet32(nn.Module):
 
 
 class TwoBranchResNet32(nn.Module):
-    """ResNet-32 whose last block is there twice, side by side: the backbone of BBN (Zhou et al., CVPR 2020).
+    """ResNet-32 with two parallel last blocks: the backbone of BBN (Zhou et al., CVPR 2020).
 
-    LADE (Hong et al., CVPR 2021) and Causal Norm (Tang et al., NeurIPS 2020) train it on CIFAR as a plain network of
-    twice as many features. Names in the state dict: those of ResNet-32, with layer3.4 as cb_block and rb_block.
+    LADE (Hong et al., CVPR 2021) and Causal Norm (Tang et al., NeurIPS 2020) train it on CIFAR as a plain network with
+    twice as many features. State-dict names are those of ResNet-32, with layer3.4 as cb_block and rb_block.
     """
+
+    classifier_name = "linear"
 
     def __init__(self, classes: int, width: int = 16):
         super().__init__()
@@ -88,7 +92,7 @@ class TwoBranchResNet32(nn.Module):
         self.linear: nn.Module = nn.Linear(8 * width, classes)  # with torch's default weights
 
     def trunk(self, x: Tensor) -> Tensor:
-        """All up to the two branches, (batch, 4 × width, height / 4, width / 4)."""
+        """The part before the two branches, (batch, 4 × width, height / 4, width / 4)."""
         x = F.relu(self.bn1(self.conv1(x)))
         return self.layer3(self.layer2(self.layer1(x)))
 

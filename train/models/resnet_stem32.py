@@ -7,7 +7,7 @@ conv{2..5}_x.{i}.residual_function.{0,1,3,4[,6,7]}.
 
 from torch import Tensor, nn
 
-# Blocks of each stage, and whether they are bottlenecks, by the name of the model.
+# Blocks of each stage, and whether they are bottlenecks, by model name.
 LAYOUTS = {
     "resnet18-stem32": ((2, 2, 2, 2), False),
     "resnet34-stem32": ((3, 4, 6, 3), False),
@@ -48,6 +48,8 @@ class Block(nn.Module):
 
 class ResNetStem32(nn.Module):
     """A ResNet for 32-pixel images; `name` is one of `LAYOUTS`."""
+
+    classifier_name = "fc"
 
     def __init__(self, name: str, classes: int):
         super().__init__()

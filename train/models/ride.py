@@ -1,25 +1,29 @@
-"""RIDE's networks (Wang et al., ICLR 2021): a shared start, and the last two stages once for every expert.
+"""RIDE's networks (Wang et al., ICLR 2021): shared early stages, and the last two stages once per expert.
 
 State-dict names are those of the official code: backbone.{conv1,bn1,layer1,…}, backbone.layer3s.EXPERT,
 backbone.layer4s.EXPERT, backbone.linears.EXPERT.weight; ResNet-32 has one stage less (layer2s, layer3s).
 """
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from timm.models.resnet import Bottleneck, ResNet, downsample_conv
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, part_seed
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32, kaiming_init, stage
+from train.models.with_heads import is_timm_resnet
 
-SCALE = 30.0  # of the cosines, inside the network; the official code's s
+if TYPE_CHECKING:
+    from timm.models.resnet import ResNet
+
+SCALE = 30.0  # factor on the cosines, inside the network; s in the official code
 
 
 class RIDEResNet32(nn.Module):
-    """ResNet-32 whose second and third stage each expert has for itself; 24 and 48 channels when reduced."""
+    """ResNet-32 with a separate second and third stage per expert; 24 and 48 channels when reduced."""
 
     def __init__(self, shared: ResNet32, width: int, experts: int, classes: int, reduced: bool):
         super().__init__()
@@ -38,9 +42,9 @@ class RIDEResNet32(nn.Module):
 
 
 class RIDEResNet(nn.Module):
-    """A ResNet of bottlenecks whose third and fourth stage each expert has for itself; 3/4 as wide when reduced."""
+    """A bottleneck ResNet with a separate third and fourth stage per expert; 3/4 as wide when reduced."""
 
-    def __init__(self, shared: ResNet, experts: int, classes: int, reduced: bool):
+    def __init__(self, shared: "ResNet", experts: int, classes: int, reduced: bool):
         super().__init__()
         third, fourth = (192, 384) if reduced else (256, 512)
         self.conv1, self.bn1, self.act1, self.maxpool = shared.conv1, shared.bn1, shared.act1, shared.maxpool
@@ -73,6 +77,8 @@ def _logits(shared: Tensor, *parts: nn.ModuleList) -> Tensor:
 
 def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_width: int) -> nn.Sequential:
     """A stage that halves the resolution; convolutions Kaiming-normal over their fan-out."""
+    from timm.models.resnet import Bottleneck, downsample_conv  # not needed by, and slow to import for, ResNet-32
+
     out = planes * Bottleneck.expansion
     width = {"cardinality": groups, "base_width": group_width}
     first = Bottleneck(in_channels, planes, 2, downsample_conv(in_channels, out, kernel_size=1, stride=2), **width)
@@ -84,19 +90,18 @@ def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_
 
 
 def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool, seed: int) -> nn.Module:
-    """A network of experts on resnet32, resnet50 or its deeper and grouped relatives: images → scaled logits of each.
+    """A network of experts on resnet32, resnet50 or its deeper and grouped variants: images → scaled logits of each.
 
     Raises:
-        ValueError: another backbone, or ImageNet weights, which have no place in experts of another width.
+        ValueError: another backbone, or ImageNet weights, which do not fit experts of a different width.
     """
     if options.pretrained:
-        raise ValueError("model.pretrained: RIDE's experts are trained from scratch; leave it out")
+        raise ValueError("model.pretrained: RIDE's experts are trained from scratch; omit it")
     shared = build_model(options, 1, "linear", seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "experts"))
+    with seeded(part_seed(seed, "experts")):
         if isinstance(shared, ResNet32):
             backbone: nn.Module = RIDEResNet32(shared, options.width, experts, classes, reduced)
-        elif isinstance(shared, ResNet) and isinstance(shared.layer1[0], Bottleneck):
+        elif is_timm_resnet(shared) and type(shared.layer1[0]).__name__ == "Bottleneck":
             backbone = RIDEResNet(shared, experts, classes, reduced)
         else:
             raise ValueError(

@@ -1,16 +1,15 @@
-"""A plain network that also says its features: of MetaSAug, the influence-balanced loss and Causal Norm."""
+"""A plain network that also returns its features, for MetaSAug, the influence-balanced loss and Causal Norm."""
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, part_seed
+from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.with_heads import WithHeads, detach_classifier
 
 
 class SemanticNetwork(WithHeads):
-    """A plain network, its state-dict names included, that also says its features."""
+    """A plain network, with the same state-dict names, that also returns its features."""
 
     def __init__(self, encoder: nn.Module, name: str, classifier: nn.Module, frozen: bool = False):
         super().__init__(encoder, frozen)
@@ -25,7 +24,7 @@ class SemanticNetwork(WithHeads):
 
     @property
     def head(self) -> nn.Module:
-        """The classifier, of whatever kind."""
+        """The classifier, of any kind."""
         return self.get_submodule(self.classifier_name)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -44,12 +43,11 @@ def build_network(
     """The network of `build_model` with its features.
 
     Args:
-        make_head: from the number of features to a classifier in place of the linear one.
+        make_head: maps the number of features to a classifier that replaces the linear one.
     """
     encoder = build_model(options, classes, "linear", seed)
     name, classifier = detach_classifier(encoder)
     if make_head is None:
         return SemanticNetwork(encoder, name, classifier, frozen)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(part_seed(seed, "heads"))
+    with seeded(part_seed(seed, "heads")):
         return SemanticNetwork(encoder, name, make_head(classifier.in_features), frozen)

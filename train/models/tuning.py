@@ -1,8 +1,8 @@
-"""What is trained of a pretrained backbone, and the small modules that are put into its blocks.
+"""The trained parts of a pretrained backbone, and the small modules inserted into its blocks.
 
 Follows LIFT (Shi et al., ICML 2024) and LIFT+: AdaptFormer parallel to the MLP, Adapter after it, LoRA on queries and
-values. Modules are hooked into timm's own blocks, whose forward pass stays theirs: layer scale, register tokens and
-rotary positions are not touched. Every module starts as the identity.
+values. Modules are hooked into timm's own blocks without changing their forward pass: layer scale, register tokens and
+rotary positions are unaffected. Every module starts as the identity.
 """
 
 import math
@@ -11,17 +11,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
-from timm.models import group_parameters
-from timm.models.beit import Block as BeitBlock
-from timm.models.eva import EvaBlock
-from timm.models.swin_transformer import SwinTransformerBlock
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 Kind = Literal["head", "bias", "norm", "last_k", "full", "adaptformer", "adapter", "lora"]
 INSERTED = ("adaptformer", "adapter", "lora")
-# out = m + drop_path2(… mlp(norm2(m))): where the modules below know what to remember and where to add.
-PRE_NORM_BLOCKS = (Block, BeitBlock, EvaBlock, SwinTransformerBlock)
+
+
+def _pre_norm_blocks() -> tuple[type[nn.Module], ...]:
+    """out = m + drop_path2(… mlp(norm2(m))): the modules below read inside of it, and add to its result."""
+    from timm.models.beit import Block as BeitBlock
+    from timm.models.eva import EvaBlock
+    from timm.models.swin_transformer import SwinTransformerBlock
+    from timm.models.vision_transformer import Block
+
+    return Block, BeitBlock, EvaBlock, SwinTransformerBlock
 
 
 def automatic_size(classes: int, blocks: int, divisor: int) -> int:
@@ -48,10 +51,10 @@ class Bottleneck(nn.Module):
 
 
 class BesideMLP(Bottleneck):
-    """A bottleneck added to a block's output, outside of layer scale.
+    """A bottleneck added to a block's output, outside layer scale.
 
-    AdaptFormer reads what enters the second norm, Adapter what leaves the MLP. Between the two hooks of a forward pass
-    the module holds that tensor.
+    AdaptFormer reads the input of the second norm, Adapter the output of the MLP. The module holds that tensor between
+    the two hooks of a forward pass.
     """
 
     def __init__(self, width: int, size: int, scaled: bool):
@@ -67,7 +70,7 @@ class BesideMLP(Bottleneck):
         self._seen = output
 
     def add(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """Forward hook of the second drop path: what is added to the residual stream."""
+        """Forward hook of the second drop path, whose output is added to the residual stream."""
         assert self._seen is not None, "the second norm and the MLP run before the drop path"
         seen, self._seen = self._seen, None
         return output + self(seen)
@@ -102,7 +105,7 @@ class LoRA(nn.Module):
 
 @torch.no_grad()
 def fold_lora(model: nn.Module) -> None:
-    """Add every LoRA to its qkv matrix and take it out: the same function without modules."""
+    """Merge every LoRA into its qkv matrix and remove it: the same function without modules."""
     attentions: list[Any] = [m for m in model.modules() if isinstance(getattr(m, "lora", None), LoRA)]
     for attention in attentions:
         lora, qkv = attention.lora, attention.qkv
@@ -118,11 +121,11 @@ def fold_lora(model: nn.Module) -> None:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What of a backbone is tuned.
+    """Which parts of a backbone are tuned.
 
     Args:
         kind: see `Kind`; the classifier is always trained too.
-        last_k: how many of the last blocks, None for all.
+        last_k: number of last blocks, None for all.
         size: bottleneck of an inserted module; None for the automatic one.
     """
 
@@ -134,22 +137,22 @@ class Tuning:
         if self.kind not in get_args(Kind):
             raise ValueError(f"tuning kind {self.kind!r}, expected one of {', '.join(get_args(Kind))}")
         if self.kind == "last_k" and self.last_k is None:
-            raise ValueError("the tuning kind last_k needs the number of blocks: give --method.last_k too")
+            raise ValueError("tuning last_k needs the number of blocks: also give --method.last_k")
 
 
 def insert(model: nn.Module, tuning: Tuning, classes: int) -> int | None:
-    """Put the modules of a tuning kind into the model, in place; their bottleneck, None where the kind has none.
+    """Insert a tuning kind's modules into the model, in place; returns their bottleneck, None if the kind has none.
 
     Raises:
-        ValueError: the backbone has no blocks that they fit; the message names the kinds that work.
+        ValueError: the backbone has no suitable blocks; the message names the kinds that work.
     """
     if tuning.kind not in INSERTED:
         return None
-    blocks = [module for module in model.modules() if isinstance(module, PRE_NORM_BLOCKS)]
+    blocks = [module for module in model.modules() if isinstance(module, _pre_norm_blocks())]
     if not blocks:
         raise ValueError(
-            f"method.tuned is {tuning.kind}, but {type(model).__name__} has no transformer blocks with the norm in "
-            f"front that it fits; choose one of {', '.join(k for k in get_args(Kind) if k not in INSERTED)}"
+            f"method.tuned is {tuning.kind}, but {type(model).__name__} has no suitable pre-norm transformer "
+            f"blocks; choose one of {', '.join(k for k in get_args(Kind) if k not in INSERTED)}"
         )
     blocks = blocks[-tuning.last_k :] if tuning.last_k else blocks
     size = tuning.size or automatic_size(classes, len(blocks), 4 if tuning.kind == "lora" else 2)
@@ -172,10 +175,10 @@ def _insert_adapter(block: Any, size: int) -> None:
 
 def _insert_lora(block: Any, size: int) -> None:
     attention = block.attn
-    # These compute with qkv's matrix and never call the layer, so that no hook of it would run.
+    # These use qkv's matrix directly and never call the layer, so its hooks would not run.
     if not isinstance(getattr(attention, "qkv", None), nn.Linear) or getattr(attention, "q_bias", None) is not None:
         raise ValueError(
-            f"method.tuned is lora, but {type(attention).__name__} has no fused qkv layer that it could be added to; "
+            f"method.tuned is lora, but {type(attention).__name__} has no fused qkv layer to add it to; "
             "choose adaptformer, adapter, bias, norm, last_k or full"
         )
     attention.lora = LoRA(attention.qkv, size)
@@ -190,7 +193,7 @@ def _width(block: Any) -> int:
 
 
 def tuned_names(model: nn.Module, tuning: Tuning) -> frozenset[str]:
-    """Names of the backbone's parameters that are trained, inserted modules included, after `insert`.
+    """Names of the backbone's trained parameters, including inserted modules, after `insert`.
 
     Raises:
         ValueError: the backbone has fewer blocks than `last_k`.
@@ -209,11 +212,13 @@ def tuned_names(model: nn.Module, tuning: Tuning) -> frozenset[str]:
 
 
 def _in_last_blocks(model: nn.Module, names: list[str], last_k: int | None) -> list[str]:
-    """The parameters of the last blocks as timm groups them: no stem or positions, no final norm, no classifier."""
+    """The parameters of the last blocks in timm's grouping: no stem, positions, final norm or classifier."""
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
-        raise ValueError(f"{type(model).__name__} does not say what its blocks are; tune the head, or take timm's")
+        raise ValueError(f"{type(model).__name__} does not define its blocks; tune the head, or use a timm network")
     patterns = matcher(coarse=True)["blocks"]
+    from timm.models import group_parameters
+
     groups = group_parameters(model, matcher(coarse=True), reverse=True)
     blocks = sorted({group for name, group in groups.items() if _is_block(name, patterns)})
     if last_k is not None and last_k > len(blocks):
@@ -223,15 +228,15 @@ def _in_last_blocks(model: nn.Module, names: list[str], last_k: int | None) -> l
 
 
 def _is_block(name: str, patterns: Any) -> bool:
-    """Whether one of the patterns with a block's number in it matches; others are of what lies around the blocks."""
+    """Whether a pattern with a block number matches; the other patterns are for the parts around the blocks."""
     listed = [patterns] if isinstance(patterns, str) else [p if isinstance(p, str) else p[0] for p in patterns]
     return any(re.match(pattern, name) for pattern in listed if r"(\d+)" in pattern)
 
 
 def set_modes(model: nn.Module) -> None:
-    """Training mode for modules all of whose own parameters are trained, evaluation mode for everything else.
+    """Training mode for modules whose own parameters are all trained, evaluation mode for everything else.
 
-    So dropout and drop path of a frozen encoder are off, and batch norm keeps its statistics unless it is tuned itself.
+    So a frozen encoder's dropout and drop path are off, and batch norm keeps its statistics unless it is tuned itself.
     """
     model.eval()
     for module in model.modules():

@@ -1,58 +1,62 @@
-"""A backbone whose features feed heads of our own, under the state-dict names of one flat network."""
+"""A backbone whose features feed our own heads, with the state-dict names of one flat network."""
 
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
-from timm.models.resnet import ResNet
 from torch import Tensor, nn
 
-from train.models.build import ModelOptions, build_model, classifier_name
+from train.models.build import ModelOptions, build_model, classifier_name, replace_module, seeded
+
+if TYPE_CHECKING:
+    from timm.models.resnet import ResNet
 
 
 def detach_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
-    """Take the last linear layer out of a backbone, whose output is then its features; the layer and its name.
+    """Remove the last linear layer of a backbone, so it returns features; returns the layer's name and the layer.
 
     Raises:
-        ValueError: the backbone does not end in one linear layer.
+        ValueError: the backbone does not end in a single linear layer.
     """
     name = classifier_name(model)
-    parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    layer = getattr(parent, child)
-    if not isinstance(layer, nn.Linear):
-        raise ValueError(
-            f"the classifier {name} is a {type(layer).__name__}, expected a Linear; choose another backbone"
-        )
-    setattr(parent, child, nn.Identity())
-    return name, layer
+    return name, replace_module(model, name, lambda features, classes: nn.Identity())
 
 
 def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
     """A backbone without classifier, and its number of features.
 
-    The ResNets of NCL and BBN for 224 pixels start, when not pretrained, with torch's default convolutions and not with
-    torchvision's Kaiming-normal ones.
+    Unless pretrained, the 224-pixel ResNets of NCL and BBN use torch's default initialisation of convolutions instead
+    of torchvision's Kaiming-normal one.
     """
     backbone = build_model(options, 1, "linear", seed)
     _, classifier = detach_classifier(backbone)
-    if isinstance(backbone, ResNet) and not options.pretrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            for module in backbone.modules():
-                if isinstance(module, nn.Conv2d):
-                    module.reset_parameters()
+    if is_timm_resnet(backbone) and not options.pretrained:
+        reset_convolutions(backbone, seed)
     return backbone, classifier.in_features
 
 
-class WithHeads(nn.Module):
-    """An encoder without its classifier; subclasses add heads beside it and say what a forward pass returns.
+def is_timm_resnet(network: nn.Module) -> "TypeGuard[ResNet]":
+    """Whether it is one of timm's ResNets; timm is not imported to find out that it is none."""
+    return "timm.models.resnet" in sys.modules and isinstance(network, sys.modules["timm.models.resnet"].ResNet)
 
-    In a state dict the encoder's names have no prefix. So plain networks, these and the published checkpoints share
-    names, and weights move between them (`model.init_from`).
+
+def reset_convolutions(module: nn.Module, seed: int) -> None:
+    """Re-initialise all convolutions with torch's default."""
+    with seeded(seed):
+        for part in module.modules():
+            if isinstance(part, nn.Conv2d):
+                part.reset_parameters()
+
+
+class WithHeads(nn.Module):
+    """An encoder without its classifier; subclasses add heads and define what a forward pass returns.
+
+    In a state dict the encoder's names have no prefix. So plain networks, these networks and the published checkpoints
+    share names, and weights can be moved between them (`model.init_from`).
 
     Args:
         encoder: images to features (batch, features).
-        frozen: the encoder computes no gradients and stays in evaluation mode, whatever mode the network is in.
+        frozen: the encoder computes no gradients and stays in evaluation mode, regardless of the network's mode.
     """
 
     def __init__(self, encoder: nn.Module, frozen: bool = False):

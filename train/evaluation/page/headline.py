@@ -1,4 +1,4 @@
-"""The table at the top of a page: runs of one recipe as mean ± spread over seeds, and what was published for it."""
+"""The table at the top of a page: runs of one recipe as mean ± spread over seeds, and its published numbers."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,28 +6,17 @@ from typing import Any
 
 import yaml
 
+from train.evaluation.metrics import TITLES
 from train.evaluation.page.run_data import RunData
 from train.evaluation.spread import mean_and_spread
 
 RECIPES_FOLDER = Path(__file__).parents[3] / "recipes"
-COLUMNS = {
-    "All": "all",
-    "Many": "many",
-    "Medium": "medium",
-    "Few": "few",
-    "Balanced": "balanced",
-    "Top-5": "top5",
-    "F1 macro": "f1_macro",
-    "F1 weighted": "f1_weighted",
-    "AUROC": "auroc",
-    "AP": "average_precision",
-    "ECE": "calibration_error",
-    "ECE scaled": "calibration_error_scaled",
-}
+_OF_CLASSES = ("worst", "harmonic")  # the page shows these per class
+COLUMNS = {title: key for title, key in TITLES.items() if key not in _OF_CLASSES}
 
 
 def rows(runs: Sequence[RunData]) -> list[dict[str, Any]]:
-    """{"name", "seeds", "epochs", "weights", "cells", "published"}, two rows per family where "best" is not "last"."""
+    """{"name", "seeds", "epochs", "weights", "cells", "published"}; two rows per family if "best" is not "last"."""
     families: dict[tuple[str, str], list[RunData]] = {}
     for run in runs:
         if run.measured:
@@ -71,7 +60,7 @@ def weights_in_words(weights: str, members: Sequence[RunData]) -> str:
 
 
 def _published(family: str) -> list[dict[str, Any]]:
-    """Rows of the papers' tables that a run of this recipe, by its name, repeats."""
+    """Rows of the papers' tables that a run of this recipe, by name, reproduces."""
     path = RECIPES_FOLDER / "tables.yaml"
     if not path.is_file():
         return []
@@ -92,7 +81,7 @@ def _recipe_epochs(recipe: str) -> str:
 
 
 def differences(runs: Sequence[RunData]) -> list[str]:
-    """Sentences about what makes numbers of these runs no comparison."""
+    """Sentences on why the numbers of these runs are not comparable."""
     said = []
     finished = [run.result for run in runs if run.result]
     for what, values in {
@@ -101,7 +90,9 @@ def differences(runs: Sequence[RunData]) -> list[str]:
         "rules for many, medium and few": {r.get("group_rule") for r in finished},
     }.items():
         if len(values) > 1:
-            said.append(f"The runs have {len(values)} different {what}: their numbers are no comparison.")
+            said.append(f"The runs have {len(values)} different {what}: their numbers are not comparable.")
     if len({tuple(run.shown["classes"]["name"]) for run in runs if "classes" in run.shown}) > 1:
-        said.append("The runs have different classes: each has its own table, and dots are not the same classes.")
+        said.append(
+            "The runs have different classes: each has its own table, and dots do not refer to the same classes."
+        )
     return said

@@ -30,9 +30,9 @@ def write_page(run_dirs: Sequence[Path], path: Path) -> None:
 
 
 def render(runs: Sequence[RunData]) -> str:
-    """The HTML. Names from data are text everywhere: Jinja escapes them here, and the page's script never parses them.
+    """The HTML. Names from data are always text: Jinja escapes them here, and the page's script never parses them.
 
-    Pictures of classes are kept once where runs share their classes.
+    Class thumbnails are stored once if runs share their classes.
     """
     loader = jinja2.FileSystemLoader(_ASSETS)
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
@@ -60,7 +60,7 @@ def render(runs: Sequence[RunData]) -> str:
 
 
 def _script(name: str) -> Markup:
-    """A script of ours or of a library, without the address of its source map, which a browser may ask for."""
+    """A script of ours or a library's, without the source map address, which a browser may request."""
     lines = (_ASSETS / name).read_text(encoding="utf-8").splitlines()
     return Markup("\n".join(line for line in lines if not line.startswith("//# sourceMappingURL")))
 
@@ -70,7 +70,7 @@ def _has(run: RunData, key: str) -> bool:
 
 
 def _json(value: Any) -> str:
-    """JSON that no browser takes for markup, whatever the names in it are."""
+    """JSON that no browser interprets as markup, whatever names it contains."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
@@ -78,7 +78,7 @@ def _json(value: Any) -> str:
 
 
 def _details(run: RunData) -> dict[str, Any]:
-    """Data, cost, machine, versions and command of a run, as far as they are known."""
+    """Data, cost, machine, versions and command of a run, as far as known."""
     r = run.result
     facts: list[tuple[str, str]] = []
     for role, data in r.get("data", {}).items():

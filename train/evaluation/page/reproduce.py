@@ -1,4 +1,4 @@
-"""The command that makes a run again."""
+"""The command that reproduces a run."""
 
 import json
 import shlex
@@ -9,7 +9,7 @@ _OF_THE_FOLDER = ("run_dir", "resume")
 
 
 def command_line(options: Mapping[str, Any]) -> str:
-    """`python -m train` with the resolved options of a run, one per line, but for its folder."""
+    """`python -m train` with the resolved options of a run, one per line, except its folder."""
     arguments = [f"--{name}={_text(value)}" for name, value in _flat(options, "") if name not in _OF_THE_FOLDER]
     return " \\\n    ".join(["python -m train", *map(shlex.quote, arguments)])
 

@@ -1,4 +1,4 @@
-"""What a page shows of one run, read from its folder; whatever is missing becomes a sentence, never an error."""
+"""A page's data on one run, read from its folder; anything missing becomes a sentence, never an error."""
 
 import base64
 import csv
@@ -18,20 +18,20 @@ from train.evaluation.examples import confident_mistakes, uncertain_hits
 GROUPS = ("many", "medium", "few")
 _NUMBERS = ("recall", "precision", "f1", "auroc", "average_precision", "recall_best")
 _PASTED_WIDTH = 1400
-_CONFUSION_CLASSES = 20_000  # above, the matrix would take more than 3 GB of memory
+_CONFUSION_CLASSES = 20_000  # above this, the matrix would take more than 3 GB of memory
 
 Found = TypeVar("Found")
 
 
 @dataclass
 class RunData:
-    """A run as its folder tells it.
+    """A run as recorded in its folder.
 
     Attributes:
-        name: of the folder. family: the name without its seed, equal for runs that differ in their seed alone.
-        result: result.json, empty where the run is not finished.
-        shown: what the scripts of the page draw, plain containers for JSON.
-        notes: a sentence for each thing that is not there.
+        name: of the folder. family: the name without its seed, equal for runs that differ only in their seed.
+        result: result.json, empty if the run is not finished.
+        shown: the data that the page's scripts draw, as plain containers for JSON.
+        notes: a sentence for each missing item.
     """
 
     path: Path
@@ -48,11 +48,11 @@ class RunData:
 
     @property
     def measured(self) -> dict[str, Any]:
-        """The results of the last and the best weights, empty where there are none."""
+        """The results of the last and the best weights, empty if there are none."""
         return self.result.get(self.reported, {})
 
     def read(self, file: str, reader: Callable[[Path], Found], without: str) -> Found | None:
-        """A file of the folder; where it is missing or broken, None and a note that says what the page lacks."""
+        """A file in the folder; if it is missing or broken, None and a note on what the page lacks."""
         path = self.path / file
         if not path.is_file():
             self.notes.append(f"{file} is not in the run folder: {without}.")
@@ -65,32 +65,32 @@ class RunData:
 
 
 def read_run(path: Path) -> RunData:
-    """Everything of a run folder that a page shows.
+    """Everything in a run folder that a page shows.
 
     Raises:
         FileNotFoundError: the folder holds no run.
     """
     if not any((path / name).is_file() for name in ("options.yaml", "result.json", "status.json")):
-        raise FileNotFoundError(f"{path}: no run folder: neither options.yaml nor result.json is in it")
+        raise FileNotFoundError(f"{path}: not a run folder: it has neither options.yaml nor result.json")
     name = path.resolve().name
     run = RunData(path, name, name, {}, {"name": name})
     run.result = run.read("result.json", _read_json, f"the run has no results yet{_status(path)}") or {}
     run.family = name.removesuffix(f"-seed{run.result.get('options', {}).get('seed')}")
     run.shown["curves"] = run.read("metrics.jsonl", _read_curves, "no curves") or []
-    classes = run.read("per_class.csv", _read_classes, "no numbers of classes")
+    classes = run.read("per_class.csv", _read_classes, "no per-class numbers")
     if classes is None:
         return run
     run.shown["classes"] = classes
-    predictions = run.read("predictions.csv", _read_predictions, "no confusion, no mistakes and no hits")
+    predictions = run.read("predictions.csv", _read_predictions, "no confusion, mistakes or hits")
     if predictions is not None:
         run.shown |= _of_predictions(predictions, classes)
-    thumbnails = run.read("thumbnails.json", _read_json, "no pictures of classes and images") or {}
+    thumbnails = run.read("thumbnails.json", _read_json, "no thumbnails of classes and images") or {}
     wanted = {str(card[0]) for kind in ("mistakes", "hits") for card in run.shown.get(kind, [])}
     samples = {key: jpeg for key, jpeg in thumbnails.get("samples", {}).items() if key in wanted}
     run.shown |= {"classPictures": thumbnails.get("classes", {}), "samplePictures": samples}
     run.shown["reliability"] = run.result.get("reliability")
     if (path / "pasted.png").is_file():
-        run.shown["pasted"] = run.read("pasted.png", _as_jpeg, "no picture of pasted images")
+        run.shown["pasted"] = run.read("pasted.png", _as_jpeg, "no figure of pasted images")
     return run
 
 
@@ -141,10 +141,10 @@ def _read_classes(path: Path) -> dict[str, list[Any]]:
 
 
 def _rows(path: Path, needed: Sequence[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file by the names of its header.
+    """Rows of a CSV file by header name.
 
     Raises:
-        ValueError: a column that is needed is not there.
+        ValueError: a required column is missing.
     """
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
@@ -217,7 +217,7 @@ def _confusion(labels: np.ndarray, predicted: np.ndarray, classes: dict[str, lis
 
 
 def _as_jpeg(path: Path) -> str:
-    """A picture of the run as JPEG in base64, no wider than needed."""
+    """A figure of the run as JPEG in base64, no wider than needed."""
     with Image.open(path) as image:
         small = image.convert("RGB")
     small.thumbnail((_PASTED_WIDTH, _PASTED_WIDTH))

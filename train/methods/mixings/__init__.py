@@ -1,1 +1,1 @@
-"""Mixings: which streams a method reads, when they mix, and what becomes of their images and labels. One per file."""
+"""Mixings: which streams a method reads, when they mix, and how images and labels are combined. One per file."""

@@ -1,17 +1,16 @@
-"""Other ways to make a minority sample than pasting it (Park et al., CVPR 2022, table 12).
+"""Alternatives to pasting for making minority samples (Park et al., CVPR 2022, table 12).
 
-The streams, the paste coin and its window are CMO's; only what a mixing step trains on differs. The official code has
-none of these variants and the strengths are not published: blur and jitter are those of the "-long" presets here.
+The streams, the paste coin and its window are CMO's; only the input of mixing steps differs. The official code has none
+of these variants and the strengths are not published: blur and jitter are those of the "-long" presets here.
 """
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
 from pipeline.mix_rule import MixPlan, MixRule
-from pipeline.sampling import Sampling
 from pipeline.views.operations import ColorJitter, GaussianBlur, Operation
 from pipeline.views.view import OneOf, View
 from train.methods.base import MicroPlan, MicroStep
@@ -26,26 +25,20 @@ _OPERATIONS: dict[str, Operation] = {
 
 @dataclass(frozen=True)
 class MinorityOptions(PasteOptions):
-    """How a minority sample is made.
+    """How minority samples are made.
 
     Args:
-        operation: blur or jitter (mixing steps train on weighted samples changed so, without a background) or mixup
-            (of a background and a weighted sample).
+        operation: blur or jitter (mixing steps train on weighted samples with this operation, without a background) or
+            mixup (of a background and a weighted sample).
     """
 
     operation: Literal["blur", "jitter", "mixup"] = "mixup"
 
 
 class Minority(TwoStreams):
-    """CMO's streams without its paste."""
+    """CMO's streams without pasting."""
 
-    Options: ClassVar[type] = MinorityOptions
-
-    def background(self) -> Sampling:
-        return self.options.background_sampling(self.context.schedule.epochs)
-
-    def foreground(self) -> Sampling:
-        return self.options.foreground_sampling()
+    Options = MinorityOptions
 
     def foreground_view(self, view: View | OneOf) -> View | OneOf:
         if self.options.operation == "mixup":
@@ -57,12 +50,12 @@ class Minority(TwoStreams):
         return replace(view, operations=(*view.operations, operation))
 
     def mix_rule(self) -> MixRule:
-        return replace(self.options.mix_rule(), kind="mixup")
+        return replace(super().mix_rule(), kind="mixup")
 
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         if self.options.operation != "mixup":
             return self.context.input_builder.plain(foreground)
-        return self.blended(step, background, foreground, copies)
+        return super().mixed(step, background, foreground, copies)
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         return mix.lam if self.options.operation == "mixup" else np.zeros_like(mix.lam)

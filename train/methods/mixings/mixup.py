@@ -1,31 +1,26 @@
-"""Mixup (Zhang et al., ICLR 2018): whole images blended, lam · first + (1 − lam) · second, labels alike.
+"""Mixup (Zhang et al., ICLR 2018): whole images blended, lam · first + (1 − lam) · second, and likewise labels.
 
-As for CutMix here, the second image comes from an independently shuffled pass over the training set and not from the
-same batch; lam is one number per step, as in the official code.
+As for CutMix here, the second image comes from an independently shuffled pass over the training set instead of the same
+batch; lam is one number per step, as in the official code.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-from torch import Tensor
 
 from pipeline.mix_rule import MixRule
-from train.methods.base import MicroStep
-from train.methods.mixings.two_streams import TwoStreams
+from train.methods.mixings.two_streams import TwoStreamOptions, TwoStreams
 
 
 @dataclass(frozen=True)
-class MixupOptions:
+class MixupOptions(TwoStreamOptions):
     """The strength of the mixture.
 
     Args:
-        beta: lam is drawn from Beta(beta, beta); the paper has 1 on CIFAR and 0.2 on ImageNet.
+        beta: lam is drawn from Beta(beta, beta); the paper uses 1 on CIFAR and 0.2 on ImageNet.
     """
 
     beta: float = 1.0
 
     def mix_rule(self) -> MixRule:
-        """Every step of every epoch mixes."""
         return MixRule("mixup", 1.0, self.beta, plain_first=0, plain_last=0)
 
     def __post_init__(self) -> None:
@@ -35,10 +30,4 @@ class MixupOptions:
 class Mixup(TwoStreams):
     """Two shuffled streams, blended."""
 
-    Options: ClassVar[type] = MixupOptions
-
-    def mix_rule(self) -> MixRule:
-        return self.options.mix_rule()
-
-    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        return self.blended(step, background, foreground, copies)
+    Options = MixupOptions

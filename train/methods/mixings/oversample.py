@@ -1,4 +1,4 @@
-"""Random over-sampling: class-weighted draws in place of the shuffled images ("+ ROS" of Park et al., CVPR 2022)."""
+"""Random over-sampling: class-weighted draws instead of shuffled images ("+ ROS" in Park et al., CVPR 2022)."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,13 +11,13 @@ from train.methods.parts import Mixing
 
 @dataclass(frozen=True)
 class OversampleOptions:
-    """How steeply small classes are over-sampled.
+    """How strongly small classes are over-sampled.
 
     Args:
-        sampling: weighted (by weighted_alpha, in every epoch) or progressive (from samples alike to classes alike over
-            the run).
-        weighted_alpha: a sample of class k is drawn with weight n_k^(-alpha), so the class with probability
-            proportional to n_k^(1 - alpha): 1 is class-uniform.
+        sampling: weighted (by weighted_alpha, in every epoch) or progressive (from instance-balanced to class-balanced
+            over the run).
+        weighted_alpha: samples of class k are drawn with weight n_k^(-alpha), so classes with probability proportional
+            to n_k^(1 - alpha): 1 is class-uniform.
     """
 
     sampling: Literal["weighted", "progressive"] = "weighted"

@@ -1,40 +1,40 @@
 """Context-rich Minority Oversampling (Park et al., CVPR 2022): paste class-weighted images into the original stream.
 
 A step that pastes overwrites one box of the original ("background") images with the same box of the foreground images
-and takes lam · L(z, background label) + (1 − lam) · L(z, foreground label), each term with its own normaliser. The
-paper's listings paste in every step; the official code, which produced the numbers, in half of them.
+and uses the loss lam · L(z, background label) + (1 − lam) · L(z, foreground label), each term with its own normaliser.
+The paper's listings paste in every step; the official code, which produced the numbers, in half of them.
 
-With a shuffled foreground it is CutMix (Yun et al., ICCV 2019). The foreground is then a second, independently shuffled
-pass over the training set, where that paper permutes the batch: every sample is still background once and foreground
-at most once per epoch, and the pairs do not depend on the number of processes or micro-batches.
+With a shuffled foreground this is CutMix (Yun et al., ICCV 2019). The foreground is then a second, independently
+shuffled pass over the training set, where that paper permutes the batch: every sample is still background once and
+foreground at most once per epoch, and the pairs do not depend on the number of processes or micro-batches.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
 from pipeline.mix_rule import MixRule
 from pipeline.sampling import ClassWeighted, ClassWeightedEffectiveNumber, ProgressivelyBalanced, Sampling, Shuffled
 from train.methods.base import MicroStep
-from train.methods.mixings.two_streams import TwoStreams
+from train.methods.mixings.two_streams import TwoStreamOptions, TwoStreams
 
 
 @dataclass(frozen=True)
-class PasteOptions:
+class PasteOptions(TwoStreamOptions):
     """How the foreground is drawn and pasted.
 
     Args:
-        weighted_alpha: a foreground sample of class k is drawn with weight n_k^(-alpha), so the class with probability
+        weighted_alpha: foreground samples of class k are drawn with weight n_k^(-alpha), so classes with probability
             proportional to n_k^(1 - alpha): 1 is class-uniform (the paper's q(1, k)), 0.5 and 2 its q(1/2, k), q(2, k).
         mixup_prob: probability that a step pastes.
         beta: the box's share of the background, lam, is drawn from Beta(beta, beta).
-        plain_first: epochs at the start that are plain: 4 in the code, which mixes when `3 < epoch` (from 0).
-        plain_last: epochs at the end that are plain.
+        plain_first: plain epochs at the start: 4 in the code, which mixes when `3 < epoch` (from 0).
+        plain_last: plain epochs at the end.
         foreground: weighted (by weighted_alpha), effective (by effective numbers, the paper's E(k)) or shuffled.
-        background: shuffled, weighted (by weighted_alpha) or progressive (from samples alike to classes alike over the
-            run). The paper's CMO_minor is weighted under weighted, its CMO_back weighted under a shuffled foreground;
-            neither is in the official code. Plain steps see it too.
+        background: shuffled, weighted (by weighted_alpha) or progressive (from instance-balanced to class-balanced over
+            the run). The paper's CMO_minor has both weighted, its CMO_back a weighted background and a shuffled
+            foreground; neither is in the official code. Plain steps use it too.
     """
 
     weighted_alpha: float = 1.0
@@ -46,17 +46,14 @@ class PasteOptions:
     background: Literal["shuffled", "weighted", "progressive"] = "shuffled"
 
     def mix_rule(self) -> MixRule:
-        """When steps paste, and which box."""
         return MixRule("cutmix", self.mixup_prob, self.beta, self.plain_first, self.plain_last)
 
     def background_sampling(self, epochs: int) -> Sampling:
-        """Which samples are pasted on, in a run of this many epochs."""
         if self.background == "progressive":
             return ProgressivelyBalanced(epochs)
         return ClassWeighted(self.weighted_alpha) if self.background == "weighted" else Shuffled()
 
     def foreground_sampling(self) -> Sampling:
-        """Which samples are pasted."""
         if self.foreground == "effective":
             return ClassWeightedEffectiveNumber()
         return ClassWeighted(self.weighted_alpha) if self.foreground == "weighted" else Shuffled()
@@ -70,18 +67,9 @@ class PasteOptions:
 
 
 class Paste(TwoStreams):
-    """A box of each background image is overwritten."""
+    """Overwrites a box of each background image."""
 
-    Options: ClassVar[type] = PasteOptions
-
-    def background(self) -> Sampling:
-        return self.options.background_sampling(self.context.schedule.epochs)
-
-    def foreground(self) -> Sampling:
-        return self.options.foreground_sampling()
-
-    def mix_rule(self) -> MixRule:
-        return self.options.mix_rule()
+    Options = PasteOptions
 
     def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
         boxes = step.values["boxes"]

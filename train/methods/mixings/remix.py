@@ -1,17 +1,15 @@
 """Remix (Chou et al., ECCV workshops 2020): Mixup whose label leans towards the smaller class.
 
-Images are blended by lam as in Mixup. The label is disentangled from it: where one class has at least kappa times the
-samples of the other and the smaller one is not too faint, the whole label goes to the smaller class.
+Images are blended by lam as in Mixup. The label is decoupled from lam: if one class has at least kappa times the
+samples of the other and the smaller one is not too faint, the smaller class gets the whole label.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
-from torch import Tensor
 
-from pipeline.mix_rule import MixPlan, MixRule
-from train.methods.base import MicroPlan, MicroStep
+from pipeline.mix_rule import MixPlan
+from train.methods.base import MicroPlan
 from train.methods.mixings.mixup import MixupOptions
 from train.methods.mixings.two_streams import TwoStreams
 
@@ -21,8 +19,8 @@ def remix_label_share(
 ) -> np.ndarray:
     """Weight of the first image's label, float64 (rows,): the three cases of lambda_y in the paper.
 
-    0 where n_first / n_second >= kappa and lam < tau; 1 where n_first / n_second <= 1 / kappa and 1 - lam < tau;
-    lam elsewhere. Counts are training samples of the classes of the two images, (rows,) each.
+    0 if n_first / n_second >= kappa and lam < tau; 1 if n_first / n_second <= 1 / kappa and 1 - lam < tau; otherwise
+    lam. Counts are the training samples of the two images' classes, (rows,) each.
     """
     ratio = first_counts / second_counts
     return np.select([(ratio >= kappa) & (lam < tau), (ratio <= 1 / kappa) & (1 - lam < tau)], [0.0, 1.0], lam)
@@ -30,12 +28,12 @@ def remix_label_share(
 
 @dataclass(frozen=True)
 class RemixOptions(MixupOptions):
-    """When the smaller class takes the whole label.
+    """When the smaller class gets the whole label.
 
     Args:
         beta: lam is drawn from Beta(beta, beta).
-        remix_kappa: how many times larger the other class has to be.
-        remix_tau: the larger class's share of the image has to be below this.
+        remix_kappa: how many times larger the other class must be.
+        remix_tau: the larger class's share of the image must be below this.
     """
 
     remix_kappa: float = 3.0
@@ -51,15 +49,9 @@ class RemixOptions(MixupOptions):
 
 
 class Remix(TwoStreams):
-    """Mixup with label weights of its own."""
+    """Mixup with different label weights."""
 
-    Options: ClassVar[type] = RemixOptions
-
-    def mix_rule(self) -> MixRule:
-        return self.options.mix_rule()
-
-    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        return self.blended(step, background, foreground, copies)
+    Options = RemixOptions
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
         counts = self.context.samples_per_class

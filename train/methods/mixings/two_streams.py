@@ -1,12 +1,11 @@
-"""What all mixings of two images share: an original stream, and a foreground that only mixing steps read."""
+"""Common parts of mixings of two images: an original stream, and a foreground that only mixing steps read."""
 
-from abc import abstractmethod
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from pipeline.mix_rule import MixPlan
+from pipeline.mix_rule import MixPlan, MixRule
 from pipeline.plan import Stream
 from pipeline.sampling import Sampling, Shuffled
 from pipeline.views.view import OneOf, View
@@ -14,26 +13,37 @@ from train.methods.base import MicroPlan, MicroStep, StepInputs
 from train.methods.parts import Mixing, Shares, pictures
 
 
+class TwoStreamOptions:
+    """How a mixing's options determine its streams; by default both are shuffled."""
+
+    def mix_rule(self) -> MixRule:
+        """When and how a step mixes."""
+        raise NotImplementedError
+
+    def background_sampling(self, epochs: int) -> Sampling:
+        """Sampling of the background, in a run of this many epochs; all steps use it."""
+        return Shuffled()
+
+    def foreground_sampling(self) -> Sampling:
+        """Sampling of the foreground."""
+        return Shuffled()
+
+
 class TwoStreams(Mixing):
-    """An original stream, and a foreground that is read only for the steps that mix."""
+    """An original stream, and a foreground that is read only for steps that mix; by default they are blended."""
 
     def streams(self, views: tuple[View | OneOf, ...]) -> tuple[Stream, ...]:
-        original = Stream("original", self.background(), views)
+        original = Stream("original", self.options.background_sampling(self.context.schedule.epochs), views)
         if not self.mixes:
             return (original,)
         foreground = tuple(self.foreground_view(view) for view in views)
-        return original, Stream("foreground", self.foreground(), foreground, when="mixing")
+        return original, Stream("foreground", self.options.foreground_sampling(), foreground, when="mixing")
 
-    def background(self) -> Sampling:
-        """Which samples are mixed into; all steps see them."""
-        return Shuffled()
-
-    def foreground(self) -> Sampling:
-        """Which samples are mixed in."""
-        return Shuffled()
+    def mix_rule(self) -> MixRule:
+        return self.options.mix_rule()
 
     def foreground_view(self, view: View | OneOf) -> View | OneOf:
-        """How a picture of the foreground is made, where the original's is `view`."""
+        """The view of foreground images, given the original's `view`."""
         return view
 
     def shares(self, plan: MicroPlan) -> Shares:
@@ -43,7 +53,7 @@ class TwoStreams(Mixing):
         return {"original": share, "foreground": 1 - share}
 
     def background_share(self, plan: MicroPlan, mix: MixPlan) -> np.ndarray:
-        """Weight of the background's label, float64 (rows,); the foreground's has the rest."""
+        """Weight of the background's label, float64 (rows,); the foreground's label has the rest."""
         return mix.lam
 
     def inputs(self, plan: MicroPlan) -> StepInputs:
@@ -56,18 +66,17 @@ class TwoStreams(Mixing):
             return super().images(step, copies)
         return self.mixed(step, pictures(step, "original", copies), pictures(step, "foreground", copies), copies)
 
-    def blended(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        """lam · background + (1 − lam) · foreground, normalised."""
+    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
+        """The network's input on a step that mixes, here lam · background + (1 − lam) · foreground.
+
+        Images are uint8 (copies · rows, height, width, 3).
+        """
         return self.context.input_builder.mixup(background, foreground, step.values["lam"].repeat(copies))
 
-    @abstractmethod
-    def mixed(self, step: MicroStep, background: Tensor, foreground: Tensor, copies: int) -> Tensor:
-        """The network's input on a step that mixes; images uint8 (copies · rows, height, width, 3)."""
-
     def derived_options(self) -> dict[str, Any]:
-        rule = self.mix_rule()
-        if rule is None or not self.mixes:
+        if not self.mixes:
             return {}
+        rule = self.mix_rule()
         first, end = rule.plain_first, self.context.schedule.epochs - rule.plain_last
         shown = f"{first + 1} to {end}" if first < end else "none: the run is shorter than its plain epochs"
         return {"mixing_epochs": shown}

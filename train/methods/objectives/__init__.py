@@ -1,1 +1,1 @@
-"""Objectives: the heads of a network, what one labelled term costs, and how its output is read. One per file."""
+"""Objectives: a network's heads, the loss of one labelled term, and the reading of the output. One per file."""

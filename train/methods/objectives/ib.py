@@ -1,10 +1,10 @@
 """Influence-balanced loss, IB (Park et al., ICCV 2021): cross entropy first, then samples weighted by their influence.
 
-The formulas are those of the released code, where they and the paper differ: the class weights have mean 1, α stands
-outside, and the factor α / (g h + 0.001) is differentiated like the rest. The loss is a mean over samples; unlike that
-of other class weights here, its denominator does not weigh them.
+Where code and paper differ, the formulas follow the released code: the class weights have mean 1, α is outside, and the
+factor α / (g h + 0.001) is differentiated like the rest. The loss is a mean over samples; unlike with other class
+weights here, its denominator is unweighted.
 
-Where two images are mixed the loss is lam · IB(·, background) + (1 − lam) · IB(·, foreground), each with its own g and
+If two images are mixed, the loss is lam · IB(·, background) + (1 − lam) · IB(·, foreground), each with its own g and
 class weight, and the same features.
 """
 
@@ -18,23 +18,22 @@ from torch import Tensor, nn
 
 from shards.class_counts import effective_number_weights, power_law_weights
 from train.losses.criterion import EFFECTIVE_NUMBER_BETA
-from train.losses.functions import cross_entropy
 from train.losses.influence import influence_balanced
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions
-from train.models.semantic import SemanticNetwork, build_network
+from train.models.semantic import build_network
 
 
 @dataclass(frozen=True)
 class IBOptions:
-    """Level and start of the loss.
+    """Scale and start of the loss.
 
     Args:
-        ib_alpha: factor of the loss. On another data set choose it so that the loss at the switch has the level of the
-            cross entropy before it (the advice of the authors).
+        ib_alpha: factor of the loss. On a new data set, choose it so that at the switch the loss has the same level as
+            the cross entropy before (the authors' advice).
         ib_weights: inverse (1 / n, as published for IB) or effective (effective numbers; the authors' IB + CB).
-        ib_focal: exponent of the focal variant; 0 leaves it out, the authors' IBFocal has 1.
+        ib_focal: exponent of the focal variant; 0 disables it, the authors' IBFocal uses 1.
         ib_from_epoch: first zero-based epoch of the loss, for a run of schedule.for_epochs epochs; before it is plain
             cross entropy.
     """
@@ -52,12 +51,12 @@ class IBOptions:
 
 
 class IB(Objective):
-    """One classifier; its inputs enter the loss."""
+    """One classifier; its inputs are part of the loss."""
 
     Options = IBOptions
 
-    def __init__(self, options: IBOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: IBOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         if options.ib_weights == "inverse":
             weights = power_law_weights(counts, 1.0)
@@ -67,31 +66,22 @@ class IB(Objective):
         self.from_epoch = context.schedule.rescaled(options.ib_from_epoch)
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_network(options, len(self.context.samples_per_class), seed)
+        return build_network(options, self.classes, seed)
 
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, SemanticNetwork)
-        return (model.classifier_name,)
-
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        """The kind of a step shows in the name of its coefficients."""
-        name = "influence_shares" if plan.step.epoch >= self.from_epoch else "shares"
-        return {key(stream, name): share * np.full(len(plan.positions), 1 / plan.global_size(stream))}
+    def step_inputs(self, plan: MicroPlan) -> StepInputs:
+        """Whether this is present determines the kind of step."""
+        return {"influence": np.array(1.0)} if plan.step.epoch >= self.from_epoch else {}
 
     def term(self, step: MicroStep, stream: str, output: tuple[Tensor, Tensor]) -> Tensor:
-        batch, (features, logits) = step.batches[stream], output
-        plain = step.values.get(key(stream, "shares"))
-        if plain is not None:
-            return (plain * batch.weights * cross_entropy(logits, batch.labels)).sum()
-        o = self.options
-        rows = influence_balanced(logits, features, batch.labels, self.class_weights, o.ib_alpha, o.ib_focal)
-        return (step.values[key(stream, "influence_shares")] * batch.weights * rows).sum()
+        if "influence" not in step.values:
+            return super().term(step, stream, output)
+        o, (features, logits) = self.options, output
+        labels = step.batches[stream].labels
+        rows = influence_balanced(logits, features, labels, self.class_weights, o.ib_alpha, o.ib_focal)
+        return self.weighted(step, stream, rows)
 
     def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
         return output[1]
-
-    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
-        return self.prediction(model(images))[None]
 
     def derived_options(self) -> dict[str, Any]:
         return {"ib_from_epoch": self.from_epoch}

@@ -1,8 +1,8 @@
-"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): balanced softmax, and logits that know no prior.
+"""Label distribution disentangling, LADE (Hong et al., CVPR 2021): balanced softmax and a regulariser.
 
-L = mean_i CE(z_i + log π, y_i) + α L_r; the regulariser is that of `train.losses.lade`. One set of logits feeds both.
-The formulas are those of the released code: the paper weighs each sample of the batch by its class, the code the whole
-batch by one constant per class, and its prior acts through λ s² alone.
+L = mean_i CE(z_i + log π, y_i) + α L_r; the regulariser is that of `train.losses.lade`. Both use the same logits.
+The formulas are those of the released code: the paper weights each sample of the batch by its class, the code the whole
+batch by one constant per class, and its prior has an effect only through λ s².
 """
 
 import math
@@ -10,13 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.losses.functions import balanced_softmax
 from train.losses.lade import lade_regulariser, log_with_epsilon
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
 from train.methods.parts import Mixing, Objective
-from train.models.build import ModelOptions, build_model, classifier_name
 
 
 @dataclass(frozen=True)
@@ -24,8 +23,8 @@ class LADEOptions:
     """Strength of the regulariser.
 
     Args:
-        regulariser: its weight, α of the paper.
-        penalty: weight of the squares in it, λ of the paper.
+        regulariser: its weight, α in the paper.
+        penalty: weight of its squares, λ in the paper.
     """
 
     regulariser: float = 0.1
@@ -42,36 +41,32 @@ class LADE(Objective):
     """One linear classifier."""
 
     Options = LADEOptions
-    drop_last = True  # the official code does, and a short batch would change what s and t are means of
+    drop_last = True  # as in the official code; a short batch would change the means s and t
     accumulates = False
 
-    def __init__(self, options: LADEOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: LADEOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.prior = counts / counts.sum()
         self.prior_on_device = torch.from_numpy(self.prior.astype(np.float32)).to(context.device)
         self.log_prior = log_with_epsilon(self.prior).to(context.device)
 
-    def refuses(self, mixing: Mixing) -> str | None:
-        if mixing.mixes:
-            return "LADE takes the mean logit of each class over a batch, which images of two labels do not have"
+    def refuses(self) -> str | None:
+        if self.mixing.mixes:
+            return "LADE uses the mean logit of each class over a batch, which is undefined for images with two labels"
         return None
 
-    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_model(options, len(self.context.samples_per_class), "linear", seed)
-
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        return (classifier_name(model),)
-
     def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        labels, everyone = plan.labels(stream), plan.global_labels(stream)
-        rows = np.bincount(everyone, minlength=len(self.prior))[labels]
-        shares = share * np.full(len(labels), 1 / len(everyone))
-        return {key(stream, "shares"): shares, key(stream, "target_shares"): self.prior[labels] / rows}
+        labels = plan.labels(stream)
+        rows = np.bincount(plan.global_labels(stream), minlength=self.classes)[labels]
+        targets = self.prior[labels] / rows
+        return {**super().term_inputs(plan, stream, share), key(stream, "target_shares"): targets}
+
+    def row_losses(self, output: Tensor, labels: Tensor) -> Tensor:
+        return balanced_softmax(output, labels, self.log_prior)
 
     def term(self, step: MicroStep, stream: str, output: Tensor) -> Tensor:
-        batch, shares = step.batches[stream], step.values[key(stream, "shares")]
-        plain = (shares * batch.weights * balanced_softmax(output, batch.labels, self.log_prior)).sum()
+        batch = step.batches[stream]
         regulariser = lade_regulariser(
             output,
             batch.labels,
@@ -81,4 +76,4 @@ class LADE(Objective):
             self.options.penalty,
             step.global_batch_size,
         )
-        return plain + self.options.regulariser * regulariser
+        return super().term(step, stream, output) + self.options.regulariser * regulariser

@@ -6,12 +6,13 @@ classes, and learn from each other on both. With raw logits z_k, counts n and a 
     v_k = z_k + log n,    h_k = v_k · mask
     L   = sum_k CE(v_k, y) + CE(h_k, y)  +  KD(v) + KD(h)  +  sum_k contrast_k
 
-Dropped classes have logit 0, not −∞: each still counts e^0 in the softmax, and the constant in log n matters. The mask
-comes from the first expert alone, without the prior. Losses are summed over experts, and no side of a KL is detached.
+Masked classes have logit 0, not −∞: each still contributes e^0 to the softmax, and the constant in log n matters. The
+mask comes from the first expert only, without the prior. Losses are summed over experts, and neither side of a KL is
+detached.
 
-The formulas are those of the released code, NCL++'s too, which is a variant in it.
+The formulas are those of the released code, which also contains NCL++ as a variant.
 
-Where two images are mixed L is lam · L(·, background) + (1 − lam) · L(·, foreground), each with its own mask.
+If two images are mixed, L is lam · L(·, background) + (1 − lam) · L(·, foreground), each with its own mask.
 """
 
 import math
@@ -27,11 +28,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.views.view import OneOf, View
-from train.losses.criterion import Criterion
 from train.losses.functions import at_least_float32, cross_entropy
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
 from train.methods.parts import Mixing, Objective
-from train.methods.weighted_terms import WeightedTerms
 from train.models.build import ModelOptions, with_synchronised_batch_norm
 from train.models.heads import BiasedCosineClassifier
 from train.models.ncl import ContrastiveExperts, KeyQueue, build_contrastive_experts, build_experts
@@ -40,21 +39,21 @@ EPSILON = 1e-9  # inside the logarithm of the official code's divergence
 
 
 def hard_mask(logits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """1 at the label and at the highest other logits, `classes` in all; 0 elsewhere. logits (rows, all classes)."""
+    """1 at the label and the highest other logits, `classes` in total; 0 elsewhere. logits (rows, all classes)."""
     scores = logits.detach().scatter(1, labels[:, None], float("inf"))
     return torch.zeros_like(scores).scatter(1, scores.topk(classes, dim=1).indices, 1.0)
 
 
 def individual_loss(balanced: Tensor, mask: Tensor, labels: Tensor) -> Tensor:
-    """sum_k CE(v_k, y) + CE(v_k · mask, y) of each row. balanced (experts, rows, classes)."""
+    """sum_k CE(v_k, y) + CE(v_k · mask, y) for each row. balanced (experts, rows, classes)."""
     terms = [cross_entropy(v, labels) + cross_entropy(v * mask, labels) for v in balanced]
     return torch.stack(terms).sum(dim=0)
 
 
 def divergences(logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
-    """sum over ordered pairs i ≠ j of sum_c weight_c p_j (log p_j − log(p_i + 1e-9)) of each row, (rows,).
+    """sum over ordered pairs i ≠ j of sum_c weight_c p_j (log p_j − log(p_i + 1e-9)) for each row, (rows,).
 
-    logits (members, rows, classes); weight of a class, broadcast against (rows, classes).
+    logits (members, rows, classes); weight per class, broadcast against (rows, classes).
     """
     log_p = F.log_softmax(logits, dim=2)
     p = log_p.exp()
@@ -64,18 +63,18 @@ def divergences(logits: Tensor, weight: Tensor | float = 1.0) -> Tensor:
 
 
 def nested_distillation(balanced: Tensor, mask: Tensor) -> Tensor:
-    """KD(v) + KD(v · mask) of each row (NBOD), before its factor: mean over partners, sum over experts."""
+    """KD(v) + KD(v · mask) for each row (NBOD), without its factor: mean over partners, sum over experts."""
     return (divergences(balanced) + divergences(balanced * mask)) / (len(balanced) - 1)
 
 
 def partial_distillation(members: Tensor, mask: Tensor) -> Tensor:
-    """NCL++'s divergence of each row, before its factor: over all classes and, with the same p, over the hard ones."""
+    """NCL++'s divergence for each row, without its factor: over all classes and, with the same p, the hard ones."""
     count = len(members)
     return 2 / (count * (count - 1)) * (divergences(members) + divergences(members, mask))
 
 
 def ncl_loss(logits: Tensor, labels: Tensor, log_counts: Tensor, hard: int, distillation: float) -> Tensor:
-    """NCL's loss of each row without its contrastive part, (rows,).
+    """NCL's loss for each row without its contrastive part, (rows,).
 
     Args:
         logits: raw (experts, rows, classes).
@@ -94,13 +93,13 @@ def ncl_loss(logits: Tensor, labels: Tensor, log_counts: Tensor, hard: int, dist
 def ncl_plus_loss(
     logits: Tensor, labels: Tensor, log_counts: Tensor, hard: int, distillation: float, copies: int
 ) -> Tensor:
-    """NCL++'s loss of each image, (images,): distillation between the experts, and within each between its copies.
+    """NCL++'s loss for each image, (images,): distillation between experts, and between each expert's copies.
 
     Args:
         logits: raw (experts, copies · images, classes); copy 0 of all images comes first, then copy 1, …
         labels: int64 (images,).
         log_counts, hard, distillation: as for `ncl_loss`.
-        copies: differently augmented pictures of each image.
+        copies: differently augmented views of each image.
     """
     logits = at_least_float32(logits)
     labels = labels.repeat(copies)
@@ -109,7 +108,7 @@ def ncl_plus_loss(
     rows = individual_loss(balanced, mask, labels)
     if len(logits) > 1:
         rows = rows + distillation * partial_distillation(balanced, mask)
-    # A mean over rows is the mean over images of this.
+    # A mean over rows equals the mean of this over images.
     loss = rows.unflatten(0, (copies, -1)).mean(dim=0)
     mask_of_first = mask[: len(loss)]
     for expert in balanced:
@@ -122,21 +121,21 @@ class NCLOptions:
     """The experts and their loss.
 
     Args:
-        experts: K; 1 leaves distillation between experts out.
-        copies: pictures of each image that a step shows; more than 1 is NCL++, published with 4 and two experts.
-        hard_classes: N_h, hard classes with the label's own; by default 0.3 of all, as published on most data sets.
+        experts: K; 1 disables distillation between experts.
+        copies: views of each image per step; more than 1 is NCL++, published with 4 and two experts.
+        hard_classes: N_h, hard classes including the label's; by default 0.3 of all, as published on most data sets.
         distillation: factor of the distillation terms.
         head: linear, or cosine (scaled, with a bias) as published at 224 pixels.
         cosine_scale: factor on the cosines.
         contrastive: add the contrastive branch, whose keys come from the second view of the data preset.
         contrast_dim: size of queries and keys.
-        queue: keys of earlier images that an expert keeps as negatives.
-        temperature: of the contrastive softmax.
-        momentum: share of themselves that the momentum encoders keep in a step.
-        copy_init: momentum encoders start as copies of the trained ones. The official code leaves them their own random
-            weights (pretrained backbones are equal all the same); the published numbers were made so.
-        ema_head: the momentum projections follow the trained ones. In the official code they stay as they were drawn;
-            the published numbers were made so.
+        queue: keys of earlier images that each expert keeps as negatives.
+        temperature: temperature of the contrastive softmax.
+        momentum: EMA decay of the momentum encoders per step.
+        copy_init: initialise momentum encoders as copies of the trained ones. The official code gives them their own
+            random weights (pretrained backbones are equal anyway), and so did the published runs.
+        ema_head: update the momentum projections from the trained ones. In the official code they keep their random
+            initialisation, as in the published runs.
     """
 
     experts: int = 3
@@ -157,7 +156,7 @@ class NCLOptions:
         if self.experts < 1 or self.copies < 1:
             raise ValueError(f"method: experts is {self.experts}, copies {self.copies}; expected at least 1 of each")
         if self.contrastive and self.copies > 1:
-            raise ValueError("method: contrastive pairs one picture of each image with one key; set copies to 1")
+            raise ValueError("method: contrastive pairs one view of each image with one key; set copies to 1")
         if not self.temperature > 0 or not 0 <= self.momentum <= 1:
             raise ValueError(
                 f"method: temperature is {self.temperature}, momentum {self.momentum}; expected above 0, and 0 to 1"
@@ -173,25 +172,24 @@ class NCLOptions:
 
 
 class NCL(Objective):
-    """Experts that learn together; the mean of their raw logits is the prediction.
+    """Experts that learn together; the prediction is the mean of their raw logits.
 
-    With the contrastive branch the network's output is (logits, contrastive logits, keys), else logits alone.
+    With the contrastive branch the network's output is (logits, contrastive logits, keys), otherwise only logits.
     """
 
     Options = NCLOptions
     drop_last = True
     without: ClassVar[Mapping[str, str]] = {
-        "loss": "the balanced softmax is part of NCL's equations, hard classes and distillation included"
+        "loss": "the balanced softmax is part of NCL's equations, including hard classes and distillation"
     }
 
-    def __init__(self, options: NCLOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: NCLOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.hard_classes = 3 * len(counts) // 10 if options.hard_classes is None else options.hard_classes
         if not 1 <= self.hard_classes <= len(counts):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
         self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
-        self.terms = WeightedTerms(Criterion("bs", "none", counts, 0, context.device))
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
 
     @property
@@ -203,9 +201,9 @@ class NCL(Objective):
             return super().views()
         return self.context.view, self.context.second_view or self.context.view
 
-    def refuses(self, mixing: Mixing) -> str | None:
-        if self.options.contrastive and mixing.mixes:
-            return "a mixed image is no view of its key's image; set contrastive to false or do not mix"
+    def refuses(self) -> str | None:
+        if self.options.contrastive and self.mixing.mixes:
+            return "a mixed image is not a view of its key's image; set contrastive to false or do not mix"
         return None
 
     def check_batch_size(self, batch_size: int) -> None:
@@ -215,7 +213,7 @@ class NCL(Objective):
             )
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        o, classes = self.options, len(self.context.samples_per_class)
+        o, classes = self.options, self.classes
 
         def make_head(features: int) -> nn.Module:
             if o.head == "cosine":
@@ -249,9 +247,6 @@ class NCL(Objective):
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"positions": plan.positions} if self.options.contrastive else {}
 
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        return self.terms.inputs(plan, stream, share)
-
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> Any:
         if not self.options.contrastive:
             return model(images)
@@ -259,20 +254,19 @@ class NCL(Objective):
         self._remember(step, output[2])
         return output
 
-    def term(self, step: MicroStep, stream: str, output: Any) -> Tensor:
-        o, logits = self.options, self._logits(output)
-        arguments = (logits, step.batches[stream].labels, self.log_counts, self.hard_classes, o.distillation)
-        rows = ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
-        return self.terms.share(step, stream, rows)
+    def row_losses(self, output: Any, labels: Tensor) -> Tensor:
+        o = self.options
+        arguments = (self._logits(output), labels, self.log_counts, self.hard_classes, o.distillation)
+        return ncl_loss(*arguments) if o.copies == 1 else ncl_plus_loss(*arguments, o.copies)
 
     def extra(self, step: MicroStep, output: Any) -> Tensor | None:
-        """How well each query finds its own key among the queue's, as a share like that of a labelled term."""
+        """How well each query matches its own key among those in the queue, as a share like that of a labelled term."""
         if not self.options.contrastive:
             return None
         _, contrast, _ = output
         own_key = torch.zeros(contrast.shape[1], dtype=torch.int64, device=contrast.device)
         recognition = torch.stack([cross_entropy(expert, own_key) for expert in contrast]).sum(dim=0)
-        return self.terms.share(step, "original", recognition)
+        return self.weighted(step, "original", recognition)
 
     def prediction(self, output: Any) -> Tensor:
         return self._logits(output).mean(dim=0)
@@ -287,19 +281,19 @@ class NCL(Objective):
     # -------------------------------------------------------- contrastive branch
 
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
-        """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
+        """Put a micro-batch's keys at its rows of the global batch; padding rows add nothing."""
         if self._keys is None:
             self._keys = keys.new_zeros(len(keys), step.global_batch_size, keys.shape[2])
         weights = step.batches["original"].weights
         self._keys.index_add_(1, step.values["positions"], keys * weights[:, None])
 
     def before_optimizer(self, model: nn.Module) -> None:
-        """Queue the keys of all ranks; the momentum encoders follow the weights that this step's queries came from."""
+        """Queue the keys of all ranks; update the momentum encoders from the weights that made this step's queries."""
         if not self.options.contrastive:
             return
         assert isinstance(model, ContrastiveExperts) and self._keys is not None
         if dist.is_initialized():
-            dist.all_reduce(self._keys)  # each row is one rank's own: their sum is the global batch, on all ranks alike
+            dist.all_reduce(self._keys)  # each row belongs to one rank: the sum is the global batch, on all ranks
         for queue, keys in zip(model.MOCO, self._keys, strict=True):
             assert isinstance(queue, KeyQueue)
             queue.enqueue(keys)

@@ -2,8 +2,8 @@
 
 Balanced softmax and supervised contrast share one softmax (`train.losses.paco`). Two views of an image give a query and
 a key; a query is contrasted with the other queries, all keys and the queue. PaCo's keys come from a momentum copy of
-the network, which follows *before* they are computed, and only queries are anchors; GPaCo's come from the network
-itself, with gradient, and are anchors too. The formulas are those of the released code.
+the network, which is updated *before* they are computed, and only queries are anchors; GPaCo's come from the network
+itself, with gradient, and are also anchors. The formulas are those of the released code.
 """
 
 from dataclasses import dataclass
@@ -27,16 +27,16 @@ from train.models.paco import PaCoNetwork, build_paco
 
 @dataclass(frozen=True)
 class PaCoOptions:
-    """The contrast.
+    """The contrastive part.
 
     Args:
         keys: momentum (from a momentum copy of the network, PaCo) or own (from the network itself, GPaCo).
-        contrast_alpha: weight of a positive column beside that of the own class.
-        contrast_temperature: of the contrast columns; class columns have none.
-        contrast_size: entries of queries and keys.
-        key_queue: keys of earlier images.
-        key_momentum: share of itself that the momentum copy keeps in a step.
-        group: rows that see each other; by default those of a micro-batch. The published runs at 224 pixels had 32 on
+        contrast_alpha: weight of a positive column relative to the sample's own class.
+        contrast_temperature: temperature of the contrast columns; class columns have none.
+        contrast_size: dimension of queries and keys.
+        key_queue: number of keys of earlier images.
+        key_momentum: EMA decay of the momentum copy per step.
+        group: rows contrasted with each other; by default a micro-batch. The published runs at 224 pixels had 32 on
             each of four GPUs.
     """
 
@@ -67,8 +67,8 @@ class PaCo(Objective):
     Options = PaCoOptions
     drop_last = True
 
-    def __init__(self, options: PaCoOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: PaCoOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.log_prior = log_with_epsilon(counts / counts.sum()).to(context.device)
         self._keys: Tensor | None = None  # (global batch, dim), this rank's rows of the step so far
@@ -77,8 +77,10 @@ class PaCo(Objective):
     def views(self) -> tuple[View | OneOf, ...]:
         return self.context.view, self.context.second_view or self.context.view
 
-    def refuses(self, mixing: Mixing) -> str | None:
-        return "a mixed image is no view of its key's image; PaCo contrasts whole images" if mixing.mixes else None
+    def refuses(self) -> str | None:
+        if self.mixing.mixes:
+            return "a mixed image is not a view of its key's image; PaCo contrasts whole images"
+        return None
 
     def check_batch_size(self, batch_size: int) -> None:
         o = self.options
@@ -87,15 +89,11 @@ class PaCo(Objective):
                 f"method.key_queue is {o.key_queue}, smaller than a batch of {batch_size} keys; make it larger"
             )
         if o.group is not None and batch_size % o.group:
-            raise ValueError(f"batch_size is {batch_size}, which groups of {o.group} rows (method.group) do not fill")
+            raise ValueError(f"batch_size is {batch_size}, not a multiple of method.group ({o.group} rows)")
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        o = self.options
-        classes, momentum = len(self.context.samples_per_class), o.keys == "momentum"
-        return build_paco(options, classes, seed, dim=o.contrast_size, size=o.key_queue, momentum=momentum)
-
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        return ("linear",)
+        o, momentum = self.options, self.options.keys == "momentum"
+        return build_paco(options, self.classes, seed, dim=o.contrast_size, size=o.key_queue, momentum=momentum)
 
     def trainable(self, parameter_name: str) -> bool:
         return not parameter_name.startswith("encoder_k.")
@@ -105,14 +103,14 @@ class PaCo(Objective):
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"positions": plan.positions, "labels_of_step": plan.global_labels("original")}
 
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
+    def coefficients(self, plan: MicroPlan, stream: str) -> np.ndarray:
         anchors = 1 if self.options.keys == "momentum" else 2  # per image
-        return {key(stream, "shares"): share * np.full(len(plan.positions), 1 / (anchors * plan.global_size(stream)))}
+        return np.full(len(plan.positions), 1 / (anchors * plan.global_size(stream)))
 
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> tuple[Tensor, ...]:
         """Logits, queries, keys, and the queue as this step found it."""
         network = extract_model_from_parallel(model)
-        if self._keys is None:  # the first micro-batch of the step: queries do not see the copy
+        if self._keys is None:  # the first micro-batch of the step: queries do not use the copy
             network.follow(self.options.key_momentum)
         output = model(images, self.context.input_builder.plain(step.batches["original"].images[1]))
         self._remember(step, output[2].detach())
@@ -124,10 +122,10 @@ class PaCo(Objective):
         size = self.options.group or rows
         if rows % size:
             raise ValueError(
-                f"a micro-batch has {rows} rows, which groups of {size} (method.group) do not fill; change "
+                f"a micro-batch has {rows} rows, not a multiple of method.group ({size}); change "
                 "accumulation, batch_size or method.group"
             )
-        shares = step.values[key(stream, "shares")] * batch.weights
+        shares = step.values[key(stream, "coefficients")] * batch.weights
         groups = [slice(start, start + size) for start in range(0, rows, size)]
         parts = [self._group(group, shares, batch.weights, batch.labels, *output) for group in groups]
         return torch.stack(parts).sum()
@@ -163,8 +161,11 @@ class PaCo(Objective):
     def prediction(self, output: tuple[Tensor, ...]) -> Tensor:
         return output[0]
 
+    def eval_members(self, model: nn.Module, images: Tensor) -> Tensor:
+        return model(images)[None]
+
     def _remember(self, step: MicroStep, keys: Tensor) -> None:
-        """Put a micro-batch's keys where its rows are in the global batch; padding rows add nothing."""
+        """Put a micro-batch's keys at its rows of the global batch; padding rows add nothing."""
         if self._keys is None:
             self._keys = keys.new_zeros(step.global_batch_size, keys.shape[1])
             self._labels = step.values["labels_of_step"]
@@ -175,6 +176,6 @@ class PaCo(Objective):
         """Queue the keys of all ranks, in the order of the global batch."""
         assert isinstance(model, PaCoNetwork) and self._keys is not None and self._labels is not None
         if dist.is_initialized():
-            dist.all_reduce(self._keys)  # each row is one rank's own: their sum is the global batch, on all ranks alike
+            dist.all_reduce(self._keys)  # each row belongs to one rank: the sum is the global batch, on all ranks
         model.enqueue(self._keys, self._labels)
         self._keys = self._labels = None

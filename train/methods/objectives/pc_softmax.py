@@ -1,4 +1,4 @@
-"""PC softmax (Hong et al., CVPR 2021): plain training, and logits that every evaluation corrects by the class prior."""
+"""PC softmax (Hong et al., CVPR 2021): plain training, with logits corrected by the class prior in every evaluation."""
 
 from torch import Tensor, nn
 
@@ -8,10 +8,10 @@ from train.models.build import ModelOptions
 
 
 class PCSoftmax(Classifier):
-    """Ranks by z − log π, those evaluations included that choose the best epoch.
+    """Ranks by z − log π, including in evaluations that select the best epoch.
 
-    `tools.evaluate --logit-adjustment 1` does the same to a plain run that has ended. The prior is a buffer of the
-    network, so that a checkpoint predicts alike wherever it is read.
+    `tools.evaluate --logit-adjustment 1` does the same for a finished plain run. The prior is a buffer of the network,
+    so a checkpoint predicts the same wherever it is loaded.
     """
 
     Options = ClassifierOptions

@@ -2,13 +2,11 @@
 
 from dataclasses import dataclass
 
-import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 
 from train.losses.smoothing import label_aware_smoothing, smoothing_factors
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
-from train.models.build import ModelOptions, build_model, classifier_name
+from train.methods.base import MethodContext
+from train.methods.parts import Mixing, Objective
 
 
 @dataclass(frozen=True)
@@ -36,21 +34,10 @@ class Smoothing(Objective):
 
     Options = SmoothingOptions
 
-    def __init__(self, options: SmoothingOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: SmoothingOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         factors = smoothing_factors(context.samples_per_class, options.smooth_head, options.smooth_tail)
         self.factors = factors.to(context.device)
 
-    def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        return build_model(options, len(self.context.samples_per_class), "linear", seed)
-
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        return (classifier_name(model),)
-
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        return {key(stream, "shares"): share * np.full(len(plan.positions), 1 / plan.global_size(stream))}
-
-    def term(self, step: MicroStep, stream: str, output: Tensor) -> Tensor:
-        batch = step.batches[stream]
-        rows = label_aware_smoothing(output, batch.labels, self.factors)
-        return (step.values[key(stream, "shares")] * batch.weights * rows).sum()
+    def row_losses(self, output: Tensor, labels: Tensor) -> Tensor:
+        return label_aware_smoothing(output, labels, self.factors)

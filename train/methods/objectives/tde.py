@@ -1,9 +1,9 @@
-"""Causal Norm, or total direct effect, TDE (Tang et al., NeurIPS 2020): what momentum adds to all features is left out.
+"""Causal Norm, or total direct effect, TDE (Tang et al., NeurIPS 2020): removes the direction that momentum adds.
 
-Training is cross entropy on normalised heads. Meanwhile the mean feature of each step is added to a running one,
-embed ← µ · embed + mean f; every evaluation leaves out part of what lies along it (`train.models.causal`). The running
-feature is a buffer of the network, so that each checkpoint has its own; the official program pairs the best epoch's
-weights with the last epoch's.
+Training is cross entropy on normalised heads. Meanwhile the mean feature of each step is added to a running one, embed
+← µ · embed + mean f; every evaluation removes a part of the features along it (`train.models.causal`). The running
+feature is a buffer of the network, so each checkpoint has its own; the official code pairs the best epoch's weights
+with the last epoch's.
 """
 
 import math
@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from train.losses.functions import at_least_float32, cross_entropy
-from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, key
-from train.methods.parts import Objective
+from train.losses.functions import at_least_float32
+from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
+from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions
 from train.models.causal import CausalClassifier
 from train.models.semantic import SemanticNetwork, build_network
@@ -25,15 +25,15 @@ from train.models.semantic import SemanticNetwork, build_network
 
 @dataclass(frozen=True)
 class TDEOptions:
-    """Heads, and how they are evaluated.
+    """Heads and their evaluation.
 
     Args:
-        heads: parts that features and class vectors are cut into.
+        heads: number of parts into which features and class vectors are split.
         scale: factor on the logits.
-        tde_alpha: how much an evaluation leaves out: 3 at 224 pixels, 1.5 on CIFAR-100, 1 on CIFAR-10; 0 is plain
+        tde_alpha: how much an evaluation removes: 3 at 224 pixels, 1.5 on CIFAR-100, 1 on CIFAR-10; 0 is plain
             de-confounded training. Choose it so that alpha times the mean cosine is about 1 (the authors' advice).
-        decay_by_rate: µ is 1 − 0.1 · min(50 · lr, 1), 0.9 until the rate falls below 0.02 and nearer to 1 after; false
-            keeps it at 0.9, as published on CIFAR.
+        decay_by_rate: µ is 1 − 0.1 · min(50 · lr, 1), 0.9 until the rate falls below 0.02 and closer to 1 afterwards;
+            false keeps it at 0.9, as published on CIFAR.
     """
 
     heads: int = 2
@@ -55,26 +55,19 @@ class TDE(Objective):
     Options = TDEOptions
     drop_last = True
 
-    def __init__(self, options: TDEOptions, context: MethodContext):
-        super().__init__(options, context)
+    def __init__(self, options: TDEOptions, context: MethodContext, mixing: Mixing):
+        super().__init__(options, context, mixing)
         self._means: Tensor | None = None  # (features,), of this rank's rows of the step so far
         self._decay: Tensor | None = None
 
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
-        classes, o = len(self.context.samples_per_class), self.options
+        classes, o = self.classes, self.options
         return build_network(
             options, classes, seed, make_head=lambda features: CausalClassifier(features, classes, o.heads, o.scale)
         )
 
-    def head_names(self, model: nn.Module) -> tuple[str, ...]:
-        assert isinstance(model, SemanticNetwork)
-        return (model.classifier_name,)
-
     def step_inputs(self, plan: MicroPlan) -> StepInputs:
         return {"decay": np.array(self.decay(plan.step.epoch))}
-
-    def term_inputs(self, plan: MicroPlan, stream: str, share: np.ndarray | float) -> StepInputs:
-        return {key(stream, "shares"): share * np.full(len(plan.positions), 1 / plan.global_size(stream))}
 
     def forward(self, model: nn.Module, images: Tensor, step: MicroStep) -> tuple[Tensor, Tensor]:
         features, logits = model(images)
@@ -84,17 +77,12 @@ class TDE(Objective):
         self._decay = step.values["decay"]
         return features, logits
 
-    def term(self, step: MicroStep, stream: str, output: tuple[Tensor, Tensor]) -> Tensor:
-        batch = step.batches[stream]
-        losses = cross_entropy(output[1], batch.labels)
-        return (step.values[key(stream, "shares")] * batch.weights * losses).sum()
-
     def prediction(self, output: tuple[Tensor, Tensor]) -> Tensor:
         return output[1]
 
     @torch.no_grad()
     def before_optimizer(self, model: nn.Module) -> None:
-        """The running feature takes in the mean of the global batch, once per step and on all ranks alike."""
+        """Update the running feature with the mean of the global batch, once per step and identically on all ranks."""
         assert self._means is not None and self._decay is not None
         if dist.is_initialized():
             dist.all_reduce(self._means)

@@ -1,1 +1,1 @@
-"""Stages: what a run inherits from an earlier one, what it trains and how its epochs end. One per file."""
+"""Stages: what a run inherits from an earlier one and what it trains. One per file."""

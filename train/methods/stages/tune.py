@@ -1,6 +1,6 @@
 """Parameter-efficient tuning of a pretrained backbone (LIFT; Shi et al., ICML 2024): a new head and a few parameters.
 
-The backbone is frozen and stays in evaluation mode but for what is tuned. It needs weights to start from:
+The backbone is frozen and stays in evaluation mode, except for tuned parts. It needs weights to start from:
 `--model.pretrained true`, `--model.weights FILE` or `--model.init_from CHECKPOINT`.
 """
 
@@ -20,21 +20,21 @@ from train.models.tuning import INSERTED, Kind, Tuning, insert, set_modes, tuned
 
 @dataclass(frozen=True)
 class TuneOptions:
-    """What is trained, and how the classifier starts.
+    """What is trained, and how the classifier is initialised.
 
     Args:
-        tuned: adaptformer, adapter or lora (modules in transformer blocks); bias, norm or full (that of every block);
-            last_k (the last blocks whole); head (the classifier alone, which is always trained).
-        last_k: tune, or put modules into, so many of the last blocks only.
-        bottleneck: width of the inserted modules; by default from the number of classes, as LIFT+.
-        head: cosine (at scale 25) or linear; losses that bring a classifier of their own, like ldam, keep it.
-        start: class_means (of the backbone's features of training images), file (class_vectors) or random.
-        means_per_class: images of a class, at most, whose features are averaged for class_means.
+        tuned: adaptformer, adapter or lora (modules in transformer blocks); bias, norm or full (of every block); last_k
+            (the last blocks completely); head (only the classifier, which is always trained).
+        last_k: only tune, or insert modules into, this many of the last blocks.
+        bottleneck: width of the inserted modules; by default derived from the number of classes, as in LIFT+.
+        head: cosine (with scale 25) or linear; losses with their own classifier, like ldam, keep it.
+        start: class_means (the backbone's mean features of training images), file (class_vectors) or random.
+        means_per_class: maximum number of images per class to average for class_means.
         class_vectors: .npz with `names` of the classes in order and `vectors` (classes, width), or `text` (classes, t)
             with `text_projection` (t, e) and `image_projection` (width, e).
-        head_lr: factor on the learning rate of the classifier.
-        cached_features: compute the backbone's features once, and train the head on them; for tuned head and a preset
-            that draws nothing, such as backbone-plain.
+        head_lr: factor on the classifier's learning rate.
+        cached_features: compute the backbone's features once and train the head on them; requires tuned head and a
+            preset without random augmentation, such as backbone-plain.
     """
 
     tuned: Kind = "adaptformer"
@@ -50,14 +50,14 @@ class TuneOptions:
     def __post_init__(self) -> None:
         self.tuning()
         if (self.start == "file") != (self.class_vectors is not None):
-            raise ValueError("method.start is file exactly where method.class_vectors names one; give both or neither")
+            raise ValueError("method.start file requires method.class_vectors, and vice versa; give both or neither")
         if self.cached_features and self.tuned != "head":
             raise ValueError(
-                f"method.cached_features needs a backbone that stays as it is, but method.tuned is {self.tuned}; "
+                f"method.cached_features needs a backbone that does not change, but method.tuned is {self.tuned}; "
                 "choose head"
             )
         if self.means_per_class < 1 or self.head_lr <= 0:
-            raise ValueError("method.means_per_class is at least 1, method.head_lr above 0")
+            raise ValueError("method.means_per_class must be at least 1, and method.head_lr above 0")
 
     def tuning(self) -> Tuning:
         """The same, as the model's part of it."""
@@ -65,13 +65,12 @@ class TuneOptions:
 
 
 class Tune(Stage):
-    """A frozen backbone with a few trained parameters and a classifier that starts from class vectors."""
+    """A frozen backbone with a few trained parameters and a classifier initialised from class vectors."""
 
     Options: ClassVar[type] = TuneOptions
 
     def __init__(self, options: Any, context: MethodContext):
         super().__init__(options, context)
-        self.heads: tuple[str, ...] = ()
         self.tuned: frozenset[str] = frozenset()
         self.tuned_buffers: tuple[str, ...] = ()
         self.bottleneck: int | None = None
@@ -79,45 +78,38 @@ class Tune(Stage):
     def check(self, options: ModelOptions) -> None:
         if not options.pretrained and options.weights is None and options.init_from is None:
             raise ValueError(
-                "this stage tunes a part of a trained network: start from one with --model.pretrained true, "
+                "this stage tunes parts of a trained network: start from one with --model.pretrained true, "
                 "--model.weights FILE or --model.init_from CHECKPOINT"
             )
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if not isinstance(objective, Classifier):
-            return "the stage tune gives a network with one classifier a new head; choose the objective classifier"
+            return "the stage tune replaces the head of a network with one classifier; choose the objective classifier"
         if self.options.cached_features and mixing.mixes:
-            return "cached features are those of whole images, which a mixing changes; set cached_features to false"
+            return "cached features are computed from unmixed images; set cached_features to false"
         return None
 
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        self.heads = heads
+    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> None:
+        super().prepare(model, heads)
         self.bottleneck = insert(model, self.options.tuning(), len(self.context.samples_per_class))
         if type(model.get_submodule(heads[0])) is nn.Linear:
             replace_module(model, heads[0], ScaledCosine if self.options.head == "cosine" else UnitLinear)
-        self.tuned = tuned_names(model, self.options.tuning()) - self._of_heads(model)
+        self.tuned = frozenset(n for n in tuned_names(model, self.options.tuning()) if not self.in_heads(n))
         modules = {name.rpartition(".")[0] for name in self.tuned}
         self.tuned_buffers = tuple(name for name, _ in model.named_buffers() if name.rpartition(".")[0] in modules)
-        return model
-
-    def _of_heads(self, model: nn.Module) -> frozenset[str]:
-        return frozenset(name for name, _ in model.named_parameters() if self._in_heads(name))
-
-    def _in_heads(self, name: str) -> bool:
-        return name.startswith(f"{self.heads[0]}.")
 
     def trainable(self, parameter_name: str) -> bool:
-        return parameter_name in self.tuned or self._in_heads(parameter_name)
+        return parameter_name in self.tuned or self.in_heads(parameter_name)
 
     def inherits(self, parameter_name: str) -> bool:
         inserted = self.options.tuned in INSERTED and parameter_name in self.tuned
-        return not inserted and not self._in_heads(parameter_name)
+        return not inserted and not self.in_heads(parameter_name)
 
     def stores(self, name: str) -> bool:
         return self.trainable(name) or name in self.tuned_buffers
 
     def rate_factor(self, parameter_name: str) -> float:
-        return self.options.head_lr if self._in_heads(parameter_name) else 1.0
+        return self.options.head_lr if self.in_heads(parameter_name) else 1.0
 
     def starts_from(self) -> ClassVectors | None:
         o = self.options
@@ -130,7 +122,7 @@ class Tune(Stage):
         return self.heads[0] if self.options.cached_features else None
 
     def set_mode(self, model: nn.Module) -> None:
-        set_modes(model)  # in every step: the trainer sets training mode after each evaluation
+        set_modes(model)
 
     def derived_options(self) -> dict[str, Any]:
         return {} if self.bottleneck is None else {"bottleneck": self.bottleneck}

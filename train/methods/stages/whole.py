@@ -1,21 +1,17 @@
-"""The whole network, in one go."""
+"""Trains the whole network in one stage."""
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
-from torch import nn
-
-from train.methods.base import MethodContext
 from train.methods.parts import Stage
 
 
 @dataclass(frozen=True)
 class WholeOptions:
-    """How fast parts of the network learn.
+    """Learning rates of parts of the network.
 
     Args:
-        features_rate: factor on the learning rate of everything but the classifiers, such as 0.02 for a pretrained
+        features_rate: factor on the learning rate of everything except the classifiers, such as 0.02 for a pretrained
             network.
     """
 
@@ -27,18 +23,9 @@ class WholeOptions:
 
 
 class Whole(Stage):
-    """Everything is trained; what `model.init_from` has is inherited."""
+    """Everything is trained; everything in `model.init_from` is inherited."""
 
     Options = WholeOptions
 
-    def __init__(self, options: Any, context: MethodContext):
-        super().__init__(options, context)
-        self.heads: tuple[str, ...] = ()
-
-    def prepare(self, model: nn.Module, heads: tuple[str, ...]) -> nn.Module:
-        self.heads = heads
-        return model
-
     def rate_factor(self, parameter_name: str) -> float:
-        in_heads = parameter_name.startswith(tuple(f"{head}." for head in self.heads))
-        return 1.0 if in_heads else self.options.features_rate
+        return 1.0 if self.in_heads(parameter_name) else self.options.features_rate
