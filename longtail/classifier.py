@@ -3,13 +3,16 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from tools.predict import evaluation_picture, find_images, shown
+from shards.images import as_rgb
+from tools.predict import find_images, shown
 from train.checkpoints.trained import Trained, load_trained
+from train.evaluation.test_prior import with_test_prior
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -48,24 +51,40 @@ class Classifier:
         class_names: names of its outputs, in order; numbers for a released checkpoint, which stores no names.
     """
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: Trained, crops: Literal[1, 5] = 1):
         self._trained = trained
+        self._views = trained.views(crops)
         self.class_names = list(trained.class_names or map(str, range(trained.classes)))
 
     @classmethod
-    def load(cls, run_or_file: str | Path, device: str = "auto", preset: str | None = None) -> "Classifier":
+    def load(
+        cls,
+        run_or_file: str | Path,
+        device: str = "auto",
+        preset: str | None = None,
+        *,
+        crops: Literal[1, 5] = 1,
+        test_prior: str | Sequence[float] = "uniform",
+        weights: str | Path | None = None,
+    ) -> "Classifier":
         """Read a run's best weights, or a checkpoint file (from a run or as released by a paper's authors).
 
         Args:
             run_or_file: a run folder or a checkpoint.
             device: "auto" (a GPU if there is one), "cpu" or "cuda".
             preset: how images are prepared for the network; by default as in the run.
+            crops: 5 averages the logits of five crops of each image, for presets that follow the backbone.
+            test_prior: class distribution in deployment: "uniform", "train" (that of training), a list of counts or
+                shares in the order of the classes, or a JSON file with one.
+            weights: new location of a tuned checkpoint's pretrained weights.
 
         Raises:
             FileNotFoundError, ValueError: the file does not exist or is damaged, or its network is unknown.
         """
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-        return cls(load_trained(Path(run_or_file), torch.device(chosen), preset))
+        moved = None if weights is None else Path(weights)
+        trained = load_trained(Path(run_or_file), torch.device(chosen), preset, moved)
+        return cls(with_test_prior(trained, test_prior, trained.samples_per_class), crops)
 
     def predict(self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64) -> list[Prediction]:
         """The `top` best classes for each image.
@@ -97,19 +116,23 @@ class Classifier:
     @torch.inference_mode()
     def probabilities(self, pictures: Picture | Sequence[Picture]) -> np.ndarray:
         """float32 (images, classes), the network's softmax; `pictures` as in `predict`, in one batch."""
-        pixels = np.stack([self._pixels(picture) for picture in _flat(pictures)])
+        seen = [[shown(pixels, view) for view in self._views] for pixels in map(_pixels, _flat(pictures))]
         device = self._trained.method.context.device
-        return self._trained.logits(torch.from_numpy(pixels).to(device)).softmax(dim=1).cpu().numpy()
-
-    def _pixels(self, picture: Path | Image.Image | np.ndarray) -> np.ndarray:
-        if isinstance(picture, Path):
-            return evaluation_picture(picture, self._trained)
-        pixels = picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
-        return shown(pixels, self._trained)
+        logits = [
+            self._trained.logits(torch.from_numpy(np.stack(pixels)).to(device)) for pixels in zip(*seen, strict=True)
+        ]
+        return torch.stack(logits).mean(dim=0).softmax(dim=1).cpu().numpy()
 
     def __repr__(self) -> str:
         names = ", ".join(self.class_names[:3]) + (" …" if len(self.class_names) > 3 else "")
         return f"Classifier({str(self._trained.path)!r}: {self._trained.description} ({names}))"
+
+
+def _pixels(picture: Path | Image.Image | np.ndarray) -> np.ndarray:
+    """uint8 (height, width, 3), as a shard set would hold it."""
+    if isinstance(picture, Path):
+        return as_rgb(picture.read_bytes())
+    return picture if isinstance(picture, np.ndarray) else np.asarray(picture.convert("RGB"))
 
 
 def _flat(pictures: Picture | Sequence[Picture]) -> Iterator[Path | Image.Image | np.ndarray]:

@@ -1,8 +1,10 @@
 """`longtail.evaluate`: accuracy of a network on a shard set."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -12,6 +14,7 @@ from shards.class_counts import GroupRule
 from shards.reader import ShardSet
 from train.checkpoints.trained import load_trained
 from train.evaluation.scores import predict, score
+from train.evaluation.test_prior import with_test_prior
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,9 @@ def evaluate(
     *,
     many_min: int = 101,
     few_max: int = 19,
+    crops: Literal[1, 5] = 1,
+    test_prior: str | Sequence[float] = "uniform",
+    weights: str | Path | None = None,
     device: str = "auto",
     batch_size: int = 256,
 ) -> Evaluation:
@@ -53,12 +59,16 @@ def evaluate(
         data: the set to evaluate on.
         train: the training set; its class sizes define many and few. By default those in the checkpoint.
         many_min, few_max: "many" has at least `many_min` training images, "few" at most `few_max`.
+        crops: 5 averages the logits of five crops of each image, for presets that follow the backbone.
+        test_prior: how often classes come where the network is used: "uniform", "train" (as in training), a list of
+            counts or shares in the order of the classes, or a JSON file with one.
+        weights: the pretrained weights of a tuned checkpoint, where they have moved.
 
     Raises:
         FileNotFoundError, ValueError: something is missing, damaged, or has other classes.
     """
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    trained = load_trained(Path(run_or_file), torch.device(chosen))
+    trained = load_trained(Path(run_or_file), torch.device(chosen), weights=None if weights is None else Path(weights))
     dataset = _opened(data)
     counts = trained.samples_per_class if train is None else _opened(train).samples_per_class
     if counts is None:
@@ -66,7 +76,8 @@ def evaluate(
     found = {str(trained.path): trained.classes, str(dataset.path): dataset.num_classes, "train": len(counts)}
     if len(set(found.values())) > 1:
         raise ValueError(f"numbers of classes differ: {', '.join(f'{n} in {what}' for what, n in found.items())}")
-    batches = evaluation_batches(dataset, trained.preset.evaluation, batch_size, torch.device(chosen))
+    trained = with_test_prior(trained, test_prior, counts)
+    batches = evaluation_batches(dataset, trained.views(crops), batch_size, torch.device(chosen))
     predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
     scores = score(predictions, counts, GroupRule(many_min, few_max))
     return Evaluation(dict(scores.numbers), dataset.class_names, scores.recall, scores.confusion)

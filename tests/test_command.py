@@ -15,6 +15,7 @@ from train import early, help_text
 from train.cautions import network_cautions
 from train.methods.presets import METHOD_PRESETS
 from train.methods.registry import find_method, method_names
+from train.models.backbone_views import BACKBONE_PRESETS
 from train.option_sources import method_options, part_names, run_options, whole_methods
 from train.options import _SECTIONS, RunOptions
 
@@ -95,7 +96,8 @@ def test_methods_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_presets_and_recipes_are_listed_and_a_recipe_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0 and main(["recipes"]) == 0
-    assert "imagenet: 224 pixels" in capsys.readouterr().out
+    listed = capsys.readouterr().out
+    assert "imagenet: 224 pixels" in listed and all(f"  {name}: " in listed for name in BACKBONE_PRESETS)
     assert main(["recipes", "digits-lt/ce"]) == 0
     assert capsys.readouterr().out == (ROOT / "recipes/digits-lt/ce.yaml").read_text()
 

@@ -14,6 +14,7 @@ from pipeline.views.presets import PRESETS
 from pipeline.views.view import OneOf
 from shards.commandline import Parser
 from train.methods.presets import METHOD_PRESETS, PART_FOLDERS
+from train.models.backbone_views import BACKBONE_PRESETS
 from train.option_sources import part_names, whole_methods
 from train.resources import RECIPES_FOLDER, recipe_names
 
@@ -48,6 +49,9 @@ def presets(arguments: Sequence[str] | None = None) -> int:
             for branch in view.views if isinstance(view, OneOf) else (view,):
                 steps = [type(branch.geometry).__name__, *(type(o).__name__ for o in branch.operations)]
                 print(f"      {'flip, ' if branch.flip_probability else ''}{', '.join(steps)}")
+    print("\n  With size, filter, mean and standard deviation of the pretrained network (docs/finetuning.md):")
+    for name, shown in BACKBONE_PRESETS.items():
+        print(f"  {name}: {shown}")
     print("\nTo change one: --data.image_size, --data.mean, --data.std, or a YAML file based on it (docs/api.md).")
     return 0
 

@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from train.evaluation.metrics import MEANINGS, TITLES
 from train.evaluation.posthoc import adjust_logits, tau_normalise
 from train.evaluation.scores import Predictions, Scores, predict, score
 from train.evaluation.spread import mean_and_spread
-from train.evaluation.test_prior import for_test_prior
+from train.evaluation.test_prior import for_test_prior, prior_cautions
 from train.launch import device_of
 from train.run_folder import write_json
 
@@ -134,29 +134,30 @@ def cautions(trained: Trained, dataset: ShardSet, options: Namespace) -> list[st
     return found
 
 
-def evaluate(
-    trained: Trained, dataset: ShardSet, counts: np.ndarray, options: Namespace
-) -> tuple[Scores, Details | None]:
-    """Scores of a network on every image of a shard set; no details if there are too many logits to keep."""
+def correct(trained: Trained, counts: np.ndarray, options: Namespace) -> None:
+    """Edit the classifier, in place, as the options ask."""
     if options.tau_norm is not None:
         tau_normalise(trained.model, options.tau_norm)
     if options.logit_adjustment is not None:
         adjust_logits(trained.model, counts, options.logit_adjustment)
+
+
+def evaluate(
+    trained: Trained, dataset: ShardSet, counts: np.ndarray, crops: int, options: Namespace
+) -> tuple[Scores, Details | None]:
+    """Scores of a network on every image of a shard set; no details where their logits are too many to keep."""
     validation = None
     if options.validation is not None:
         validation_set = matched(trained, ShardSet.open(options.validation))
         check_fit(trained, validation_set, counts)
-        validation = _predictions(trained, validation_set, options)
-    rule, predictions = GroupRule(options.many_min, options.few_max), _predictions(trained, dataset, options)
+        validation = _predictions(trained, validation_set, crops, options)
+    rule, predictions = GroupRule(options.many_min, options.few_max), _predictions(trained, dataset, crops, options)
     scores = score(predictions, counts, rule)
     return (scores, None) if predictions.logits is None else with_details(scores, counts, rule, validation)
 
 
-def _predictions(trained: Trained, dataset: ShardSet, options: Namespace) -> Predictions:
-    device = trained.method.context.device
-    views = trained.preset.crops if options.crops == 5 else trained.preset.evaluation
-    if not views:
-        raise ValueError(f"--crops 5 needs a preset that follows the backbone; {trained.preset.name} has no such crops")
+def _predictions(trained: Trained, dataset: ShardSet, crops: int, options: Namespace) -> Predictions:
+    device, views = trained.method.context.device, trained.views(crops)
     batches = evaluation_batches(dataset, views, options.batch_size, device, executor=options.executor)
     return predict(trained.method, trained.model, batches, len(dataset), nullcontext, keep_logits=True)
 
@@ -168,6 +169,7 @@ def write(
     counts: np.ndarray,
     found: tuple[Scores, Details | None],
     rule: GroupRule,
+    crops: int = 1,
     warnings: Sequence[str] = (),
 ) -> None:
     """scores.json, per_class.csv, predictions.csv, confusion.csv and the pictures of one checkpoint."""
@@ -180,6 +182,7 @@ def write(
             "checkpoint": str(trained.path),
             "network": trained.description,
             "preset": trained.preset.name,
+            "crops": crops,
             "data": str(dataset.path),
             "group_rule": rule.describe(),
             "classes_without_images": classes_without_samples(dataset),
@@ -245,38 +248,60 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(options: Namespace) -> int:
     device = device_of(options.device)
     rule = _group_rule(options)
+    options.crops = list(dict.fromkeys(options.crops))
     paths = [checkpoint_file(path) for path in options.checkpoint]
     names = _distinct_names(paths)
     options.out = options.out or Path("runs/evaluation") / _default_name(paths, options.data)
     claim(options.out, paths, options)
     dataset = ShardSet.open(set_location(options.data))
-    scores, settings, warnings = {}, {}, []
+    scores: dict[int, dict[str, Scores]] = {crops: {} for crops in options.crops}
+    settings: dict[str, tuple[str, Mapping[str, Any]]] = {}
+    warnings: list[str] = []
     for name, path in zip(names, paths, strict=True):
         trained = load_trained(path, device, options.preset, options.weights)
-        counts, own = train_counts(options, trained), matched(trained, dataset)
-        trained = for_test_prior(trained, options.test_prior, counts)
-        check_fit(trained, own, counts)
-        tell(f"{path}: {trained.description}, preset {trained.preset.name}")
-        found = cautions(trained, own, options)
-        for warning in found:
-            logger.warning("%s", warning)
-        scored = evaluate(trained, own, counts, options)
-        scores[name] = scored[0]
         settings[name] = (trained.description, trained.settings)
-        warnings += found
-        write(options.out / name, trained, own, counts, scored, rule, found)
+        for crops, found in _evaluate_one(name, trained, dataset, rule, options, warnings):
+            scores[crops][name] = found
     differing = differences(settings)
     if differing:
         warnings.append(f"no mean over the checkpoints: they differ in {', '.join(differing[:8])}")
+    tables = [f"{_CROPS[crops]}\n\n{table(found, with_mean=not differing)}" for crops, found in scores.items()]
     notes = "".join(f"\n{warning}\n" for warning in dict.fromkeys(warnings))
     text = f"Results in percent on {options.data} ({len(dataset)} images); {rule.describe()}.\n\n"
-    text += f"{table(scores, with_mean=not differing)}{notes}\n{_explanation(scores)}"
+    text += "\n".join(tables) + f"{notes}\n{_explanation(scores[options.crops[0]])}"
     (options.out / "table.md").write_text(text, encoding="utf-8", errors="backslashreplace")
     tell(f"\n{text}\nTables and pictures are in {options.out}")
     return 0
 
 
-_SETTINGS = ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max", "test_prior", "crops")
+_CROPS = {1: "One crop of each image:", 5: "The mean of the logits of five crops:"}
+
+
+def _evaluate_one(
+    name: str, trained: Trained, dataset: ShardSet, rule: GroupRule, options: Namespace, warnings: list[str]
+) -> Iterator[tuple[int, Scores]]:
+    """Scores of a checkpoint by crops; they are written, and what one has to know is added to `warnings`."""
+    counts, own = train_counts(options, trained), matched(trained, dataset)
+    found = cautions(trained, own, options)
+    if options.logit_adjustment is None:
+        found += prior_cautions(trained, options.test_prior)
+    trained = for_test_prior(trained, options.test_prior, counts)
+    check_fit(trained, own, counts)
+    for crops in options.crops:
+        trained.views(crops)  # refused before the first of them takes its time
+    tell(f"{trained.path}: {trained.description}, preset {trained.preset.name}")
+    for warning in found:
+        logger.warning("%s", warning)
+    warnings += found
+    correct(trained, counts, options)
+    for number, crops in enumerate(options.crops):
+        scored = evaluate(trained, own, counts, crops, options)
+        folder = options.out / (f"{name}-{crops}-crops" if number else name)
+        write(folder, trained, own, counts, scored, rule, crops, found)
+        yield crops, scored[0]
+
+
+_SETTINGS = ("preset", "tau_norm", "logit_adjustment", "many_min", "few_max", "test_prior")
 
 
 def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
@@ -290,6 +315,7 @@ def claim(out: Path, checkpoints: Sequence[Path], options: Namespace) -> None:
         "checkpoints": [str(path.absolute()) for path in checkpoints],
         "data": str(options.data),
         **{name: getattr(options, name) for name in _SETTINGS},
+        "crops": options.crops[0] if len(options.crops) == 1 else options.crops,
     }
     path = out / "evaluation.json"
     found = json.loads(path.read_text(encoding="utf-8")) if path.exists() else own

@@ -95,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(options: Namespace) -> int:
-    trained = load_trained(options.checkpoint, torch.device("cpu"), options.preset)
+    trained = load_trained(options.checkpoint, torch.device("cpu"), options.preset, options.weights)
     classes = classes_of(trained, options.class_names)
     title = options.title or (options.push or options.out.absolute().name).rpartition("/")[2]
     export(trained, options.out, options.formats, options.inside, classes, title, options.license)

@@ -4,7 +4,6 @@
 """
 
 from argparse import SUPPRESS
-from pathlib import Path
 
 from shards.commandline import OldPresetName, Parser, finite_number, home_path, whole_number
 from shards.object_store import set_location
@@ -37,7 +36,8 @@ def evaluate_parser() -> Parser:
         "--validation", type=set_location, metavar="DIR|URL", help="shard set for fitting the temperature of ECE scaled"
     )
     _add_shared(parser)
-    add("--crops", type=int, default=1, choices=(1, 5), help="average over five crops (default: one)")
+    crops_help = "one crop of each image, the mean of five, or both: --crops 1 5 (default: one)"
+    add("--crops", type=int, nargs="+", default=[1], choices=(1, 5), help=crops_help)
     add(
         "--preset",
         help="name of the evaluation view and normalisation (default: the run's; for a release, the usual one)",
@@ -103,6 +103,7 @@ def export_parser() -> Parser:
         "--preset",
         help="name of the evaluation view and normalisation (default: the run's; for a release, the usual one)",
     )
+    _add_weights(parser)
     add("--title", help="title of the model card (default: the folder's name)")
     add("--license", help="licence for the model card, by its name on the Hub: apache-2.0, cc-by-nc-4.0 …")
     add("--push", metavar="USER/NAME", help="upload the folder to the Hugging Face Hub")
@@ -127,6 +128,10 @@ def _add_shared(parser: Parser) -> None:
         metavar="uniform|train|FILE",
         help="class distribution in deployment: uniform, that of training, or a JSON list (default: %(default)s)",
     )
+    _add_weights(parser)
+
+
+def _add_weights(parser: Parser) -> None:
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="new location of a tuned checkpoint's pretrained weights"
+        "--weights", type=home_path, metavar="FILE", help="new location of a tuned checkpoint's pretrained weights"
     )

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from pipeline.executors.pillow_reference import picture_view
-from pipeline.views.view import plan_view
+from pipeline.views.view import View, plan_view
 from shards.class_names import class_ids
 from shards.commandline import run_command, tell
 from shards.format import DATASET_FILE
@@ -31,7 +31,7 @@ from shards.reader import ShardSet
 from tools.evaluate import read_train_counts
 from tools.option_parsers import predict_parser
 from train.checkpoints.trained import Trained, load_trained
-from train.evaluation.test_prior import for_test_prior
+from train.evaluation.test_prior import with_test_prior
 from train.launch import device_of
 
 logger = logging.getLogger(__name__)
@@ -109,13 +109,13 @@ def evaluation_picture(path: Path, trained: Trained) -> np.ndarray:
     Raises:
         ValueError, OSError: the file is not an image that a shard set would accept, or cannot be read.
     """
-    return shown(as_rgb(path.read_bytes()), trained)
+    return shown(as_rgb(path.read_bytes()), trained.preset.evaluation)
 
 
-def shown(pixels: np.ndarray, trained: Trained) -> np.ndarray:
-    """The same for RGB pixels: both uint8 (height, width, 3)."""
+def shown(pixels: np.ndarray, view: View) -> np.ndarray:
+    """A view without randomness of RGB pixels: both uint8 (height, width, 3)."""
     height, width = pixels.shape[:2]
-    plan = plan_view(trained.preset.evaluation, np.array([width]), np.array([height]), _draws_nothing)
+    plan = plan_view(view, np.array([width]), np.array([height]), _draws_nothing)
     return picture_view(Image.fromarray(pixels), plan, 0)
 
 
@@ -137,7 +137,7 @@ def predictions(
         pictures = []
         for image, record in zip(part, records, strict=True):
             try:
-                pictures.append(shown(as_rgb(image.read()), trained))
+                pictures.append(shown(as_rgb(image.read()), trained.preset.evaluation))
             except (ValueError, OSError) as error:
                 record["error"] = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         found = iter(_best_classes(trained, pictures, names, top))
@@ -256,7 +256,7 @@ def _main(options: Namespace) -> int:
         counts = trained.samples_per_class
         if options.train_counts is not None:
             counts = read_train_counts(options.train_counts, trained)
-        trained = for_test_prior(trained, options.test_prior, counts)
+        trained = with_test_prior(trained, options.test_prior, counts)
         names = class_names(trained, options.class_names)
         skipped = 0
         for record in predictions(trained, images, names, options.top, options.batch_size):

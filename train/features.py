@@ -160,7 +160,8 @@ def cache_features(
 ) -> dict[str, int]:
     """Compute or read the features of each data set, and serve them instead of its images.
 
-    A table is a file next to the shards or, if that folder is not writable, only kept in memory.
+    A table is a file next to the shards (of a set in a store, next to its local copy) or, if that folder is not
+    writable, only kept in memory.
 
     Args:
         views: each data set's view; it must not be random.
@@ -196,7 +197,7 @@ def _draws_nothing(view: View | OneOf) -> bool:
 
 def _table(dataset: ShardSet, view: View, key: str, reader: FeatureReader) -> tuple[Tensor, bool]:
     digest = hashlib.sha256(f"{key} {view!r} {dataset.checksum}".encode()).hexdigest()[:16]
-    path = Path(f"{dataset.path}-features") / f"{digest}.npy"
+    path = Path(f"{dataset.folder}-features") / f"{digest}.npy"
     if path.is_file():
         try:
             table = np.load(path, allow_pickle=False)

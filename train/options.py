@@ -75,9 +75,9 @@ class DataOptions:
     def __post_init__(self) -> None:
         if self.preset not in BACKBONE_PRESETS:
             self.make_preset(ModelOptions())
-        elif (self.image_size, self.mean, self.std) != (None, None, None):
+        elif self.image_size is not None:
             raise ValueError(
-                f"data.preset {self.preset} takes size, mean and std from the backbone; to change the size use "
+                f"data.image_size: preset {self.preset} takes the size from the backbone; to change it use "
                 "model.image_size"
             )
         if self.test is None and self.validation is None:

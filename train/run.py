@@ -156,7 +156,8 @@ class Run:
         if pretrained is not None:
             load_pretrained(bare_model, pretrained, self.method.stage.inherits)
         if options.model.init_from is not None:
-            load_weights(bare_model, options.model.init_from, self.method.stage.inherits, self.method.stage.requires)
+            stage, beside = self.method.stage, None if pretrained is None else pretrained.sha256
+            load_weights(bare_model, options.model.init_from, stage.inherits, stage.requires, beside)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
         if self.method.objective.surveys:

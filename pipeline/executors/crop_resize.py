@@ -71,14 +71,14 @@ def resampling_weights(
     distance = (pixel - centre[:, :, None]).abs() / scale.clamp(min=1)[:, :, None]
     # Pillow crops first: pixels outside the region do not contribute to the resize.
     inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])
-    weights = (_cubic(distance) if resampling == "bicubic" else (1 - distance).clamp(min=0)) * inside[:, None, :]
+    weights = (cubic(distance) if resampling == "bicubic" else (1 - distance).clamp(min=0)) * inside[:, None, :]
     weights = weights / weights.sum(dim=2, keepdim=True)
     if pad == "zero":
         weights = weights.masked_fill(outside[:, :, None], 0)
     return weights
 
 
-def _cubic(distance: Tensor) -> Tensor:
+def cubic(distance: Tensor) -> Tensor:
     """The cubic kernel with a = −1/2 (Keys, 1981), zero beyond two pixels."""
     x = distance.clamp(max=2)
     near = (1.5 * x - 2.5) * x * x + 1

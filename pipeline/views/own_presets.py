@@ -103,13 +103,24 @@ def _changed(base: Preset, content: Mapping[str, Any]) -> Preset:
     sizes = {view.size for view in views.values() if view is not None}
     if len(sizes) > 1:
         raise ValueError(f"the views have {sorted(sizes)} pixels, expected one size; set it with image_size")
-    mean, std = content.get("mean", base.normalization.mean), content.get("std", base.normalization.std)
+    normalization = changed_normalization(base.normalization, content.get("mean"), content.get("std"))
+    name = content.get("name", f"{base.name}, changed")
+    return Preset(name, views["train"], views["evaluation"], normalization, views["second"], changes=dict(content))
+
+
+def changed_normalization(
+    base: Normalization, mean: Sequence[float] | None, std: Sequence[float] | None
+) -> Normalization:
+    """The same with another mean or standard deviation, where they are given.
+
+    Raises:
+        ValueError: they are not three numbers from 0 to 1 each.
+    """
+    mean, std = base.mean if mean is None else mean, base.std if std is None else std
     for name, values in (("mean", mean), ("std", std)):
         if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and min(values) <= 0):
             raise ValueError(f"{name} is {list(values)}, expected three numbers from 0 to 1, std above 0")
-    normalization = Normalization(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
-    name = content.get("name", f"{base.name}, changed")
-    return Preset(name, views["train"], views["evaluation"], normalization, views["second"], changes=dict(content))
+    return Normalization(tuple(map(float, mean)), tuple(map(float, std)))  # type: ignore[arg-type]
 
 
 def _view(content: Mapping[str, Any]) -> View:

@@ -11,12 +11,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from pipeline.augmentation import compiled
+from tests.helpers.runs import arguments, make_data
 from tools import bench
-from tools.benchmarks import baselines, bench_build, bench_loader, bench_step, bench_train, measuring, rig
+from tools.benchmarks import (
+    baselines,
+    bench_build,
+    bench_features,
+    bench_loader,
+    bench_step,
+    bench_train,
+    measuring,
+    rig,
+)
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import TOY, Bench, photo, write_class_folders
 from train.run import Run
@@ -237,3 +249,15 @@ def test_a_benchmark_of_many_processes_runs(smallest: Bench, subject: str, table
 def test_every_subject_of_the_command_exists() -> None:
     for subject in bench.SUBJECTS:
         assert callable(importlib.import_module(f"tools.benchmarks.bench_{subject}").run)
+
+
+def test_cached_features_are_measured_by_the_same_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, weights = make_data(tmp_path / "data"), tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), weights)
+    tuned = {"method.name": "finetune", "method.tuned": "head", "model.name": "test_vit", "model.width": None}
+    tuned |= {"model.image_size": 32, "model.weights": weights, "data.preset": "backbone-plain"}
+    training = [word for word in arguments(data, tmp_path / "run", **tuned) if word != "--run_dir"]
+    training.remove(str(tmp_path / "run"))
+    for cached in ("false", "true"):
+        assert bench_features.main(["--steps", "2", "--cached", cached, "--", *training]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["images_per_working_second"] > 0

@@ -16,20 +16,23 @@ import timm
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.executors.pillow_reference import reference_view
-from pipeline.views.presets import PRESETS
 from pipeline.views.view import plan_view
 from shards.reader import ShardSet
 from tests.helpers.runs import COUNTS, make_data, options
 from tests.helpers.shard_sets import photo
 from tests.helpers.short_runs import make_run, take_steps
 from tools import export
+from tools.predict import evaluation_picture
 from train.checkpoints.trained import load_trained
 from train.exported import graphs, hub, timm_folder
 from train.exported.checking import CheckFailedError, check_equal
 from train.exported.graphs import Prepared
+from train.models.backbone_views import find_preset
+from train.models.build import ModelOptions
 from train.run import FINISHED, train
 
 CPU = torch.device("cpu")
@@ -115,6 +118,58 @@ def test_timm_loads_every_kind_of_network(kind: str, data: Path, tmp_path: Path)
         torch.testing.assert_close(network(inputs), trained.logits(images), atol=1e-4, rtol=1e-4)
 
 
+def tuned(data: Path, folder: Path, **changes: Any) -> tuple[Path, Path]:
+    """The folder of a run that tuned a small transformer, which keeps what was tuned, and the weights that it tuned."""
+    weights = folder / "vit.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_vit", img_size=32).state_dict(), weights)
+    values = {"method.name": "finetune", "model.name": "test_vit", "model.width": None, "model.image_size": 32}
+    values |= {"model.weights": weights, "data.preset": "backbone-mda", "epochs": 1, "optimizer.lr": 0.5, **changes}
+    assert train(options(data, folder / "run", **values)) == FINISHED
+    return folder / "run", weights
+
+
+def test_a_tuned_network_is_exported_whole(data: Path, tmp_path: Path) -> None:
+    """With the frozen weights, which its checkpoint leaves in their file, and the modules in its blocks."""
+    onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra export")
+    run_dir, weights = tuned(data, tmp_path, **{"method.tuned": "adaptformer"})
+    moved, out = tmp_path / "moved.safetensors", tmp_path / "out"
+    weights.rename(moved)
+    assert export.main([str(run_dir), "--out", str(out)]) == 1
+    command = [str(run_dir), "--out", str(out), "--weights", str(moved), "--formats", "onnx", "--inside", "resize"]
+    assert export.main(command) == 0
+    config = json.loads((out / "config.json").read_text())
+    assert config["pretrained_cfg"]["interpolation"] == "bicubic"
+    assert "weights" not in config["model_args"]["model"]
+    trained = load_trained(run_dir, CPU, weights=moved)
+    session = onnxruntime.InferenceSession(out / "model.onnx", providers=["CPUExecutionProvider"])
+    network = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    for height, width in ((60, 90), (45, 33)):
+        photo(1, width, height).save(tmp_path / "picture.png")
+        picture = torch.from_numpy(np.array(evaluation_picture(tmp_path / "picture.png", trained)))[None]
+        with torch.inference_mode():
+            expected = trained.logits(picture)
+            by_timm = network(trained.method.context.input_builder.plain(picture))
+        torch.testing.assert_close(by_timm, expected, atol=1e-4, rtol=1e-4)
+        original = np.array(Image.open(tmp_path / "picture.png"))[None]
+        by_onnx = torch.from_numpy(session.run(None, {"images": original})[0])
+        torch.testing.assert_close(by_onnx, expected, atol=0.2, rtol=0)  # logits up to 25; of grey levels that round
+        assert by_onnx.argmax() == expected.argmax()
+
+
+def test_lora_is_folded_so_that_timm_needs_nothing_else(data: Path, tmp_path: Path) -> None:
+    run_dir, _ = tuned(data, tmp_path, **{"method.tuned": "lora", "method.head": "linear"})
+    assert export.main([str(run_dir), "--out", str(tmp_path / "out")]) == 0
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architecture"] == "test_vit" and config["model_args"]["img_size"] == 32
+    trained, images = load_trained(run_dir, CPU), pictures()
+    assert trained.model.get_parameter("blocks.0.attn.lora.q.up").abs().max() > 0
+    network = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    with torch.inference_mode():
+        by_timm = network(trained.method.context.input_builder.plain(images))
+        torch.testing.assert_close(by_timm, trained.logits(images), atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("name", ["crt", "mislas", "fsa"])
 def test_a_second_stage_is_exported_without_its_first(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -142,10 +197,10 @@ def test_timm_loads_a_plain_network_without_this_package(plain: Path, data: Path
     assert names == str(ShardSet.open(data / "train").class_names)
 
 
-@pytest.mark.parametrize("preset", ["imagenet", "cifar"])
+@pytest.mark.parametrize("preset", ["imagenet", "cifar", "backbone"])
 @pytest.mark.parametrize(("height", "width"), [(300, 437), (500, 231), (256, 256), (97, 64)])
 def test_images_are_resized_inside_as_an_evaluation_does(preset: str, height: int, width: int, tmp_path: Path) -> None:
-    chosen = PRESETS[preset]
+    chosen = find_preset(preset, ModelOptions("test_vit.r160_in1k"))
     picture = photo(3, width, height)
     picture.save(tmp_path / "picture.png")
     plan = plan_view(chosen.evaluation, np.array([width]), np.array([height]), lambda purpose: np.random.default_rng())
@@ -153,8 +208,9 @@ def test_images_are_resized_inside_as_an_evaluation_does(preset: str, height: in
     seen = Prepared(nn.Identity(), chosen, resize=True)(torch.from_numpy(np.array(picture))[None])[0]
     mean, std = (torch.tensor(v)[:, None, None] for v in (chosen.normalization.mean, chosen.normalization.std))
     found = (255 * (seen * std + mean)).permute(1, 2, 0).numpy()
-    assert np.abs(found - expected).max() < 1.1  # grey levels: Pillow computes in integers
-    assert np.abs(found - expected).mean() < 0.25  # and may do rows first
+    # Grey levels: Pillow computes in integers and may do rows first, which the overshoots of the cubic show more.
+    assert np.abs(found - expected).max() < (3.1 if chosen.evaluation.resampling == "bicubic" else 1.1)
+    assert np.abs(found - expected).mean() < 0.3
 
 
 def test_a_graph_that_resizes_takes_images_of_any_size(plain: Path, tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
 """Whole runs of fine-tuning on a tiny random transformer: exact resume, small checkpoints, refusals."""
 
+import json
 import os
 import re
 import resource
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -14,18 +16,23 @@ import timm
 import torch
 from safetensors.torch import save_file
 
+import longtail
 from pipeline.executors import features as features_executor
 from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
+from tests.helpers.pictures import photo
 from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights, start
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.trainings import state_sha256
+from tools import evaluate
+from tools.predict import shown
 from train.checkpoints.pretrained import find_pretrained
 from train.checkpoints.trained import load_trained
 from train.features import read_class_vectors, sample_per_class
+from train.loop.trainer import NonFiniteLossError
 from train.models.backbone_views import find_preset
 from train.models.build import ModelOptions
-from train.options import Options, parse
+from train.options import DataOptions, Options, parse
 from train.run import FINISHED, train
 
 NETWORK = "test_vit"  # timm's smallest transformer
@@ -66,6 +73,7 @@ VARIANTS = {
         "ema_decay": 0.9,
     },
     "cached features": {
+        "data.mean": "[0.4, 0.4, 0.3]",
         "method.tuned": "head",
         "method.cached_features": "true",
         "data.preset": "backbone-plain",
@@ -96,6 +104,8 @@ def test_a_run_continues_exactly_and_keeps_what_was_tuned(
     trained = load_trained(straight / "checkpoints" / "best.pt", torch.device("cpu"))
     images = torch.zeros(2, 32, 32, 3, dtype=torch.uint8)
     assert trained.logits(images).isfinite().all()
+    own_mean = (0.4, 0.4, 0.3) if "data.mean" in changes else (0.5, 0.5, 0.5)
+    assert trained.preset.normalization.mean == own_mean and len(trained.preset.crops) == 5
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +115,7 @@ def forget_features() -> None:
 
 def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, tmp_path: Path) -> None:
     """But for the 16 bits that they are kept in; and a second run computes none."""
+    data = shutil.copytree(data, tmp_path / "data")  # for the tables of this test alone
     common = {"method.tuned": "head", "data.preset": "backbone-plain", "optimizer.lr": 0.01}
     assert train(tune_options(data, tmp_path / "whole", weights, **common)) == FINISHED
     cached = {**common, "method.cached_features": "true"}
@@ -161,6 +172,86 @@ def test_class_vectors_of_a_file_must_be_of_these_classes(data: Path, weights: P
         read_class_vectors(path, names)
 
 
+def test_a_step_that_overflows_is_left_out_until_the_scale_gives_up(data: Path, weights: Path, tmp_path: Path) -> None:
+    changes = {"mixed_precision": "fp16", "epochs": 8}
+    run = make_run(tune_options(data, tmp_path / "one", weights, **changes, max_steps=1))
+    scaler, head = run.trainer.parts.scaler, run.trainer.bare_model.get_parameter("head.weight")
+    assert scaler is not None
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0**40})
+    before = head.detach().clone()
+    take_steps(run)
+    assert torch.equal(head, before) and scaler.get_scale() == 2.0**39
+
+    run = make_run(tune_options(data, tmp_path / "all", weights, **changes, evaluate_every=8))
+    with torch.no_grad():
+        run.trainer.bare_model.get_parameter("head.weight").fill_(float("nan"))
+    with pytest.raises(ValueError, match="logits of 12 of 12 images are not finite"):
+        run.evaluator.selection_scores()
+    run.folder.prepare({}, {})
+    with run.make_loader() as loader, pytest.raises(NonFiniteLossError):
+        run.trainer.run(loader)
+    assert 17 <= run.trainer.done_steps < 32  # from 2^16 below 1, a factor of 2 at a time
+
+
+def test_a_second_stage_on_a_tuned_network_needs_its_pretrained_weights(
+    data: Path, weights: Path, tmp_path: Path
+) -> None:
+    """Its checkpoint has none of them: without their file the new run would train on random features."""
+    first = tmp_path / "first"
+    assert train(tune_options(data, first, weights, **{"method.tuned": "bias", "epochs": 1})) == FINISHED
+    second = {"method.name": "crt", "method.tuned": None, "model.init_from": first, "max_steps": 1}
+    with pytest.raises(ValueError, match=r"none are given; give their file with --model\.weights"):
+        train(tune_options(data, tmp_path / "second", weights, **second, **{"model.weights": None}))
+    assert train(tune_options(data, tmp_path / "second", weights, **second)) == FINISHED
+    tuned = last_weights(first)
+    for name, value in last_weights(tmp_path / "second").items():
+        assert name.startswith("head.") or name not in tuned or torch.equal(value, tuned[name]), name
+
+
+@pytest.mark.parametrize("kind", ["head", "bias", "norm", "last_k", "full", "adaptformer", "adapter", "lora"])
+@pytest.mark.parametrize("method", ["cmo", "cutmix", "mixup"])
+def test_every_kind_is_tuned_under_every_mixing(
+    method: str, kind: str, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    mixing = {"method.name": method, "method.stage": "tune", "method.loss": "la", "max_steps": 2}
+    mixing |= {} if method == "mixup" else {"method.plain_first": 0, "method.plain_last": 0}
+    last_k = {"method.last_k": 1} if kind == "last_k" else {}
+    run = make_run(tune_options(data, tmp_path / "run", weights, **{**mixing, **last_k, "method.tuned": kind}))
+    before = {name: value.clone() for name, value in run.trainer.bare_model.named_parameters()}
+    assert take_steps(run) == 2
+    trained = {name for name, value in run.trainer.bare_model.named_parameters() if value.requires_grad}
+    moved = {name for name, value in run.trainer.bare_model.named_parameters() if not torch.equal(value, before[name])}
+    assert "head.weight" in moved and moved <= trained and (kind == "head") == (moved == {"head.weight"})
+
+
+def test_one_crop_and_five_are_both_reported(data: Path, weights: Path, tmp_path: Path) -> None:
+    """Side by side in one evaluation; in Python the same, by hand the mean of the logits and Bayes' rule."""
+    run_dir, out = tmp_path / "run", tmp_path / "evaluation"
+    assert train(tune_options(data, run_dir, weights, **{"method.tuned": "head", "epochs": 1})) == FINISHED
+    command = ["--checkpoint", str(run_dir), "--data", str(data / "test"), "--out", str(out), "--device", "cpu"]
+    assert evaluate.main([*command, "--crops", "1", "5", "--test-prior", "train"]) == 0
+    table = (out / "table.md").read_text()
+    assert table.index("One crop of each image") < table.index("The mean of the logits of five crops")
+    found = {}
+    for path in out.glob("*/scores.json"):
+        content = json.loads(path.read_text())
+        found[content["crops"]] = content["test"]
+        assert "for the test prior train" in content["network"]
+    for crops in (1, 5):
+        here = longtail.evaluate(run_dir, data / "test", crops=crops, test_prior="train", device="cpu")
+        assert here.numbers["loss"] == pytest.approx(found[crops]["loss"], rel=1e-4)
+    assert found[1]["loss"] != found[5]["loss"]
+
+    trained, shares = load_trained(run_dir, torch.device("cpu")), [0.7, 0.1, 0.1, 0.1]
+    picture = photo(3, 50, 40)
+    views = [torch.from_numpy(shown(picture, view).copy())[None] for view in trained.preset.crops]
+    with torch.inference_mode():
+        plain = torch.stack([trained.logits(view) for view in views]).mean(dim=0).softmax(dim=1)[0].numpy()
+    expected = plain * shares / (plain * shares).sum()
+    classifier = longtail.Classifier.load(run_dir, device="cpu", crops=5, test_prior=shares, weights=weights)
+    np.testing.assert_allclose(classifier.probabilities(picture)[0], expected, rtol=1e-4)
+
+
 def test_another_backbone_than_that_of_the_run_is_refused(data: Path, weights: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     assert train(tune_options(data, run_dir, weights, epochs=1)) == FINISHED
@@ -193,6 +284,7 @@ def test_every_loss_tunes(loss: str, rule: str, data: Path, weights: Path, tmp_p
         ({"model.weights": None}, "start from one with --model.pretrained true"),
         ({"model.weights": "absent.safetensors"}, "is not a file"),
         ({"method.tuned": "head", "method.cached_features": "true"}, "choose data.preset backbone-plain"),
+        ({"data.std": "[0.2, 0.2, 0.0]"}, "expected three numbers from 0 to 1, std above 0"),
         ({"data.preset": "cifar"}, "a preset that follows the backbone"),
         ({"model.name": "resnet18", "data.preset": "backbone"}, "choose one of head, bias, norm, last_k, full"),
         ({"model.name": "vit_tiny_patch16_224"}, "does not match the backbone"),
@@ -204,6 +296,11 @@ def test_what_cannot_work_is_refused_with_a_reason(
 ) -> None:
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         train(tune_options(data, tmp_path / "run", weights, **changes))
+
+
+def test_another_size_is_an_option_of_the_network() -> None:
+    with pytest.raises(ValueError, match=r"to change it use model\.image_size"):
+        DataOptions("train", "test", preset="backbone", image_size=64)
 
 
 def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path: Path) -> None:
@@ -220,7 +317,7 @@ def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
     assert ended.returncode == 1 and len(output.splitlines()) == 1, output
     assert re.search(
-        r"pretrained: .*test_vit\.r160_in1k are not .*fetch model\.safetensors of .*--model\.weights", output
+        r"pretrained: .*test_vit\.r160_in1k are not .*download model\.safetensors .*--model\.weights", output
     )
     assert not (tmp_path / "run").exists()
 

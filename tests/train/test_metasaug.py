@@ -16,6 +16,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from shards.class_counts import effective_number_weights
 from tests.helpers.ranks import on_two_processes
+from tests.helpers.runs import options
+from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.steps import PlannedStep, context, loss_of, make_method, micro_step, random_images, unmixed
 from tests.helpers.vectors import wave
 from train.losses.class_statistics import ClassStatistics
@@ -658,3 +660,23 @@ def test_large_mode_needs_a_first_stage() -> None:
 
 def test_accumulation_is_refused_by_declaration() -> None:
     assert not MetaSAug.accumulates and not MetaSAugLarge.accumulates
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_leaves_statistics_and_correction_in_float32(precision: str, data: Path, tmp_path: Path) -> None:
+    """After one step the estimate is that of full precision but for what the features round; then nothing overflows."""
+    common = {"method.name": "metasaug", "data.meta": data / "train", "method.meta_from_epoch": 0}
+    common |= {"schedule.warmup_epochs": 0, "optimizer.lr": 0.01}
+    means = {}
+    for chosen in ("no", precision):
+        run = make_run(options(data, tmp_path / chosen, **common, mixed_precision=chosen, max_steps=1))
+        assert take_steps(run) == 1 and isinstance(run.method, MetaSAug)
+        means[chosen] = run.method.statistics.means
+    assert (means[precision] - means["no"]).norm() < 0.02 * means["no"].norm()
+    run = make_run(options(data, tmp_path / "run", **common, mixed_precision=precision))
+    before = {name: value.detach().clone() for name, value in run.trainer.bare_model.named_parameters()}
+    assert take_steps(run) == 12 and isinstance(run.method, MetaSAug) and run.method._change is not None
+    kept = [run.method._change, *run.method.statistics.state_dict().values()]
+    assert all(value.dtype == torch.float32 and value.isfinite().all() for value in kept)
+    for name, value in run.trainer.bare_model.named_parameters():
+        assert value.isfinite().all() and not torch.equal(value, before[name]), name

@@ -13,7 +13,7 @@ from torch import nn
 
 from tests.helpers.steps import context, make_method
 from train.checkpoints.trained import Trained
-from train.evaluation.test_prior import for_test_prior
+from train.evaluation.test_prior import for_test_prior, prior_cautions
 
 
 def network() -> Trained:
@@ -42,9 +42,19 @@ def test_the_posterior_is_that_of_bayes(tmp_path: Path) -> None:
     assert torch.equal(for_test_prior(network(), "uniform", counts).logits(LOGITS), LOGITS)
 
 
+def test_a_network_whose_logits_have_the_prior_already_is_warned_of() -> None:
+    plain = replace(network(), settings={"method.loss": "ce"})
+    adjusted = replace(network(), settings={"method.loss": "la"})
+    assert not prior_cautions(plain, "uniform") and not prior_cautions(adjusted, "train")
+    (caution,) = prior_cautions(plain, [1.0, 2.0, 3.0])
+    assert "--method.loss la" in caution
+
+
 def test_counts_must_be_there_and_of_these_classes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--train-counts"):
         for_test_prior(network(), "train", None)
+    with pytest.raises(ValueError, match="positive counts or shares"):
+        for_test_prior(network(), [0.5, 0.5, 0.0], None)
     with pytest.raises(FileNotFoundError, match="neither uniform nor train"):
         for_test_prior(network(), str(tmp_path / "absent.json"), None)
     (tmp_path / "prior.json").write_text("[1, 2]")

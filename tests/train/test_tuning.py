@@ -214,6 +214,51 @@ def test_folded_lora_is_the_same_function() -> None:
     assert not [name for name, _ in model.named_parameters() if "lora" in name]
 
 
+EVA = {"embed_dim": 64, "depth": 2, "num_heads": 2}
+BIASES_OF_THEIR_OWN = {
+    "beit": ("beit_base_patch16_224", {**EVA, "img_size": 32}),
+    "eva": ("eva_giant_patch14_224", {**EVA, "img_size": 28}),
+    "eva02": ("eva02_tiny_patch14_224", {**EVA, "img_size": 28}),
+    "dinov3 with biases": ("vit_small_patch16_dinov3_qkvb", {**EVA, "img_size": 32}),
+}
+
+
+@pytest.mark.parametrize("family", BIASES_OF_THEIR_OWN)
+def test_lora_is_refused_where_queries_and_values_have_biases_of_their_own(family: str) -> None:
+    """Such layers take qkv's matrix and never call it, so that LoRA would train and change nothing; adapters go."""
+    name, sizes = BIASES_OF_THEIR_OWN[family]
+    model = timm.create_model(name, num_classes=5, **sizes).eval()
+    with pytest.raises(ValueError, match="no fused qkv layer to add it to; choose adaptformer, adapter"):
+        insert(model, Tuning("lora"), 5)
+    x = torch.randn(1, 3, sizes["img_size"], sizes["img_size"])
+    before = model(x)
+    insert(model, Tuning("adaptformer"), 5)
+    assert torch.equal(model.eval()(x), before)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.adaptformer.up.weight.normal_()
+    assert not torch.allclose(model(x), before)
+
+
+def test_lora_under_rotary_positions_is_that_of_its_matrix() -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("vit_small_patch16_dinov3", num_classes=5, img_size=32, init_values=1.0, **EVA)
+    model.double().eval()
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    before = model(x)
+    insert(model, Tuning("lora", size=4), 5)
+    model.double().eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.lora.q.up.normal_()
+            block.attn.lora.v.up.normal_()
+    tuned = model(x)
+    fold_lora(model)
+    assert not model.blocks[0].attn.qkv._forward_hooks
+    assert not torch.allclose(tuned, before)
+    torch.testing.assert_close(model(x), tuned)
+
+
 def test_class_means_and_text_vectors() -> None:
     features = wave("sin", (6, 4), (0.9, 0.4), 0.2)
     means, known = class_means(features, torch.tensor([0, 2, 1, 0, 2, 0]), 4)

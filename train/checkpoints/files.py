@@ -163,17 +163,22 @@ def load_weights(
     path: Path,
     wanted: Callable[[str], bool],
     required: Callable[[str], bool] = lambda name: False,
+    backbone_sha256: str | None = None,
 ) -> None:
     """Load the wanted model weights of a checkpoint by name; names in only one of the two are logged.
 
-    The checkpoint is one of ours or a released file, see train/checkpoints/released.py.
+    The checkpoint is one of ours or a released file, see train/checkpoints/released.py. `backbone_sha256` names the
+    pretrained weights that the model has already.
 
     Raises:
-        ValueError: a shared parameter differs in shape, nothing is shared, or a required one is missing.
+        ValueError: a shared parameter differs in shape, nothing is shared, a required one is missing, or the checkpoint
+            holds tensors tuned with other pretrained weights.
     """
     path = checkpoint_file(path)
     content = read(path)
     is_ours = isinstance(content, dict) and "format_version" in content
+    if is_ours:
+        _check_backbone(path, content.get("fit", {}).get("weights_sha256"), backbone_sha256)
     found = counting_weights(load(path)) if is_ours else state_dict_of(content)
     weights, own = {name: value for name, value in found.items() if wanted(name)}, model.state_dict()
     shared = {name: value for name, value in weights.items() if name in own}
@@ -197,6 +202,16 @@ def load_weights(
         if names:
             logger.warning("%s: %d tensors are %s: %s", path, len(names), what, ", ".join(sorted(names)))
     model.load_state_dict(shared, strict=False)
+
+
+def _check_backbone(path: Path, stored: str | None, given: str | None) -> None:
+    """Refuse a checkpoint of tuned tensors beside other pretrained weights than those that it was tuned with."""
+    if stored is not None and stored != given:
+        has = "none are given" if given is None else f"those given have {given[:12]}…"
+        raise ValueError(
+            f"{path} holds the tuned tensors only, and belongs to pretrained weights of sha256 {stored[:12]}…, but "
+            f"{has}; give their file with --model.weights, beside --model.init_from"
+        )
 
 
 def stored_part(state: Mapping[str, Tensor], stores: Callable[[str], bool] | None) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.views.presets import Preset
+from pipeline.views.view import View
 from train.checkpoints.files import checkpoint_file, counting_weights, load, load_stored_part, read
 from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
@@ -54,7 +55,20 @@ class Trained:
     def corrects_prior(self) -> bool:
         """Whether training already corrected the logits for the class sizes."""
         chosen = {name: self.settings.get(f"method.{name}") for name in ("loss", "rebalance", "objective")}
-        return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or chosen["objective"] == "ncl"
+        by_objective = chosen["objective"] in ("ncl", "lade", "paco", "pc_softmax")
+        return chosen["loss"] in ("bs", "la") or chosen["rebalance"] == "bs" or by_objective
+
+    def views(self, crops: int) -> tuple[View, ...]:
+        """How an image is shown to have its logits averaged: as one crop, or as five.
+
+        Raises:
+            ValueError: the preset has no five crops.
+        """
+        if crops == 1:
+            return (self.preset.evaluation,)
+        if not self.preset.crops:
+            raise ValueError(f"five crops need a preset that follows the backbone; {self.preset.name} has none")
+        return self.preset.crops
 
     def logits(self, images: Tensor) -> Tensor:
         """float32 (batch, classes) from evaluation views, uint8 (batch, height, width, 3)."""

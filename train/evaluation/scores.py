@@ -61,6 +61,7 @@ def predict(
         keep_logits: also keep the logits of all samples, if they are few enough.
 
     Raises:
+        ValueError: logits are not finite.
         RuntimeError: a sample was evaluated twice or not at all (a bug in this program, never in the data).
     """
     model.eval()
@@ -86,6 +87,12 @@ def predict(
     all_ids, records = _gather(np.concatenate(ids) if ids else np.zeros(0, dtype=np.int64), mine)
     if not np.array_equal(np.sort(all_ids), np.arange(samples)):
         raise RuntimeError(f"evaluated {len(all_ids)} records of {samples} samples: some twice or not at all")
+    lost = int((~np.isfinite(records[:, 4])).sum())
+    if lost:
+        raise ValueError(
+            f"the logits of {lost} of {samples} images are not finite: the weights are not, or float16 is too narrow "
+            "for this network; leave out mixed_precision, or take bf16"
+        )
     order = np.argsort(all_ids)
     labels, predicted, in_top5, losses, confidences, *members_correct = records[order].T
     return Predictions(

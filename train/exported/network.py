@@ -46,7 +46,8 @@ def network_arguments(trained: Trained) -> dict[str, Any]:
     options = {name: value for name, value in asdict(trained.method.options).items() if value is not None}
     model = {name: value for name, value in asdict(trained.model_options).items() if value is not None}
     model |= {"pretrained": False}
-    model.pop("init_from", None)
+    for started_from in ("init_from", "weights"):
+        model.pop(started_from, None)
     return {"method": trained.method_name, "method_options": options, "model": model}
 
 

@@ -1,5 +1,6 @@
 """The folder that `timm.create_model("local-dir:FOLDER", pretrained=True)` loads: model.safetensors and config.json."""
 
+import copy
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,8 @@ from pipeline.views.view import ResizeCenterCrop
 from train.checkpoints.trained import Trained
 from train.exported.checking import CheckFailedError, check_equal, random_images
 from train.exported.network import ARCHITECTURE, ExportedNetwork, network_arguments
+from train.models.build import made_for_size
+from train.models.tuning import fold_lora
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
@@ -32,7 +35,10 @@ def write_timm_folder(
     """
     size = trained.preset.evaluation.size
     if timm.is_model(trained.model_options.name):
-        _write(folder, network.network, _config(trained, trained.model_options.name, {}, names, samples_per_class))
+        plain = copy.deepcopy(network.network)
+        fold_lora(plain)
+        size_given = made_for_size(trained.model_options)
+        _write(folder, plain, _config(trained, trained.model_options.name, size_given, names, samples_per_class))
         try:
             check_equal("timm", network, loaded(folder), random_images(size))
             return True
@@ -93,7 +99,7 @@ def preprocessing(preset: Preset) -> dict[str, Any]:
         "input_size": [3, view.size, view.size],
         "mean": list(normalization.mean),
         "std": list(normalization.std),
-        "interpolation": "bilinear",
+        "interpolation": view.resampling,
         "crop_pct": view.size / geometry.resize if isinstance(geometry, ResizeCenterCrop) else 1.0,
         "crop_mode": "center" if is_crop else "squash",
         "fixed_input_size": False,

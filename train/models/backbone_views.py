@@ -1,9 +1,11 @@
 """Presets that follow the backbone: image size, filter, mean and standard deviation are those of its pretraining."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from __future__ import annotations
 
-from pipeline.views.own_presets import make_preset
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pipeline.views.own_presets import changed_normalization, make_preset
 from pipeline.views.presets import FLIP, Normalization, Preset
 from pipeline.views.view import (
     AnnealedSquareCrop,
@@ -14,7 +16,9 @@ from pipeline.views.view import (
     ResizeCornerCrop,
     View,
 )
-from train.models.build import ModelOptions
+
+if TYPE_CHECKING:  # with timm, which takes seconds: the names of the presets do not need it
+    from train.models.build import ModelOptions
 
 # Preset name → the view of training images; all have the same evaluation view.
 BACKBONE_PRESETS = {
@@ -39,6 +43,9 @@ def find_preset(
         ValueError: the name is unknown, or the backbone does not specify its input.
         FileNotFoundError: the YAML file does not exist.
     """
+    if not isinstance(name, str) and name.get("base") in BACKBONE_PRESETS:  # what `Preset.record` said
+        mean, std = name.get("mean"), name.get("std")
+        name = str(name["base"])
     if not isinstance(name, str) or name not in BACKBONE_PRESETS:
         return make_preset(name, image_size, mean, std)
     if not model.is_timm:
@@ -59,11 +66,13 @@ def find_preset(
     }[name]
     corners = (View(ResizeCornerCrop(size + CROPS_MARGIN, size, where), resampling=resampling) for where in CORNERS)
     centre = View(ResizeCenterCrop(size + CROPS_MARGIN, size), resampling=resampling)
+    given = {key: list(values) for key, values in (("mean", mean), ("std", std)) if values is not None}
     return Preset(
         name,
         train,
         View(ResizeCenterCrop(size + size // 7, size), resampling=resampling),
-        Normalization(tuple(config.mean), tuple(config.std)),
+        changed_normalization(Normalization(tuple(config.mean), tuple(config.std)), mean, std),
         plain=plain,
         crops=(*corners, centre),
+        changes={"base": name, **given} if given else None,
     )

@@ -90,9 +90,7 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
 
             is_model_in_modules = timm.models.is_model_in_modules
             extra: dict[str, Any] = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
-            if options.image_size is not None and _has_positions(options.name):
-                extra["img_size"] = options.image_size
-            model = timm.create_model(options.name, num_classes=classes, **extra)
+            model = timm.create_model(options.name, num_classes=classes, **extra, **made_for_size(options))
         if head == "cosine":
             replace_module(model, classifier_name(model), CosineClassifier)
     return model
@@ -106,12 +104,15 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _has_positions(name: str) -> bool:
-    """Whether a timm network is built for one image size, and needs to be told a different one."""
+def made_for_size(options: ModelOptions) -> dict[str, Any]:
+    """What a timm network that is built for one image size needs to be told, if a different one is chosen."""
+    if options.image_size is None:
+        return {}
     import timm
 
-    entry = timm.models.model_entrypoint(name)
-    return entry.__module__.rpartition(".")[2] in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
+    family = timm.models.model_entrypoint(options.name).__module__.rpartition(".")[2]
+    has_positions = family in ("vision_transformer", "eva", "beit", "deit", "swin_transformer")
+    return {"img_size": options.image_size} if has_positions else {}
 
 
 def with_synchronised_batch_norm(model: nn.Module, device: torch.device) -> nn.Module:
