@@ -31,7 +31,7 @@ demo: setup
 		$(BIN)/longtail train --recipe recipes/$$recipe.yaml --data.executor dali --seed $$seed --resume auto || exit 1; done; done
 	@echo
 	@$(BIN)/longtail compare $(foreach s,$(SEEDS),runs/digits-lt-ce-seed$(s) runs/digits-lt-bs-cmo-seed$(s)) --out runs/digits-lt.md
-	@echo "Open runs/digits-lt-bs-cmo-seed$(firstword $(SEEDS))/report.html in a browser; tables and pictures are beside it."
+	@echo "Open runs/digits-lt-bs-cmo-seed$(firstword $(SEEDS))/report.html in a browser; tables and figures are next to it."
 
 demo-finetune: setup
 	@$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[demo-finetune]'

@@ -1,4 +1,4 @@
-"""Labels of whole steps, ready when they are asked for: a thread draws those of the next step during this one."""
+"""Labels of whole steps, available on request: a thread draws those of the next step during this one."""
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
@@ -13,21 +13,21 @@ Labels = npt.NDArray[np.int64]
 
 
 class LabelsAhead:
-    """The global batches of steps that are asked for in order.
+    """The global batches of steps, requested in order.
 
-    A stream whose labels were asked for once is taken to be asked for again. With 1,024 ranks they take longer to draw
-    than this rank's own part of a plan; drawn beside the training they cost it nothing.
+    If a stream's labels were requested once, they are assumed to be needed again. With 1,024 ranks they take longer to
+    draw than this rank's own part of a plan; drawn in a separate thread they cost training nothing.
     """
 
     def __init__(self, plan: Plan, stop: Position) -> None:
-        """stop: the step before which to end."""
+        """stop: the step before which to stop."""
         self._plan, self._stop = plan, stop
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="labels-ahead")
         self._wanted: set[str] = set()
         self._drawn: dict[str, Future[Labels]] = {}
 
     def global_batch(self, at: Position) -> GlobalBatch:
-        """That of a step, as `Plan.global_batch` gives it; the labels of the next one begin to be drawn."""
+        """A step's batch, as from `Plan.global_batch`; starts drawing the labels of the next one."""
         drawn = self._drawn
         whole = self._plan.global_batch(at.epoch, at.step)
 
@@ -40,7 +40,7 @@ class LabelsAhead:
         return replace(whole, labels=cache(labels))
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _next(self, at: Position) -> Position:

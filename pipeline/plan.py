@@ -107,12 +107,14 @@ class GlobalBatch:
     Attributes:
         sizes: number of samples over all ranks and micro-batches, by stream that the step uses.
         labels: returns a stream's labels, int64 (size,); they are drawn on first use.
+        seed: the plan's, for a method's own draws (`train.methods.base.MicroPlan.uniform`).
     """
 
     epoch: int
     step: int
     sizes: Mapping[str, int]
     labels: Callable[[str], npt.NDArray[np.int64]]
+    seed: int
 
 
 class Plan:
@@ -179,7 +181,7 @@ class Plan:
             drawn = self._samplers[name].classes(draws, f"{name}/samples")
             return self._index(name)["label"][self._ids(name, draws)].astype(np.int64) if drawn is None else drawn
 
-        return GlobalBatch(epoch, step, sizes, cache(labels))
+        return GlobalBatch(epoch, step, sizes, cache(labels), self.seed)
 
     def pastes(self, epoch: int, step: int) -> bool:
         """Whether the step mixes: a single coin, drawn without the rest of the plan."""

@@ -15,7 +15,7 @@ _LARGEST_EPOCH_ARRAY = 2**22
 _LARGEST_STEP_ARRAY = 2**12
 # With six rounds, neighbours are visibly correlated in sets of a dozen samples; with eight they are not (see tests).
 _FEISTEL_ROUNDS = 8
-_STEPS_UPWARDS = 8  # after these, the few remaining numbers, those among many tiny classes, are found by binary search
+_STEPS_UPWARDS = 8  # afterwards the few remaining numbers, among many tiny classes, are found by binary search
 
 
 class SampledDataset(Protocol):
@@ -101,7 +101,7 @@ class ClassWeighted:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         # 0 ** negative would be inf: an empty class has no sample to draw.
         mass = np.power(counts, 1.0 - self.exponent, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class ClassWeightedEffectiveNumber:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         effective = 1.0 - np.power(self.beta, counts)
         mass = np.divide(counts, effective, where=counts > 0, out=np.zeros_like(counts))
-        return _ClassWeightedSampler(dataset, mass)
+        return ClassDraws(dataset, mass)
 
 
 @dataclass(frozen=True)
@@ -226,8 +226,12 @@ def _hash(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
     return (values ^ (values >> np.uint64(33))) >> np.uint64(1)
 
 
-class _ClassWeightedSampler:
-    """Draw a class by its probability, then one of its samples uniformly: O(log C) per draw for any set size."""
+class ClassDraws:
+    """Draw a class by its probability, then one of its samples uniformly: O(log C) per draw for any set size.
+
+    Args:
+        class_mass: float64 (classes,), proportional to the probabilities.
+    """
 
     def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
         self._samples_per_class = dataset.samples_per_class
@@ -259,12 +263,12 @@ class _Intervals:
     def __init__(self, ends: npt.NDArray[np.float64]) -> None:
         """ends: float64 (n,), ascending, the last one 1."""
         self._ends = ends
-        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: to multiply by it does not round
+        self._entries = 1 << (len(ends) - 1).bit_length()  # a power of two: multiplying by it does not round
         starts = np.arange(self._entries) / self._entries
         self._first = np.searchsorted(ends, starts, side="right")
 
     def __call__(self, numbers: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-        """int64, of float64 of the same shape (n,)."""
+        """float64 (n,) → int64 (n,)."""
         found = self._first[(numbers * self._entries).astype(np.int64)]
         below = np.flatnonzero(self._ends[found] <= numbers)
         for _ in range(_STEPS_UPWARDS):
@@ -283,7 +287,7 @@ class _ProgressiveSampler:
         counts = np.asarray(dataset.samples_per_class, dtype=np.float64)
         self._by_sample = counts / counts.sum()
         self._by_class = (counts > 0) / np.count_nonzero(counts)
-        self._kept: tuple[int, _ClassWeightedSampler] | None = None
+        self._kept: tuple[int, ClassDraws] | None = None
 
     def class_probabilities(self, epoch: int) -> npt.NDArray[np.float64]:
         """The probabilities in an epoch (from 0), float64 (classes,)."""
@@ -296,9 +300,9 @@ class _ProgressiveSampler:
     def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
         return self._of(draws.epoch).classes(draws, purpose)
 
-    def _of(self, epoch: int) -> _ClassWeightedSampler:
+    def _of(self, epoch: int) -> ClassDraws:
         kept = self._kept
         if kept is None or kept[0] != epoch:
-            sampler = _ClassWeightedSampler(self._dataset, self.class_probabilities(epoch))
+            sampler = ClassDraws(self._dataset, self.class_probabilities(epoch))
             self._kept = kept = epoch, sampler
         return kept[1]

@@ -146,7 +146,7 @@ def plan_tasks(source: Source, samples_per_shard: int, seed: int) -> Iterator[Sh
 
 def shuffled_order(num_samples: int, seed: int) -> list[int]:
     """A permutation of range(num_samples). Sorted raw Philox words: numpy keeps these stable between its versions,
-    which it does not promise of `permutation`.
+    but not `permutation`.
     """
     words = np.random.Philox(key=np.array([seed, 0], np.uint64)).random_raw(num_samples)
     return np.argsort(words, kind="stable").tolist()

@@ -37,6 +37,7 @@ MAP_FILE, LOCK_FILE = "present.map", "lock"
 # Samples that start in the same 64 KiB of a tar are fetched and evicted together: below that size the cost of a request
 # is its latency and price, not its bytes, and a file system frees only whole blocks.
 BLOCK_BYTES = 64 * 2**10
+_DISK_BLOCK = 4096
 _KEPT_FREE = 0.1  # share of the free disk space that the default limit leaves free
 _EVICTED_TO = 15 / 16  # of the limit; below 1, so eviction does not happen with every write
 _LOOKED_AT = 1 / 64  # of the limit: how much a process writes before it checks the size again
@@ -80,7 +81,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 class LocalCopy:
     """The copy of one set, opened. Threads and processes may share it.
 
-    full: whether something did not fit on the disk.
+    full: whether something did not fit on the disk. is_cut: whether samples of this set were evicted.
     index: INDEX_DTYPE (N,). present: uint8 (N,), mapped and shared: whether a sample's bytes should be there.
     """
 
@@ -94,7 +95,7 @@ class LocalCopy:
         free = shutil.disk_usage(folder).free + _disk_bytes(folder)
         self.limit_bytes = limit_bytes or int(free * (1 - _KEPT_FREE))
         self._written = self.limit_bytes  # check once at the start
-        self.full = False
+        self.full = self.is_cut = False
 
     def read(self, sample: int) -> bytes | None:
         """The bytes of a sample as built, or None if they are not (or no longer) here."""
@@ -157,7 +158,10 @@ class LocalCopy:
                 self._evict(next_use(), excess)
 
     def _evict(self, next_use: np.ndarray, excess: int) -> None:
-        present = np.flatnonzero(self.present)
+        self.is_cut = True
+        present = np.flatnonzero(np.array(self.present))  # a copy: others change it meanwhile
+        if not present.size:  # the index files alone may be above the limit
+            return
         blocks = block_of(self.index[present])
         starts = np.flatnonzero(np.append(True, blocks[1:] != blocks[:-1]))
         soonest = np.minimum.reduceat(next_use[present], starts)
@@ -165,22 +169,28 @@ class LocalCopy:
         for block in np.argsort(-soonest, kind="stable"):
             if excess <= 0:
                 return
-            excess -= self._punch(present[starts[block] : ends[block]])
+            self._punch(*block_around(self.index, present[starts[block]]))
+            excess -= self._taken(present[starts[block] : ends[block]])
 
-    def _punch(self, samples: np.ndarray) -> int:
-        """Free the disk space of these neighbouring samples; returns the bytes freed."""
-        first, last = self.index[samples[0]], self.index[samples[-1]]
-        start, stop = int(first["offset"]), int(last["offset"]) + int(last["size"])
-        self.present[samples] = 0  # first, so a concurrent reader rarely hits the hole
+    def _taken(self, samples: np.ndarray) -> int:
+        """About how many bytes these samples of a block take on the disk: whole blocks of it, shared by neighbours."""
+        sizes = self.index["size"][samples].astype(np.int64)
+        extent = int(self.index["offset"][samples[-1]] - self.index["offset"][samples[0]] + sizes[-1])
+        return min(extent, int((-(-sizes // _DISK_BLOCK) * _DISK_BLOCK).sum()))
+
+    def _punch(self, first: int, stop: int) -> None:
+        """Free the disk space of the samples from `first` up to `stop`, a whole block: parts of a disk block stay."""
+        records = self.index[[first, stop - 1]]
+        start, end = int(records["offset"][0]), int(records["offset"][1]) + int(records["size"][1])
+        self.present[first:stop] = 0  # first, so that a reader in between seldom finds the hole
         try:
-            descriptor = os.open(self._path(int(first["shard"])), os.O_RDWR)
+            descriptor = os.open(self._path(int(records["shard"][0])), os.O_RDWR)
         except FileNotFoundError:
-            return 0
+            return
         try:
-            _free_bytes(descriptor, start, stop - start)
+            _free_bytes(descriptor, start, end - start)
         finally:
             os.close(descriptor)
-        return stop - start
 
     def _cannot_write(self, error: OSError) -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.ENOENT, errno.EROFS):
@@ -197,6 +207,17 @@ class LocalCopy:
 def block_of(records: np.ndarray) -> np.ndarray:
     """Block numbers of samples, ascending with the ids; a block is fetched and evicted as a whole."""
     return (records["shard"].astype(np.int64) << 40) | (records["offset"] // BLOCK_BYTES).astype(np.int64)
+
+
+def block_around(index: np.ndarray, sample: int) -> tuple[int, int]:
+    """The neighbours that are fetched and evicted together with a sample: the first, and the last + 1."""
+    first, stop = sample, sample + 1
+    own = block_of(index[sample])
+    while first > 0 and block_of(index[first - 1]) == own:
+        first -= 1
+    while stop < len(index) and block_of(index[stop]) == own:
+        stop += 1
+    return first, stop
 
 
 def cache_bytes(cache_folder: Path) -> int:

@@ -138,7 +138,7 @@ class Bucket:
         return ObjectInfo(found["size"], found["e_tag"])
 
     def note_version(self, name: str, mark: str | None) -> None:
-        """Record a version of an object that was seen here or elsewhere; a different one means that it has changed."""
+        """Record the version of an object seen here or elsewhere; a different one later means that it has changed."""
         with self._lock:
             self._versions.setdefault(name, set()).add(mark and mark.strip('"'))
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from shards.files import atomic_file, hash_file, write_atomically
 from shards.format import DATASET_FILE, SOURCES_FILE, DatasetInfo, FileInfo, shard_file
-from shards.local_copy import CacheOptions, LocalCopy, alone_in, block_of, copy_folder
+from shards.local_copy import CacheOptions, LocalCopy, alone_in, block_around, copy_folder
 from shards.object_store import Bucket, Patience, StoreError
 from shards.reader import HASHED_INDEX_BYTES, ShardSet, source_line
 
@@ -119,22 +119,13 @@ class RemoteShardSet(ShardSet):
         for sample in samples:
             if stretches and sample < stretches[-1][1]:
                 continue
-            first, stop = self._block(sample)
+            # Where room is short, neighbours that nobody asked for would push out what is needed.
+            first, stop = (sample, sample + 1) if self.copy.is_cut else block_around(self.index, sample)
             if stretches and first == stretches[-1][1] and self._fits_one_read(stretches[-1][0], stop):
                 stretches[-1] = (stretches[-1][0], stop)
             else:
                 stretches.append((first, stop))
         return stretches
-
-    def _block(self, sample: int) -> tuple[int, int]:
-        """The neighbours that are fetched together with a sample (see BLOCK_BYTES)."""
-        first, stop = sample, sample + 1
-        own = block_of(self.index[sample])
-        while first > 0 and block_of(self.index[first - 1]) == own:
-            first -= 1
-        while stop < len(self) and block_of(self.index[stop]) == own:
-            stop += 1
-        return first, stop
 
     def _fits_one_read(self, first: int, stop: int) -> bool:
         one_shard = self.index["shard"][first] == self.index["shard"][stop - 1]

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Imported here: workers that build shards import this module again and should not wait for torch.
     import torch
 
-    from tools.benchmarks.material import FULL, QUICK, TOY, Bench
+    from tools.benchmarks.material import FULL, QUICK, QUICK_ON_GPU, TOY, Bench
 
     namespace = _parser().parse_args(arguments)
     command = shlex.join(["python", "-m", "tools.bench", *(arguments or sys.argv[1:])])
@@ -47,12 +47,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(cores)
     try:
         with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
-            scale = TOY if namespace.toy else QUICK if namespace.quick else FULL
-            bench = Bench(Path(scratch), namespace.images, scale, device, cores, tuple(namespace.photo_size))
+            quick = QUICK_ON_GPU if device.type == "cuda" else QUICK
+            scale = TOY if namespace.toy else quick if namespace.quick else FULL
+            saved_to = None if namespace.out is None else (namespace.out, command)
+            bench = Bench(Path(scratch), namespace.images, scale, device, cores, tuple(namespace.photo_size), saved_to)
             if namespace.subject != "all":
-                _measure(namespace.subject, bench, namespace.out, command)
-                return 0
-            failed = [subject for subject in SUBJECTS if not _succeeds(subject, bench, namespace.out, command)]
+                failed = _measure(namespace.subject, bench)
+            else:
+                failed = [name for subject in SUBJECTS for name in _measured_or_not(subject, bench)]
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -61,21 +63,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def _measure(subject: str, bench: "Bench", out: Path | None, command: str) -> None:
+def _measure(subject: str, bench: "Bench") -> list[str]:
+    """Names of what could not be measured."""
     report = importlib.import_module(f"tools.benchmarks.bench_{subject}").run(bench)
     report.print()
-    if out is not None:
-        print(f"  written to {report.write(out, command)}")
+    if bench.saved_to is not None:
+        print(f"  written to {report.write(*bench.saved_to)}")
+    return report.failed
 
 
-def _succeeds(subject: str, bench: "Bench", out: Path | None, command: str) -> bool:
-    """Whether it could be measured: if one subject fails, the others are still measured."""
+def _measured_or_not(subject: str, bench: "Bench") -> list[str]:
+    """The same: if one subject fails, the others are still measured."""
     try:
-        _measure(subject, bench, out, command)
+        return _measure(subject, bench)
     except Exception:
         traceback.print_exc()
-        return False
-    return True
+        return [subject]
 
 
 def _parser() -> argparse.ArgumentParser:

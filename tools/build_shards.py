@@ -107,7 +107,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"shards built at a time (default: the number of cores, here {_cores()}, or the cluster's)",
     )
     add("--seed", type=whole_number(0), default=defaults.seed, help="seed of the shuffle (default: %(default)s)")
-    add("--allow-partial", action="store_true", help="accept a different number of images than the published one")
+    add("--allow-partial", action="store_true", help="accept a data set whose size or classes are not as expected")
     add("--check", choices=("full", "header"), default=policy.check, help="decode every image, or read only headers")
     add(
         "--on-bad",

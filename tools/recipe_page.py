@@ -17,6 +17,7 @@ from tools.paper_tables import RECIPES_FOLDER, read_tables
 
 PAGE = RECIPES_FOLDER / "README.md"
 RESULTS_FOLDER = RECIPES_FOLDER.resolve().parent / "benchmarks" / "results"
+_COMMAND = re.compile(r"^# +(?:accelerate launch|python -m) ", re.MULTILINE)
 _MARKED = re.compile(r"(<!-- tables -->\n).*(<!-- end of tables -->)", re.DOTALL)
 
 
@@ -44,7 +45,7 @@ def tables() -> str:
 def _row(path: Path, published: dict[str, str]) -> tuple[str, ...]:
     name = f"{path.parent.name}/{path.stem}"
     text = path.read_text(encoding="utf-8")
-    what = " ".join(text.partition("python -m")[0].replace("#", " ").split()).rstrip(".")
+    what = " ".join(_COMMAND.split(text, maxsplit=1)[0].replace("#", " ").split()).rstrip(".")
     measured = _measured(name, yaml.safe_load(text).get("epochs"))
     return path.stem, what, published.get(name, "–"), measured, f"`longtail train --recipe {name}`"
 

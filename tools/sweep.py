@@ -88,10 +88,10 @@ class Sweep:
 
 
 def first_stage(row: Row) -> Row:
-    """The run that a row starts from: on the same data, with the recipe's own method."""
+    """The run that a row starts from: on the same data and network, with the recipe's own method."""
     assert row.first_stage is not None, "only called for rows that have one"
-    data = {name: value for name, value in row.overrides.items() if name.startswith("data.")}
-    return replace(row, recipe=row.first_stage, overrides=data, first_stage=None)
+    shared = {name: value for name, value in row.overrides.items() if name.startswith(("data.", "model."))}
+    return replace(row, recipe=row.first_stage, overrides=shared, first_stage=None)
 
 
 def _wait_for(command: Sequence[str]) -> int:

@@ -165,7 +165,7 @@ def cache_features(
 
     Args:
         views: each data set's view; it must not be random.
-        key: what the features depend on beside view and data: weights and normalisation.
+        key: what the features depend on in addition to view and data: weights and normalisation.
         first: context in which the first process is alone, the others follow and read its files.
 
     Returns:

@@ -175,7 +175,7 @@ def start_trackers(accelerator: Accelerator, names: tuple[str, ...]) -> None:
         accelerator.init_trackers("longtail")
     except Exception as error:  # any tracker's own kind
         raise OutsideError(
-            f"trackers: {' '.join(names)} cannot start ({type(error).__name__}: {error}); mend that, or use "
+            f"trackers: {' '.join(names)} cannot start ({type(error).__name__}: {error}); fix that, or use "
             "--trackers none"
         ) from error
 

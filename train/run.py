@@ -9,19 +9,20 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.executors.decode_settings import decode_settings
 from pipeline.executors.factory import decode_threads_per_rank
-from pipeline.loader import Loader
+from pipeline.loader import Loader, evaluation_batches
 from pipeline.plan import Plan
 from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
 from train.cautions import cautions, network_cautions
-from train.checkpoints.files import load, load_stored_part, load_weights, newest_of
+from train.checkpoints.files import check_fit, load, load_stored_part, load_weights, newest_of
 from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
 from train.evaluation import run_report
@@ -41,7 +42,7 @@ from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
 from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
-from train.losses.precision import autocast, loss_scaler
+from train.losses.precision import autocast, full_float32, loss_scaler
 from train.methods.base import MethodContext
 from train.methods.method import Method
 from train.methods.registry import find_method
@@ -58,6 +59,7 @@ logger = logging.getLogger(__name__)
 
 # Exit statuses of `python -m train`. A launcher of several processes replaces them with its own; see status.json.
 FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
+_OF_PLAN = "plan."  # what a checkpoint shares with its run because of the plan
 
 
 def train(options: Options, clock: StartClock | None = None) -> int:
@@ -146,15 +148,9 @@ class Run:
                     "cuda_graphs only supports plain sgd steps: omit adamw, clip_norm, fp16 or cuda_graphs"
                 )
             self.capture = make_capture(accelerator.device, accelerator.num_processes, self.method)
-        self.plan = Plan(
-            datasets,
-            self.method.objective.streams(),
-            self.method.objective.mix_rule(),
-            options.run.seed,
-            options.run.batch_size,
-            options.run.epochs,
-            self.method.objective.drop_last,
-        )
+        self.checkpoint = self._found_checkpoint()
+        if not self.method.objective.surveys:
+            self.plan = self._make_plan()
         self._set_torch_up()
         bare_model = self.method.build_model(options.model, options.run.seed)
         if pretrained is not None:
@@ -164,6 +160,9 @@ class Run:
             load_weights(bare_model, options.model.init_from, stage.inherits, stage.requires, beside)
         for name, parameter in bare_model.named_parameters():
             parameter.requires_grad_(self.method.trainable(name))
+        if self.method.objective.surveys:
+            self._survey(bare_model)
+            self.plan = self._make_plan()
         bare_model = self._started(bare_model)
         self.parameters = sum(p.numel() for p in bare_model.parameters())
         if options.run.compile:
@@ -196,6 +195,37 @@ class Run:
         method.objective.check_batch_size(self.options.run.batch_size)
         return method
 
+    def _make_plan(self) -> Plan:
+        o, objective = self.options.run, self.method.objective
+        rules = (objective.streams(), objective.mix_rule())
+        return Plan(self.datasets, *rules, o.seed, o.batch_size, o.epochs, objective.drop_last)
+
+    def _survey(self, model: nn.Module) -> None:
+        """Give the objective what its streams depend on: from the checkpoint to resume, or from the images."""
+        if self.checkpoint is not None and "method" in self.checkpoint[1]:
+            path, state = self.checkpoint
+            settings = {name: value for name, value in state["fit"].items() if not name.startswith(_OF_PLAN)}
+            check_fit(path, settings, self._settings())
+            self.method.objective.load_state_dict(state["method"])
+        else:
+            with full_float32():
+                self.method.objective.survey(model.to(self.accelerator.device), self._images_of_classes)
+
+    def _images_of_classes(self, classes: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        dataset, data, device = self.datasets["train"], self.options.data, self.accelerator.device
+        for batch in evaluation_batches(
+            dataset,
+            self.preset.evaluation,
+            self.options.run.batch_size,
+            device,
+            rank=self.accelerator.process_index,
+            world_size=self.accelerator.num_processes,
+            executor=data.executor,
+            decode_threads=data.decode_threads,
+            sample_ids=np.flatnonzero(np.isin(dataset.index["label"], classes)),
+        ):
+            yield self.method.context.input_builder.plain(batch.images[0]), batch.labels
+
     def _started(self, model: nn.Module) -> nn.Module:
         """The network with the class vectors that its classifier starts from; the classifier alone where the rest is
         cached.
@@ -207,8 +237,7 @@ class Run:
         reader = FeatureReader(
             model.to(device), self.method.context.input_builder, device, self.options.run.batch_size, self.options.data
         )
-        continues = self.options.run.resume != "never" and bool(self.folder.checkpoints.positions())
-        if wanted is not None and not continues:  # a checkpoint has the classifier
+        if wanted is not None and self.checkpoint is None:  # which has the classifier
             if self.preset.plain is None:
                 raise ValueError(
                     f"method.start {self.options.method.start} needs a preset that follows the backbone, such as "
@@ -231,6 +260,8 @@ class Run:
         return f"{self.options.model.name} {file_sha256(self.options.model.init_from)}"
 
     def _set_torch_up(self) -> None:
+        if self.options.run.deterministic:
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses its matrix products
         torch.use_deterministic_algorithms(self.options.run.deterministic)
         torch.backends.cudnn.benchmark = (
             not self.options.run.deterministic
@@ -276,6 +307,10 @@ class Run:
 
     def _fit(self) -> dict[str, Any]:
         """Everything that determines a run's weights; equal in a run and every checkpoint it may continue from."""
+        return self._settings() | {f"{_OF_PLAN}{key}": value for key, value in self.plan.fingerprint().items()}
+
+    def _settings(self) -> dict[str, Any]:
+        """The same without the plan."""
         resolved = self.options.resolved
         sections = ("model", "method", "optimizer", "schedule")
         return {
@@ -287,21 +322,23 @@ class Run:
             "mixed_precision": self.options.run.mixed_precision,
             "ema_decay": self.options.run.ema_decay,
             **{f"{name}.{key}": value for name in sections for key, value in resolved[name].items()},
-            **{f"plan.{key}": value for key, value in self.plan.fingerprint().items()},
         }
 
-    def _resume(self) -> None:
+    def _found_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint to resume from, None to start anew."""
         choice = self.options.run.resume
-        if choice == "never":
-            return
-        if choice != "auto":
-            path = Path(choice)
-            self.trainer.restore(*(newest_of(path) if path.is_dir() else (path, load(path))))
-        elif (found := self.folder.checkpoints.load_latest()) is not None:
-            self.trainer.restore(*found)
-            logger.info("continuing from %s", found[0])
-        elif self.accelerator.is_main_process:
+        if choice in ("never", "auto"):
+            return self.folder.checkpoints.load_latest() if choice == "auto" else None
+        path = Path(choice)
+        return newest_of(path) if path.is_dir() else (path, load(path))
+
+    def _resume(self) -> None:
+        if self.checkpoint is not None:
+            self.trainer.restore(*self.checkpoint)
+            logger.info("continuing from %s", self.checkpoint[0])
+        elif self.options.run.resume == "auto" and self.accelerator.is_main_process:
             self.folder.metrics.restore(0)  # a run killed before its first checkpoint starts over
+        self.checkpoint = None  # the run owns its tensors now
 
     # ---------------------------------------------------------------- execution
 

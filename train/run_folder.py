@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from shards.files import atomic_file, exclusive_lock
 from train.checkpoints.files import CheckpointFolder
 
 
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
+def write_json(path: Path, content: Mapping[str, Any] | Sequence[Any]) -> None:
     """Write JSON so that `path` is never incomplete."""
     data = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with atomic_file(path, path.with_name(path.name + ".partial")) as file:

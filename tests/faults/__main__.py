@@ -8,6 +8,7 @@ import argparse
 import os
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from tests.helpers.builds import Builds
@@ -20,13 +21,15 @@ def own_kinds(folder: Path, steps: int, training: list[str]) -> list[Kind]:
     return [Trainings.of_recipe(folder / str(ranks), ranks, steps, training) for ranks in (1, 2)]
 
 
-def all_kinds(folder: Path) -> list[Kind]:
-    """All kinds of work, each in a folder of its own."""
+def all_kinds(folder: Path, device: str = "cpu") -> list[Kind]:
+    """All kinds of work, each in a folder of its own. device: of the trainings on one rank."""
     return [
         Builds("worker", folder / "build-worker"),
         Builds("parent", folder / "build-parent"),
-        Trainings.small("training", folder / "training", 1),
-        Trainings.small("training, images decoded by DALI", folder / "dali", 1, **{"data.executor": "dali"}),
+        Trainings.small("training", folder / "training", 1, device=device),
+        Trainings.small(
+            "training, images decoded by DALI", folder / "dali", 1, device=device, **{"data.executor": "dali"}
+        ),
         Trainings.small("training on two ranks", folder / "two", 2),
     ]
 
@@ -59,9 +62,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__, formatter_class=formatter)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=20, help="of a training of one's own, where it is ended")
+    parser.add_argument("--steps", type=int, default=20, help="length of your own training run (see `training`)")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda", "auto"), help="of trainings on one rank")
+    parser.add_argument("--kind", help="this kind of work alone, by its name in the table")
     parser.add_argument("--tuning", action="store_true", help="kill fine-tuning runs instead")
-    parser.add_argument("training", nargs="*", help="options of a training of one's own, behind --")
+    parser.add_argument("training", nargs="*", help="options of your own training run, after --")
     options = parser.parse_args()
     if options.steps < 2:
         parser.error(f"--steps is {options.steps}; at least 2 are needed to be killed between them")
@@ -70,8 +75,13 @@ def main() -> int:
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with tempfile.TemporaryDirectory() as folder:
         own = options.training
-        made_kinds = tuning_kinds if options.tuning else all_kinds
+        made_kinds = tuning_kinds if options.tuning else partial(all_kinds, device=options.device)
         kinds = own_kinds(Path(folder), options.steps, own) if own else made_kinds(Path(folder))
+        names = [kind.name for kind in kinds]
+        if options.kind is not None:
+            kinds = [kind for kind in kinds if kind.name == options.kind]
+        if not kinds:
+            parser.error(f"--kind is {options.kind!r}, expected one of {'; '.join(names)}")
         figures = run_rounds(kinds, options.rounds, options.seed)
     differences = [difference for sums in figures.values() for difference in sums.differences]
     print(f"{'kind of fault':<42} {'rounds':>6} {'kills':>6} {'differences':>11} {'minutes':>8}")

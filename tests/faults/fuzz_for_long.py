@@ -22,8 +22,8 @@ def main() -> None:
     """Fuzz one target for a while."""
     parser = argparse.ArgumentParser(prog="python -m tests.faults.fuzz_for_long")
     parser.add_argument("target", choices=sorted(TARGETS))
-    parser.add_argument("--inputs", type=int, default=1_000_000, help="end after so many")
-    parser.add_argument("--seconds", type=int, default=86_400, help="end after so long")
+    parser.add_argument("--inputs", type=int, default=1_000_000, help="stop after this many inputs")
+    parser.add_argument("--seconds", type=int, default=86_400, help="stop after this many seconds")
     options = parser.parse_args()
     target = TARGETS[options.target]()
     with tempfile.TemporaryDirectory() as corpus, tempfile.TemporaryDirectory() as scratch:

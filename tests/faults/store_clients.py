@@ -74,7 +74,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.faults.store_clients", description=__doc__, formatter_class=formatter
     )
-    parser.add_argument("--s3fs", type=Path, help="folder that s3fs is installed in")
+    parser.add_argument("--s3fs", type=Path, help="folder with an installation of s3fs")
     parser.add_argument("--reads", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

@@ -6,6 +6,7 @@ Everything is the trainer's own; only the network is put into float64 with batch
 depend on the size of a micro-batch), and the optimizer step is replaced by writing the gradients down.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tests.helpers.runs import options
+from tests.helpers.runs import COUNTS, options
+from tests.helpers.steps import context, make_method
+from train.checkpoints.files import save
 from train.datasets import open_datasets
 from train.launch import make_accelerator
 from train.methods.method import Method
@@ -34,6 +37,7 @@ CASES: dict[str, dict[str, Any]] = {
     # Groups as small as the smallest part: rows of other groups are no columns, however the batch is cut.
     "paco": {"method.name": "paco", "method.key_queue": 16, "method.group": 2},
     "gpaco": {"method.name": "gpaco", "method.key_queue": 16, "method.group": 2},
+    "fsa": {"method.name": "fsa", "method.partners": 1},
 }
 ACCUMULATIONS = (1, 2)
 
@@ -60,13 +64,17 @@ def in_double(network: nn.Module) -> nn.Module:
 
 def main() -> None:
     processes, out, data, run_dir = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
+    first_phase = out.with_name(f"first-{os.environ.get('RANK', 0)}.pt")  # of each process its own
+    network = make_method("vanilla", context(COUNTS)).build_model(options(data, run_dir).model, seed=5)
+    save(first_phase, {"model": network.state_dict()})
     build = Method.build_model
     Method.build_model = lambda *a, **k: in_double(build(*a, **k))  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     accelerator = None
     for name, changes in CASES.items():
         for accumulation in accumulations(name, processes):
-            chosen = options(data, run_dir, accumulation=accumulation, epochs=1, **changes)
+            start = {"model.init_from": first_phase} if name == "fsa" else {}
+            chosen = options(data, run_dir, accumulation=accumulation, epochs=1, **changes, **start)
             accelerator = accelerator or make_accelerator(chosen.run)
             assert accelerator.num_processes == processes, f"{accelerator.num_processes} processes, not {processes}"
             run = Run(chosen, RunFolder(run_dir, 1), open_datasets(chosen.data), accelerator)

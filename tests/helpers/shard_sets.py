@@ -7,21 +7,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shards.files import hash_file
-from shards.format import (
-    BY_CLASS_FILE,
-    DATASET_FILE,
-    INDEX_DTYPE,
-    INDEX_FILE,
-    SOURCES_FILE,
-    DatasetInfo,
-    FileInfo,
-    by_class_array,
-    npy_header,
-)
+from shards.format import BY_CLASS_FILE, INDEX_DTYPE, INDEX_FILE, SOURCES_FILE, by_class_array, npy_header
 from shards.reader import ShardSet
 from shards.writer import ShardWriter
 from tests.helpers import pictures
+from tools.benchmarks.synthetic_set import finish_set
 
 
 def photo(seed: int, width: int, height: int) -> Image.Image:
@@ -56,24 +46,8 @@ def write_shard_set(folder: Path, encoded: Sequence[bytes], labels: Sequence[int
     for name, array in arrays.items():
         (folder / name).write_bytes(npy_header(array.dtype, len(array)) + array.tobytes())
     (folder / SOURCES_FILE).write_text("".join(f"original/{position}.jpg\n" for position in range(len(encoded))))
-    files = tuple(
-        FileInfo(name, (folder / name).stat().st_size, hash_file(folder / name))
-        for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)
-    )
-    info = DatasetInfo(
-        name="test",
-        split="train",
-        class_names=tuple(f"class {number}" for number in range(num_classes)),
-        samples_per_class=tuple(np.bincount(labels, minlength=num_classes).tolist()),
-        shards=tuple(infos),
-        files=files,
-        options={},
-        inputs={},
-        counts={},
-        made_with={},
-    )
-    (folder / DATASET_FILE).write_text(info.to_json())
-    return ShardSet.open(folder)
+    samples_per_class = np.bincount(labels, minlength=num_classes).tolist()
+    return ShardSet.open(finish_set(folder, "test", samples_per_class, infos))
 
 
 def long_tailed_labels(counts: Sequence[int], seed: int = 0) -> list[int]:

@@ -2,6 +2,7 @@
 
 import torch
 
+from train.checkpoints.pretrained import find_pretrained
 from train.datasets import open_datasets
 from train.launch import make_accelerator
 from train.options import Options
@@ -13,7 +14,8 @@ def make_run(options: Options) -> Run:
     """The parts of a run; its folder is not made."""
     assert options.run.run_dir is not None
     folder = RunFolder(options.run.run_dir, keep_checkpoints=1)
-    run = Run(options, folder, open_datasets(options.data), make_accelerator(options.run))
+    pretrained = None if options.model.weights is None else find_pretrained(options.model)  # nothing is fetched
+    run = Run(options, folder, open_datasets(options.data), make_accelerator(options.run), pretrained)
     torch.set_num_threads(1)  # a run takes all cores, and tests run beside each other
     return run
 

@@ -93,6 +93,6 @@ def micro_step(
         own_images = tuple(view[rows] for view in images)
         batches[name] = Batch(own_images, torch.from_numpy(own), torch.from_numpy(weights), served)
     positions = batches["original"].served.rows
-    step = GlobalBatch(epoch, 0, {name: len(labels) for name, labels in whole.items()}, whole.__getitem__)
+    step = GlobalBatch(epoch, 0, {name: len(labels) for name, labels in whole.items()}, whole.__getitem__, 0)
     micro = MicroBatch(batches, mix and mix.take(positions), positions)
     return PlannedStep(MicroPlan.of(step, micro), batches)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -28,10 +28,12 @@ from shards.reader import CorruptSampleError, ShardSet
 from shards.remote_set import RemoteShardSet
 from tests.helpers.s3 import upload
 from tests.helpers.shard_sets import flip_a_byte, photos, write_shard_set
+from tests.stores import test_object_store
 from tests.stores.conftest import Store
-from tests.stores.test_object_store import QUICK
 
 COUNTS = (30, 12, 5)
+# No test here stalls a request: on a busy machine 64 at a time may each take longer than a moment.
+QUICK = replace(test_object_store.QUICK, timeout_seconds=5.0)
 VIEW = View(Whole(32))
 _ON_DISK = 26 * 4096  # bytes of a sample of `large_set`, and the blocks that it begins and ends in
 
@@ -243,6 +245,40 @@ def test_the_copy_stays_below_its_limit_and_keeps_what_an_epoch_still_needs(
     # No rule can do better than to fetch what does not fit; dropping the oldest would fetch nearly everything again.
     assert fetched[0] == 40 * 100_000
     assert all(0.5 <= part / fetched[0] <= 0.75 for part in fetched[1:])
+
+
+def test_small_images_do_not_bring_their_neighbours_where_room_is_short(store: Store, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0)
+    built = write_shard_set(tmp_path / "set", [noise.bytes(2500) for _ in range(300)], [i % 4 for i in range(300)])
+    upload(built.folder, store.url)
+    limit = 600_000
+    remote = RemoteShardSet(store.url, CacheOptions(tmp_path / "cache", limit), QUICK)
+    needed = np.random.default_rng(1).permutation(300).astype(np.uint32)
+    remote.expect(lambda: needed)  # any numbers: the bytes per request are what matters here
+    for epoch in range(3):
+        before = remote.bucket.traffic.bytes_read
+        for sample in np.random.default_rng(epoch).permutation(300).tolist():
+            assert remote.encoded(sample).tobytes() == built.encoded(sample).tobytes()
+        assert cache_bytes(tmp_path / "cache") <= limit * (1 + 1 / 64) + 64 * 1024
+    assert remote.bucket.traffic.bytes_read - before < 300 * 2500  # not 64 KiB for each
+
+
+def test_evicting_is_not_disturbed_by_what_others_fetch(remote: RemoteShardSet) -> None:
+    over = threading.Event()
+
+    def fetch_and_evict() -> None:
+        while not over.is_set():
+            remote.copy.present[:] = 1
+            remote.copy.present[:] = 0
+
+    other = threading.Thread(target=fetch_and_evict)
+    other.start()
+    try:
+        for _ in range(2000):
+            remote.copy._evict(np.zeros(len(remote), np.int64), 1)
+    finally:
+        over.set()
+        other.join()
 
 
 def test_with_a_plan_no_rule_could_fetch_less(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

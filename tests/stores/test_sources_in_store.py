@@ -3,6 +3,7 @@
 import io
 import pickle
 import random
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def build(images: object, out: object, *options: object) -> int:
     return build_shards.main([str(each) for each in command])
 
 
-@pytest.mark.parametrize(("kind", "workers"), [("zip", 1), ("zip", 2), ("tar", 1), ("tar", 2), ("tar.gz", 2)])
+@pytest.mark.parametrize(("kind", "workers"), [("zip", 2), ("tar", 1), ("tar.gz", 2)])
 def test_the_set_has_the_bytes_of_one_built_from_disk(store: Store, tmp_path: Path, kind: str, workers: int) -> None:
     archive = tmp_path / f"photos.{kind}"
     archive.write_bytes(KINDS[kind](FILES))
@@ -67,7 +68,10 @@ def test_only_the_listed_images_are_fetched(store: Store, tmp_path: Path, small_
     Bucket(store.url).write(f"a.{kind}", KINDS[kind](files))
     source = the_source("imagefolder", "--images", f"{store.url}/a.{kind}", "--allow-partial")
     chosen = source.samples[3:6]
-    before = store.line.body_bytes
+    before = -1
+    while before != store.line.body_bytes:  # what was fetched ahead of the walk through the tar may be on its way
+        before = store.line.body_bytes
+        time.sleep(0.3)
     fetcher = source.open()
     for ref in chosen:
         fetcher.will_fetch(ref)
@@ -108,7 +112,7 @@ def test_a_member_of_a_zip_that_comes_wrong_is_fetched_again(store: Store, small
 def test_what_is_no_archive_is_refused(store: Store, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     Bucket(store.url).write("page.zip", b"<html>no such thing</html>")
     assert build(f"{store.url}/page.zip", tmp_path / "set") == 1
-    assert f"{store.url}/page.zip: neither a folder nor a tar" in capsys.readouterr().err
+    assert f"{store.url}/page.zip: not a folder, tar" in capsys.readouterr().err
     assert build(f"{store.url}/absent.zip", tmp_path / "set") == 1
     assert f"{store.url}/absent.zip: no such object in the store" in capsys.readouterr().err
 

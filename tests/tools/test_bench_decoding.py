@@ -54,9 +54,10 @@ def test_the_probe_of_region_decoding_survives_a_crash(smallest: Bench) -> None:
     assert decoding.failure_in_child(sys.exit, 4) == "exit status 4"
 
 
-@pytest.mark.parametrize("regions", [False, True])
-def test_dalis_reader_crops_with_and_without_its_region_decoder(smallest: Bench, regions: bool) -> None:
-    batches = baselines.dali_webdataset(smallest.shards, 6, 1, baselines.Recipe.CROPPED, torch.device("cpu"), regions)
+@pytest.mark.parametrize(("recipe", "regions"), [("CROPPED", False), ("CROPPED", True), ("EVALUATED", False)])
+def test_dalis_reader_crops_with_and_without_its_region_decoder(smallest: Bench, recipe: str, regions: bool) -> None:
+    chosen = baselines.Recipe[recipe]
+    batches = baselines.dali_webdataset(smallest.shards, 6, 1, chosen, torch.device("cpu"), regions)
     for _ in range(2):
         images, labels = next(batches)
         assert images.shape == (6, 224, 224, 3)

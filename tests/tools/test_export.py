@@ -170,7 +170,7 @@ def test_lora_is_folded_so_that_timm_needs_nothing_else(data: Path, tmp_path: Pa
         torch.testing.assert_close(by_timm, trained.logits(images), atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["crt", "mislas"])
+@pytest.mark.parametrize("name", ["crt", "mislas", "fsa"])
 def test_a_second_stage_is_exported_without_its_first(
     name: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

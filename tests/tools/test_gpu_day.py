@@ -1,8 +1,12 @@
 """The day with a GPU, at toy size: every piece runs, writes its file, and one that fails does not stop the next."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
+import tarfile
+import time
 from pathlib import Path
 
 import pytest
@@ -52,13 +56,60 @@ def test_a_failing_or_slow_piece_does_not_stop_the_next(
         Piece("good", 60, lambda settings: iter([[*python, "print('figure')"]])),
     )
     monkeypatch.setattr(gpu_day, "PIECES", pieces)
-    assert main(["--out", str(tmp_path)]) == 1
-    outcomes = {o["piece"]: o["outcome"] for o in json.loads((tmp_path / "pieces.json").read_text())}
+    out, archive = tmp_path / "out", tmp_path / "back.tar.gz"
+    assert main(["--out", str(out), "--pack", str(archive)]) == 1
+    with tarfile.open(archive) as tar:
+        assert {"fails.log", "good.log", "pieces.json"} <= set(tar.getnames())
+        packed = tar.extractfile("pieces.json")
+        assert packed is not None and len(json.load(packed)) == 3
+    outcomes = {o["piece"]: o["outcome"] for o in json.loads((out / "pieces.json").read_text())}
     assert outcomes["fails"].startswith("exit status 3")
     assert outcomes["slow"] == "stopped after 1 s"
     assert outcomes["good"] == "done"
-    assert "figure" in (tmp_path / "good.log").read_text()
+    assert "figure" in (out / "good.log").read_text()
     assert "good: done" in capsys.readouterr().out
+
+
+def test_what_a_stopped_piece_has_started_ends_with_it(tmp_path: Path) -> None:
+    """It would hold the GPU beside the next piece."""
+    child = "import time; time.sleep(60)"
+    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {child!r}]).pid, flush=True); "
+    command = [sys.executable, "-c", f"{code}import time; time.sleep(60)"]
+    found = run_piece(Piece("slow", 3, lambda settings: iter([command])), Settings(tmp_path, None, None, toy=False))
+    assert found["outcome"] == "stopped after 3 s"
+    pid = int((tmp_path / "slow.log").read_text().splitlines()[-1])
+    until = time.monotonic() + 10
+    while _lives(pid) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not _lives(pid)
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process is there and no zombie that nobody has asked after."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_script_takes_python3_where_there_is_no_environment(tmp_path: Path) -> None:
+    (tmp_path / "benchmarks/gpu").mkdir(parents=True)
+    (tmp_path / "bin").mkdir()
+    shutil.copy(ROOT / "benchmarks/gpu/run.sh", tmp_path / "benchmarks/gpu/run.sh")
+    (tmp_path / "bin/python3").write_text('#!/bin/sh\necho "$@"\n')
+    (tmp_path / "bin/python3").chmod(0o755)
+    path = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"}
+    path.pop("PYTHON", None)
+    command = [tmp_path / "benchmarks/gpu/run.sh", "--out", "x"]
+    ended = subprocess.run(command, env=path, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "-m tools.benchmarks.gpu_day --out x"
+
+
+def test_the_tests_that_need_a_gpu_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    found = {str(path) for path in gpu_day._gpu_test_files()}
+    assert "tests/train/test_step_graphs.py" in found
+    assert "tests/train/test_page_in_browser.py" not in found  # needs a browser
 
 
 def test_the_whole_day_is_meant_to_take_25_minutes_and_no_piece_over_8() -> None:

@@ -17,6 +17,12 @@ def test_every_recipe_is_on_the_page() -> None:
         assert f"--recipe {path.parent.name}/{path.stem}`" in text
 
 
+def test_the_description_ends_before_the_command() -> None:
+    for line in PAGE.read_text(encoding="utf-8").splitlines():
+        if line.endswith("` |"):
+            assert len(line.split(" | ")[1]) < 200, line
+
+
 def test_no_note_stands_in_many_recipes() -> None:
     lines = Counter(
         line

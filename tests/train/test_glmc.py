@@ -374,7 +374,7 @@ def test_defaults_are_sane_and_the_mix_rule_carries_the_published_oddity() -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"rebalance": "bs", "label_exponent": 1.2}, "label_exponent is 1.2.*rebalance to reweight.*at 1.0"),
+        ({"rebalance": "bs", "label_exponent": 1.2}, "label_exponent is 1.2.*rebalance to reweight.*to 1.0"),
         ({"label_exponent": -0.1}, "label_exponent is -0.1, expected a finite number of at least 0"),
         ({"label_exponent": float("inf")}, "label_exponent is inf"),
         ({"weighted_alpha": -1.0}, "weighted_alpha is -1.0"),

@@ -26,6 +26,7 @@ FIRST_STAGE = {
     "finetune": "vanilla",
     "glmc_maxnorm": "glmc",
     "metasaug_large": "vanilla",
+    "fsa": "vanilla",
 }
 NCL = {"method.name": "ncl", "method.hard_classes": 2}
 # Every method, in the phase in which it does most: mixing, re-weighting, correcting covariances.

@@ -6,8 +6,9 @@ import torch
 import torchvision
 from torch import nn
 
-from train.models.build import ModelOptions, build_model
+from train.models.build import ModelOptions, build_model, classifier_name
 from train.models.resnet_cifar import ResNet32
+from train.models.semantic import build_network
 
 
 def parameters(model: nn.Module) -> int:
@@ -107,3 +108,13 @@ def test_a_cosine_head_replaces_a_timm_classifier() -> None:
 def test_unknown_names_are_refused_with_similar_ones() -> None:
     with pytest.raises(ValueError, match=r"similar names .*resnet50"):
         ModelOptions(name="resnet5O")
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "mobilenetv3_small_050"])  # head, classifier
+def test_a_network_that_says_its_features_may_call_its_classifier_as_it_likes(name: str) -> None:
+    model = build_network(ModelOptions(name, image_size=32 if name.startswith("vit") else None), 7, seed=0).eval()
+    features, logits = model(torch.randn(2, 3, 32, 32))
+    assert torch.equal(model.classifier(features), logits)
+    assert model.get_submodule(classifier_name(model)) is model.head
+    plain = build_model(ModelOptions(name, image_size=32 if name.startswith("vit") else None), 7, "linear", seed=0)
+    assert model.state_dict().keys() == plain.state_dict().keys()

@@ -82,8 +82,8 @@ def test_a_run_that_never_mixes_or_never_leaves_its_warm_up_says_so(
     assert train(options(data, tmp_path / "run", **changes)) == FINISHED
     _, result = outcome(tmp_path / "run")
     assert [warning[:35] for warning in result["warnings"]] == [
-        "no step of this run mixes images, w",
-        "the warm-up is longer than the",
+        "no step of this run mixes images, d",
+        "the warm-up is longer than the run:",
     ]
     assert "no step of this run mixes images" in caplog.text
     assert "WARNING: no step of this run mixes images" in capsys.readouterr().out

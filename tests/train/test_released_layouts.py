@@ -1,4 +1,4 @@
-"""Checkpoints in the layouts of GLMC's and MetaSAug's code: evaluated with the right head, starts of second stages."""
+"""Checkpoints in the layouts of the code of GLMC, MetaSAug, IB, BBN and PaCo: the right head, a start for others."""
 
 from pathlib import Path
 
@@ -100,6 +100,23 @@ def test_a_released_large_network_keeps_features_and_classifier_apart(tmp_path: 
     network, parts = large_network()
     torch.save({"epoch": 20, "state_dict": parts, "optimizer": {"state": {}}}, tmp_path / "epoch_20.checkpoint")
     check(tmp_path / "epoch_20.checkpoint", network, "imagenet")
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])  # with and without --gpu
+def test_a_released_ib_network_is_a_plain_one_beside_its_optimizer(tmp_path: Path, prefix: str) -> None:
+    """That its forward pass also gives the norm of the features leaves no trace in the file."""
+    network = with_statistics(build_model(ModelOptions(), 100, "linear", seed=1))
+    optimizer = torch.optim.SGD(network.parameters(), 1e-7, momentum=0.9, weight_decay=2e-4)
+    network(torch.rand(2, 3, 32, 32)).sum().backward()
+    optimizer.step()
+    state = {f"{prefix}{name}": value for name, value in network.state_dict().items()}
+    numbers = {"epoch": 200, "arch": "resnet32", "best_acc1": torch.tensor(42.1)}
+    torch.save({**numbers, "state_dict": state, "optimizer": optimizer.state_dict()}, tmp_path / "ckpt.best.pth.tar")
+    with torch.inference_mode():
+        check(tmp_path / "ckpt.best.pth.tar", network, "cifar")
+    own = make_method("ib", context([5] * 100)).build_model(ModelOptions(), seed=0)
+    load_weights(own, tmp_path / "ckpt.best.pth.tar", lambda name: True)
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in own.state_dict().items())
 
 
 @pytest.mark.parametrize(

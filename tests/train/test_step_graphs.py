@@ -80,7 +80,7 @@ def state_of(run: Run) -> list[Tensor]:
     """Everything that a step changes: weights, buffers, momenta, what the method keeps."""
     trainer = run.trainer
     momenta = [state["momentum_buffer"] for state in trainer.parts.optimizer.state.values()]
-    return [*trainer.bare_model.state_dict().values(), *momenta, *run.method.state_dict().values()]
+    return [*trainer.bare_model.state_dict().values(), *momenta, *run.method.objective.state_dict().values()]
 
 
 def trained(run: Run, steps: int) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 import yaml
 
@@ -24,6 +25,7 @@ from tools.sweep import first_stage
 from train.checkpoints.files import save
 from train.inputs.input_builder import InputBuilder
 from train.methods.base import MethodContext
+from train.methods.fsa import FSA
 from train.methods.method import Method
 from train.methods.registry import find_method
 from train.models.build import RESNET32
@@ -55,10 +57,11 @@ ROWS_AND_MISSING = {
     "ncl": (5, 1),
     "ib": (1, 0),
     "lade": (12, 0),
-    "mislas": (16, 1),
+    "mislas": (18, 0),
     "tde": (8, 0),
     "bbn": (10, 0),
-    "paco": (7, 3),
+    "paco": (9, 1),
+    "fsa": (52, 2),
 }
 RATIOS = (200, 100, 50, 20, 10)
 # Accuracy, by ratio: without and with MaxNorm; on subsets without repeated samples, and on the first ones.
@@ -252,6 +255,8 @@ def check_plan(row: Row) -> None:
     datasets: Any = {"train": dataset}
     if options.data.meta is not None:
         datasets["meta"] = UnreadableSet([20] * dataset.samples_per_class.size)
+    if isinstance(method.objective, FSA):
+        method.objective.partners = torch.tensor([[0, 1, 2]] * dataset.samples_per_class.size)  # of a first phase
     rules = (method.objective.streams(), method.objective.mix_rule())
     plan = Plan(datasets, *rules, run.seed, run.batch_size, run.epochs, method.objective.drop_last)
     full, rest = divmod(len(dataset), run.batch_size)
@@ -401,6 +406,12 @@ def first_stage_checkpoint(folder: Path, row: Row, width: dict[str, Any]) -> Pat
     return folder / "first.pt"
 
 
+def pretrained_weights(folder: Path, name: str) -> Path:
+    """Of one of timm's networks, which are random here."""
+    torch.save(timm.create_model(name, zero_init_last=False).state_dict(), folder / "weights.pth")
+    return folder / "weights.pth"
+
+
 def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any) -> None:
     """Take them, on steps that mix where the method mixes, and see that what learns has moved, and nothing else."""
     chosen = method_options(row)
@@ -425,6 +436,10 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         changes["model.init_from"] = first_stage_checkpoint(folder, row, width)
     if method.startswith("metasaug"):
         changes |= {"data.meta": data / "meta", "method.meta_from_epoch": 0}
+    if chosen.get("stage") == "last_block":
+        changes["model.weights"] = pretrained_weights(folder, backbone(row))
+    if method == "fsa":  # of three classes, the largest has more than half of the images
+        changes |= {"method.partners": 1, "method.head_share": 0.5}
     run = make_run(parse([*row.arguments(), *as_arguments(changes)]))
     model = run.trainer.bare_model
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
@@ -433,9 +448,8 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         assert run.plan.pastes(0, 0)
     for name, value in model.named_parameters():
         assert torch.isfinite(value).all(), name
-        moves = run.method.trainable(name) or name.startswith(
-            ("backbone_MA.", "encoder_k.")
-        )  # momentum encoders follow untrained
+        # Momentum encoders follow untrained, PaCo's where the network that it copies learns.
+        moves = run.method.trainable(name.replace("encoder_k.", "encoder_q.")) or name.startswith("backbone_MA.")
         if name.startswith("backbone.rb_block.") and name.endswith("bias"):
             continue  # BBN's second branch weighs nothing in epoch 0: decay alone moves it, and no zero
         assert torch.equal(value, before[name]) is not moves, name

@@ -1,7 +1,7 @@
-"""The loaders that a user would otherwise write, each as its own documentation recommends.
+"""The alternative loaders that a user would write, each as its documentation recommends.
 
-Every loader is an endless iterator of (images, labels), on the CPU unless a device is an argument. Also for evaluation,
-where only the pictures differ: their order makes no image cheaper.
+Every loader is an endless iterator of (images, labels), on the CPU unless it takes a device. Also for evaluation, where
+only the views differ: the order does not affect the cost of an image.
 """
 
 from collections.abc import Iterator
@@ -23,12 +23,12 @@ from shards.reader import ShardSet
 Batches = Iterator[tuple[Tensor, Tensor]]
 
 _JITTER = (0.4, 0.4, 0.4)
-_ENDLESS = 10**8  # samples; a benchmark never reads as many
-_FFCV_EPOCHS = 20  # FFCV permutes all its indices at once, so its endlessness has to fit into memory
+_ENDLESS = 10**8  # samples; more than any benchmark reads
+_FFCV_EPOCHS = 20  # FFCV permutes all its indices at once, so they have to fit into memory
 
 
 class Recipe(Enum):
-    """What becomes of an image; all end at 224 x 224 pixels."""
+    """The processing of an image; all results have 224 x 224 pixels."""
 
     JITTERED = "random crop, flip, colour jitter"
     CROPPED = "random crop, flip"
@@ -47,7 +47,7 @@ def pil_transform(recipe: Recipe) -> Any:
 
 
 def pil(folder: Path, batch_size: int, workers: int, recipe: Recipe, weighted: bool = False) -> Batches:
-    """torch's DataLoader, PIL, torchvision's first transforms: what the official CMO code does.
+    """torch's DataLoader, PIL, torchvision's v1 transforms, as in the official CMO code.
 
     weighted: draw samples with the weight 1 / n_class, as its second loader does.
     """
@@ -99,7 +99,7 @@ def dali_webdataset(
 ) -> Batches:
     """DALI's own reader, its random crop decoder and its colour operator; shuffles in a buffer of 1000.
 
-    regions: False decodes whole images and crops them after, where the region decoder does not work.
+    regions: False decodes whole images and crops afterwards, in case the region decoder does not work.
     """
     from nvidia.dali import fn, pipeline_def, types
     from nvidia.dali.plugin.pytorch.torch_utils import to_torch_tensor
@@ -131,7 +131,7 @@ def dali_webdataset(
             low, high = 1 - _JITTER[0], 1 + _JITTER[0]
             names = ("brightness", "contrast", "saturation")
             image = fn.color_twist(image, **{name: fn.random.uniform(range=[low, high]) for name in names})
-        # Labels arrive as text, of one length per sample.
+        # Labels arrive as text, one length per sample.
         return fn.flip(image, horizontal=fn.random.coin_flip()), fn.pad(label, fill_value=32)
 
     pipeline: Any = graph()
@@ -177,7 +177,7 @@ _EVALUATION_FILTER = "scale=256:256:force_original_aspect_ratio=increase:flags=b
 
 
 def _random_crop_filter(rng: np.random.Generator) -> str:
-    """FFmpeg's words for a random resized crop to 224 pixels and a coin's flip."""
+    """FFmpeg's filter for a random resized crop to 224 pixels and a random flip."""
     area, ratio = rng.uniform(0.08, 1.0), np.exp(rng.uniform(np.log(3 / 4), np.log(4 / 3)))
     left, top = rng.random(2)
     width, height = (f"sqrt(iw*ih*{area:.4f}{sign}{ratio:.4f})" for sign in "*/")
@@ -186,14 +186,14 @@ def _random_crop_filter(rng: np.random.Generator) -> str:
 
 
 def write_ffcv(folder: Path, file: Path, workers: int, mode: str) -> None:
-    """The class folders as FFCV's own file. Its writer takes pixels, not files: every image is written anew.
+    """The class folders in FFCV's own format. Its writer takes pixels, not files: every image is re-encoded.
 
-    mode: "jpg", or "raw" for pixels, which take five times the space and no decoding.
+    mode: "jpg", or "raw" for pixels, which take six times the space and no decoding.
     """
     from ffcv.fields import IntField, RGBImageField
     from ffcv.writer import DatasetWriter
 
-    # Quality 95, as the generated images: about as many bytes to decode as the other loaders have.
+    # Quality 95, as for the generated images: about as many bytes to decode as for the other loaders.
     fields = {"image": RGBImageField(write_mode=mode, jpeg_quality=95), "label": IntField()}
     DatasetWriter(str(file), fields, num_workers=workers).from_indexed_dataset(ImageFolder(str(folder)))
 
@@ -201,7 +201,7 @@ def write_ffcv(folder: Path, file: Path, workers: int, mode: str) -> None:
 def ffcv_loader(file: Path, batch_size: int, workers: int, recipe: Recipe) -> Any:
     """FFCV's loader with its decoder for a crop, for `ffcv`; compiles for 20 to 40 seconds before its first batch.
 
-    Its jitter has brightness, contrast and saturation in this order, where the others draw the order.
+    Its jitter applies brightness, contrast and saturation in this order; the others randomise the order.
     """
     from ffcv.fields.decoders import CenterCropRGBImageDecoder, IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.loader import Loader, OrderOption
@@ -230,6 +230,6 @@ def ffcv(loader: Any) -> Batches:
     try:
         yield from batches
     finally:
-        # Its thread holds itself alive, and would go on beside whatever is measured next.
+        # Its thread keeps itself alive and would run during the next measurement.
         batches.close()
         batches.join()

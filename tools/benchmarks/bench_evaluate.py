@@ -17,10 +17,15 @@ OURS = "this project"
 
 
 def run(bench: Bench) -> Report:
-    """A whole evaluation each, starting of workers and pipelines included: a run evaluates after every epoch."""
+    """A whole evaluation each, including the start of workers and pipelines: a run evaluates after every epoch."""
     on_gpu = bench.device.type == "cuda"
     model, batch_size = ("resnet50", 256) if on_gpu else ("test_resnet", bench.scale.batch_size)
-    report = Report("evaluate", bench.describe(), {**bench.settings(), "model": model, "batch_size": batch_size})
+    report = Report(
+        "evaluate",
+        bench.describe(),
+        {**bench.settings(), "model": model, "batch_size": batch_size},
+        saved_to=bench.saved_to,
+    )
     ours = make_run(bench, model, "imagenet", batch_size, mixed_precision="bf16" if on_gpu else "no")
     images = len(bench.shards)
     network = ours.trainer.bare_model
@@ -33,13 +38,13 @@ def run(bench: Bench) -> Report:
         OFFICIAL: lambda: rate(lambda: _official(bench, network, batch_size)),
         OURS: lambda: rate(lambda: ours.evaluator.selection_scores()),
     }
-    report.tables.append(compare("evaluated images", "images/s", variants, bench.scale.rounds))
+    report.add(compare("evaluated images", "images/s", variants, bench.scale.rounds))
     return report
 
 
 @torch.inference_mode()
 def _official(bench: Bench, network: nn.Module, batch_size: int) -> float:
-    """Accuracy, by the loop that every training program has."""
+    """Accuracy, with the usual evaluation loop."""
     normalize = transforms.Normalize(IMAGENET_STATISTICS.mean, IMAGENET_STATISTICS.std)
     transform = transforms.Compose(
         [transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor(), normalize]

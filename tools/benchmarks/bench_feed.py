@@ -1,4 +1,4 @@
-"""What planning and feeding cost: as a share of loading, by the number of ranks, and by the size of the set."""
+"""The cost of planning and feeding: as a share of loading, by number of ranks, and by size of the set."""
 
 import itertools
 import mmap
@@ -24,22 +24,12 @@ from pipeline.plan import Plan, Position, Stream
 from pipeline.rng import RowDraws
 from pipeline.sampling import ClassWeighted, Sampler, Shuffled
 from pipeline.views.presets import JITTERED_224
-from shards.files import hash_file
-from shards.format import (
-    BY_CLASS_FILE,
-    DATASET_FILE,
-    INDEX_DTYPE,
-    INDEX_FILE,
-    SOURCES_FILE,
-    DatasetInfo,
-    FileInfo,
-    ShardInfo,
-    shard_file,
-)
-from shards.reader import HASHED_INDEX_BYTES, ShardSet
+from shards.format import BY_CLASS_FILE, INDEX_DTYPE, INDEX_FILE, SOURCES_FILE, ShardInfo, shard_file
+from shards.reader import ShardSet
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import Table, Target, Variant, compare
+from tools.benchmarks.synthetic_set import finish_set
 from tools.sources.subsets import long_tailed_counts
 
 WHOLE = "whole loader, colour jitter"
@@ -54,17 +44,17 @@ _PUBLISHED_SIZES = ((115_846, 1000), (437_513, 8142))  # samples and classes of 
 
 def run(bench: Bench) -> Report:
     """The share is one of CPU time: planning and feeding run in threads beside the decoding that they feed."""
-    report = Report("feed", bench.describe(), bench.settings())
+    report = Report("feed", bench.describe(), bench.settings(), saved_to=bench.saved_to)
     shares = _shares(bench)
-    report.tables.append(shares)
+    report.add(shares)
     report.targets.append(
         Target("plan and feed / whole loader, CPU time", 1 / shares.ratio("plan and feed", WHOLE), 0.05, at_most=True)
     )
     planning, notes = _planning(bench)
-    report.tables.append(planning)
+    report.add(planning)
     report.notes |= notes
     draws, notes = _draws(bench)
-    report.tables.append(draws)
+    report.add(draws)
     largest = draws.rows[-2]
     report.notes |= notes
     alone, many = planning.rows[0], planning.rows[-1]
@@ -124,9 +114,9 @@ def _images_per_cpu_second(action: Callable[[], object], bench: Bench) -> float:
 
 
 def _planning(bench: Bench) -> tuple[Table, dict[str, Any]]:
-    """Steps of CMO, both streams and boxes, as one rank of so many plans them with the largest index.
+    """Steps of CMO, both streams and boxes, as planned by one of many ranks with the largest index.
 
-    Simulated: one process takes the part of the first rank. The images have no size, which costs a crop as much.
+    Simulated: one process acts as the first rank. The images have no size, which does not change the cost of a crop.
     """
     folder = _largest_set(bench)
     ranks = [number for number in _RANKS if number * _OWN_IMAGES <= bench.scale.many_samples]
@@ -164,7 +154,7 @@ def _planned_steps(folder: Path, ranks: int) -> float:
 
 
 def _label_seconds(plan: Plan) -> float:
-    """For the labels of a whole step, both streams: what a loss with class weights needs besides."""
+    """For the labels of a whole step, both streams, which a loss with class weights needs in addition."""
     plan.global_batch(0, 0).labels("foreground")
     started = time.process_time()
     for step in range(1, 4):
@@ -189,14 +179,14 @@ def _label_wait_seconds(plan: Plan) -> float:
 
 
 def _start_and_plan(folder: Path, ranks: int) -> dict[str, Any]:
-    """In a process of its own: how long until a rank's first step is planned, and what it then keeps of its own."""
+    """In a separate process: the time until a rank's first step is planned, and the private memory it then uses."""
     before, started = _own_megabytes(), time.perf_counter()
     plan = _plan_of_ranks(folder, ranks)
     _plan_own_rows(plan, 0, ranks)
     seconds = time.perf_counter() - started
     for step in range(1, _PLANNED_STEPS):
         _plan_own_rows(plan, step, ranks)
-    checked_bits = len(plan.datasets["train"]) / 8e6  # of BadSamples, once an epoch or two have touched them all
+    checked_bits = len(plan.datasets["train"]) / 8e6  # of BadSamples, after an epoch or two have used all of them
     return {
         "seconds_to_the_first_step": round(seconds, 3),
         "megabytes_of_a_rank_beside_the_maps": round(_own_megabytes() - before + checked_bits, 1),
@@ -204,7 +194,7 @@ def _start_and_plan(folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def _own_megabytes() -> float:
-    """Resident memory of this process that no file backs."""
+    """Resident memory of this process that is not file-backed."""
     lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("RssAnon"))
 
@@ -213,8 +203,8 @@ def _own_megabytes() -> float:
 
 
 def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
-    """Draws a second by size of the set. Beside them: how long it takes to open the set, and to draw from it while no
-    page of it is mapped yet, as in the first steps of a run (the files are in memory; a disk would add its reading).
+    """Draws per second by size of the set. Also the time to open the set, and to draw from it while no page is mapped
+    yet, as in the first steps of a run (the files are in memory; a disk would add reading time).
     """
     variants: dict[str, Variant] = {}
     opening: dict[str, float] = {}
@@ -232,7 +222,7 @@ def _draws(bench: Bench) -> tuple[Table, dict[str, Any]]:
         opening[name] = round(time.perf_counter() - started, 3)
         draw = partial(_draw, sampler)
         first[name] = round(1e6 / _draw_rate(partial(_look_up, dataset, draw))(), 3)
-        # An epoch touches every page of both files sooner or later; here it is done before.
+        # An epoch eventually touches every page of both files; here this is done beforehand.
         for array in (dataset.sample_ids_by_class, dataset.index):
             array.view(np.uint8)[:: mmap.PAGESIZE].max()
         variants[name] = _draw_rate(draw)
@@ -250,7 +240,7 @@ def _look_up(dataset: ShardSet, draw: Callable[[int], np.ndarray], step: int) ->
 
 
 def _draw_rate(draw: Callable[[int], np.ndarray]) -> Variant:
-    """Draws a second, each round in other batches."""
+    """Draws per second, with different batches in each round."""
     steps = itertools.count(1)
 
     def once() -> float:
@@ -270,7 +260,7 @@ def _largest_set(bench: Bench) -> Path:
 def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> Path:
     """A shard set with an index of this size and no images: enough to plan with.
 
-    side: of all its images, in pixels. With 0, enough to draw samples, the index is a sparse file.
+    side: side of all its images, in pixels. With 0, which is enough to draw samples, the index is a sparse file.
     """
     folder.mkdir()
     shape = long_tailed_counts(10**6, classes, 0.001)
@@ -282,28 +272,10 @@ def write_empty_set(folder: Path, samples: int, classes: int, side: int = 0) -> 
     index.flush()
     by_class = np.lib.format.open_memmap(folder / BY_CLASS_FILE, "w+", np.dtype("<u4"), (classes + 1 + samples,))
     by_class[: classes + 1] = np.concatenate([[0], np.cumsum(counts)])
-    # Far apart, as after the shuffle of a build: neighbours of a class are on different pages of the index.
+    # Spread out, as after a build's shuffle: neighbours within a class are on different pages of the index.
     by_class[classes + 1 :] = np.arange(samples, dtype=np.uint64) * np.uint64(2_654_435_761) % np.uint64(samples)
     by_class.flush()
     (folder / SOURCES_FILE).write_text("none\n", encoding="utf-8")
     (folder / shard_file(0)).write_bytes(bytes(1024))
     (folder / shard_file(0)).with_suffix(".idx").write_text("v1.2 0\n", encoding="utf-8")
-    info = DatasetInfo(
-        name="empty",
-        split="train",
-        class_names=tuple(f"class {number}" for number in range(classes)),
-        samples_per_class=tuple(counts.tolist()),
-        shards=(ShardInfo(shard_file(0), 1024, "", samples),),
-        files=tuple(_file_info(folder / name) for name in (INDEX_FILE, BY_CLASS_FILE, SOURCES_FILE)),
-        options={},
-        inputs={},
-        counts={},
-        made_with={},
-    )
-    (folder / DATASET_FILE).write_text(info.to_json(), encoding="utf-8")
-    return folder
-
-
-def _file_info(path: Path) -> FileInfo:
-    size = path.stat().st_size
-    return FileInfo(path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else "")  # else opening ignores it
+    return finish_set(folder, "empty", counts.tolist(), [ShardInfo(shard_file(0), 1024, "", samples)])

@@ -1,10 +1,10 @@
-"""Images a second of whole loaders: ours against what one would otherwise use, on the same files, cores and recipe.
+"""Images per second of whole loaders: ours and the usual alternatives, on the same files, cores and recipe.
 
-On a GPU also of its parts: DALI's settings, and the augmentation of a batch with and without compilation.
+On a GPU also parts of ours: DALI's settings, and the augmentation of a batch with and without compilation.
 """
 
 import importlib
-import itertools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
@@ -52,35 +52,38 @@ _VIEWS = {Recipe.JITTERED: JITTERED_224, Recipe.CROPPED: CROP_224}
 EAGER, COMPILED = "eager", "compiled"
 _EPOCHS = 10**4
 _SIDES = (112, 224, 448)
-_PLANNED_BATCHES = 4  # augmented in turn: parts of a batch that share an operation differ in size, as in a run
+_PLANNED_BATCHES = 4  # augmented in turn: the parts of a batch that share an operation vary in size, as in a run
 
 
 def run(bench: Bench) -> Report:
     """Training with colour jitter (ImageNet-LT) and without (iNaturalist), and evaluation; on a GPU also parts."""
-    report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()})
+    report = Report("loader", bench.describe(), {"workers": bench.cores, **bench.settings()}, saved_to=bench.saved_to)
     report.notes |= {name: "absent" if reason else "measured" for name, reason in _absent().items()}
     report.notes |= {f"{name}_absent_because": reason for name, reason in _absent().items() if reason}
     on_gpu = bench.device.type == "cuda"
     failure = decoding.region_decoding_failure(bench) if on_gpu else None
     regions = failure is None
-    compared = [_compare(bench, title, recipe, regions) for title, recipe in _RECIPES.items()]
-    report.tables += itertools.chain(*compared)
-    report.tables.append(_by_side(bench))
+    compared = []
+    for title, recipe in _RECIPES.items():
+        by_clock, by_cpu = _compare(bench, title, recipe, regions)
+        report.add(by_clock, by_cpu)
+        compared.append(by_clock)
+    report.add(_by_side(bench))
     if on_gpu:
         by_settings, report.notes["device_memory_mebibytes"] = decoding.compare_settings(bench, regions)
-        report.tables += [*compare_augmenting(bench), by_settings]
+        report.add(by_settings, *compare_augmenting(bench))
         report.notes["region_decoding"] = "works" if regions else f"not measured, here or in DALI's reader: {failure}"
-    jittered = report.tables[0]
+    jittered = compared[0]
     report.targets = [
         Target("loader / official PIL loader, ImageNet-LT recipe", jittered.ratio(OURS, OFFICIAL), 1.6),
         Target("loader / torchvision v2 on tensors, ImageNet-LT recipe", jittered.ratio(OURS, TENSORS), 1.0),
-        *(Target(f"loader / the fastest other on unchanged files, {t.title}", _lead(t), 1.0) for t, _ in compared),
+        *(Target(f"loader / the fastest other on unchanged files, {t.title}", _lead(t), 1.0) for t in compared),
     ]
     return report
 
 
 def _absent() -> dict[str, str]:
-    """Of the baselines that need more than this project: why it is not measured, or nothing."""
+    """For baselines with extra requirements: why each is not measured, or nothing."""
     reasons = {}
     for name, modules, how in (
         ("ffcv", ("ffcv",), "pip install ffcv, with Debian's libopencv-dev and libturbojpeg0-dev"),
@@ -90,19 +93,19 @@ def _absent() -> dict[str, str]:
             for module in modules:
                 importlib.import_module(module)
             reasons[name] = ""
-        except (ImportError, OSError, RuntimeError) as error:  # a library of the system may be what is missing
+        except (ImportError, OSError, RuntimeError) as error:  # a system library may be missing
             reasons[name] = f"{type(error).__name__}: {error}; {how}"
     return reasons
 
 
 def _lead(table: Table) -> float:
     """Our ratio to the fastest of the others that read the files as they are: FFCV's are written anew."""
-    others = [row.name for row in table.rows if row.name not in (OURS, *_FFCV_FILES)]
-    return min(table.ratio(OURS, name) for name in others)
+    others = [row.name for row in table.rows if row.name not in (OURS, *_FFCV_FILES) and not row.failed]
+    return min((table.ratio(OURS, name) for name in others), default=math.nan)
 
 
 def _by_side(bench: Bench) -> Table:
-    """How the cost of an image grows with the size of the crop: decoding does not depend on it, the rest does."""
+    """How the cost of an image grows with the crop size: decoding does not depend on it, the rest does."""
     variants: dict[str, Variant] = {}
     for side in _SIDES:
         view = replace(JITTERED_224, geometry=RandomResizedCrop(side))
@@ -111,7 +114,7 @@ def _by_side(bench: Bench) -> Table:
 
 
 def compare_augmenting(bench: Bench) -> list[Table]:
-    """Augmenting a batch that is on the device: every step of an operation by itself, and compiled."""
+    """Augmenting a batch on the device: eager, and compiled."""
 
     def by_compilation(name: str, operations: tuple[Operation, ...]) -> Table:
         rate = partial(augmenting_rate, bench, operations)
@@ -125,7 +128,7 @@ def compare_augmenting(bench: Bench) -> list[Table]:
 
 
 def augmenting_rate(bench: Bench, operations: tuple[Operation, ...], eager: bool) -> float:
-    """Images a second that take the operations, at 224 x 224 pixels; each planned batch is first run uncounted."""
+    """Images per second through the operations, at 224 x 224 pixels; each planned batch first runs uncounted."""
     size, rng = bench.scale.batch_size, np.random.default_rng(0)
     images = torch.randint(0, 256, (size, 224, 224, 3), dtype=torch.uint8, device=bench.device)
     planned = [
@@ -168,7 +171,7 @@ def _compare(bench: Bench, title: str, recipe: Recipe, regions: bool) -> tuple[T
 
 
 def _ffcv_file(bench: Bench, mode: str) -> Path:
-    """The images as FFCV reads them, written when first asked for."""
+    """The images in FFCV's format, written on first use."""
     file = bench.scratch / f"images-{mode}.beton"
     if not file.exists():
         baselines.write_ffcv(bench.folder, file, bench.cores, mode)
@@ -176,7 +179,7 @@ def _ffcv_file(bench: Bench, mode: str) -> Path:
 
 
 def _rates(bench: Bench, batches: Iterator[int]) -> tuple[float, float]:
-    # More batches than a loader has in its queues: a DataLoader holds two a worker.
+    # More batches than a loader has in its queues: a DataLoader holds two per worker.
     return rates_of_batches(batches, 2 * bench.cores + 2, bench.scale.batches, bench.device)
 
 
@@ -190,7 +193,7 @@ def _sizes(batches: baselines.Batches) -> Iterator[int]:
 
 
 def _our_evaluated(bench: Bench) -> Iterator[int]:
-    ids = np.tile(np.arange(len(bench.shards)), 100)  # more than is measured: an evaluation has each sample once
+    ids = np.tile(np.arange(len(bench.shards)), 100)  # more than is measured; an evaluation has each sample only once
     batches = evaluation_batches(
         bench.shards,
         CENTER_224,

@@ -17,19 +17,19 @@ NAIVE = "float, normalise both, copy the box"
 REFERENCE = "torch reference"
 KERNEL = "fused kernel"
 COPY = "copy of as many bytes"
-# More than the second-level cache of an H200 (50 MB) several times over, so that nothing is found there.
+# Several times the L2 cache of an H200 (50 MB), so nothing is cached.
 _ROTATED_BYTES = 600_000_000
 
 
 def run(bench: Bench) -> Report:
-    """Rates in bytes of the least that must be moved: a pixel read once as uint8, written once in the input's type."""
+    """Rates refer to the minimum traffic: each pixel read once as uint8 and written once in the input's dtype."""
     on_gpu = bench.device.type == "cuda"
     dtype = torch.bfloat16 if on_gpu else torch.float32
     batch_size = 256 if on_gpu else 16
     shape = (batch_size, 224, 224, 3)
     moved = batch_size * 224 * 224 * 3 * (1 + dtype.itemsize)
     settings = {"batch_size": batch_size, "type": str(dtype), "rounds": bench.scale.rounds}
-    report = Report("paste", {"images": "random", "size": "224 x 224"}, settings)
+    report = Report("paste", {"images": "random", "size": "224 x 224"}, settings, saved_to=bench.saved_to)
 
     buffers = [_inputs(shape, bench.device) for _ in range(-(-_ROTATED_BYTES // moved) if on_gpu else 2)]
     input_builder = InputBuilder.create(IMAGENET_STATISTICS, bench.device)
@@ -58,7 +58,7 @@ def run(bench: Bench) -> Report:
         variants[KERNEL] = variant(input_builder.paste)
         variants[COPY] = lambda: rate_of(copy, 200, moved / 1e9, bench.device, warm_up=2)
     table = compare("assembling a pasted batch", "GB/s", variants, bench.scale.rounds)
-    report.tables.append(table)
+    report.add(table)
     if on_gpu:
         report.targets = [
             Target("kernel / copy of the same bytes", table.ratio(KERNEL, COPY), 0.9),
@@ -76,7 +76,7 @@ def _inputs(shape: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tenso
 def naive(
     background: Tensor, foreground: Tensor, boxes: Tensor, input_builder: InputBuilder, dtype: torch.dtype
 ) -> Tensor:
-    """One operation after the other on float32 NCHW, as training programs do that get their images from `ToTensor`."""
+    """Separate operations on float32 NCHW, as in training code that gets its images from `ToTensor`."""
 
     def normalised(images: Tensor) -> Tensor:
         pixels = images.permute(0, 3, 1, 2).contiguous().float().div(255)

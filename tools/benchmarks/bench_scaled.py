@@ -1,7 +1,7 @@
-"""Would decoding large photographs at half scale pay? Pillow's draft mode beside whole and region decoding, one thread.
+"""Would decoding large photographs at half scale pay off? Pillow's draft mode, whole and region decoding, one thread.
 
 A crop of at least twice the output may be decoded at 1/2, 1/4 or 1/8 scale: the decoder then skips most of the inverse
-transform. What it cannot skip is entropy decoding, which is most of the work.
+transform. It cannot skip entropy decoding, which is most of the work.
 """
 
 import io
@@ -22,18 +22,18 @@ WHOLE, SCALED, HALF = "whole image", "scaled where the crop allows it", "every i
 
 def run(bench: Bench) -> Report:
     """Images per second that one thread decodes; `crops_of_twice_the_output` is the share that could be scaled."""
-    report = Report("scaled", bench.describe(), bench.settings())
+    report = Report("scaled", bench.describe(), bench.settings(), saved_to=bench.saved_to)
     plan = Plan({"train": bench.shards}, (Stream("original", Shuffled(), (CROP_224,)),), None, 0, 64, 1)
     request = plan.stream_step("original", 0, 0)
     encoded = [bytes(bench.shards.encoded(sample)) for sample in request.sample_ids]
     factors = _factors(request.views[0].region, CROP_224.size)
     report.notes["crops_of_twice_the_output"] = round(float((factors > 1).mean()), 3)
-    report.tables.append(_compare(bench, encoded, factors))
+    report.add(_compare(bench, encoded, factors))
     return report
 
 
 def _factors(regions: np.ndarray, size: int) -> np.ndarray:
-    """By how much each image may be reduced, 1, 2, 4 or 8, its crop (top, left, height, width) staying above `size`."""
+    """Each image's largest reduction, 1, 2, 4 or 8, that keeps its crop (top, left, height, width) above `size`."""
     room = regions[:, 2:].min(axis=1) // size
     return 2 ** np.clip(np.floor(np.log2(np.maximum(room, 1))), 0, 3).astype(np.int64)
 

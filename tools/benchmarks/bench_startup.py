@@ -32,7 +32,7 @@ def run(bench: Bench) -> Report:
     """Each round starts every run once, after one start of each that only brings the files into memory."""
     samples = min(_SAMPLES, bench.scale.many_samples // 100)
     settings = {"device": bench.device.type, "rounds": bench.scale.rounds, "samples_of_the_large_set": samples}
-    report = Report("startup", {"made": "generated"}, settings)
+    report = Report("startup", {"made": "generated"}, settings, saved_to=bench.saved_to)
     commands = {"digits-lt/ce": _digits(bench), "imagenet-lt/bs-cmo": _large(bench, samples)}
     starts: dict[str, list[dict[str, dict[str, float]]]] = {name: [] for name in commands}
     mistakes = []

@@ -1,8 +1,8 @@
-"""What tuning kinds cost: python -m tools.benchmarks.bench_tuning [--network vit_small_patch16_224] [--out FILE]
+"""The cost of tuning kinds: python -m tools.benchmarks.bench_tuning [--network vit_small_patch16_224] [--out FILE]
 
-Training steps on random images, forward, backward and optimizer, each kind in a process of its own: images per second
-of one core, and the most memory beyond what the process had with the network loaded. Then the classifier alone on
-cached features. Times are those of the process: the machine may be busy with others.
+Training steps on random images, forward, backward and optimizer, each kind in a separate process: images per second on
+one core, and peak memory in addition to that of the process with the network loaded. Then only the classifier, on
+cached features. Times are CPU times of the process, so other load on the machine is allowed.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from train.features import pooled_features
 from train.models.build import ModelOptions, build_model, classifier_name, replace_module
 from train.models.heads import ScaledCosine
 from train.models.tuning import Kind, Tuning, insert, set_modes, tuned_names
+from train.run_folder import write_json
 
 CLASSES = 100
 KINDS: tuple[Kind, ...] = ("head", "lora", "adaptformer", "full")
@@ -34,7 +35,7 @@ CACHED = "head, cached features"
 
 
 def prepared(network: str, kind: Kind) -> nn.Module:
-    """The network as a run tunes it, from random weights, which cost the same."""
+    """The network as a run tunes it, with random weights, which cost the same."""
     model = build_model(ModelOptions(network), CLASSES, "linear", seed=0)
     tuning = Tuning(kind)
     insert(model, tuning, CLASSES)
@@ -96,11 +97,11 @@ def table(results: dict[str, dict[str, float]]) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure every kind, print the table, write the numbers."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.bench_tuning", description=__doc__)
-    parser.add_argument("--network", default="vit_small_patch16_224", help="a name of timm's (%(default)s)")
+    parser.add_argument("--network", default="vit_small_patch16_224", help="a timm model name (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--kind", choices=(*get_args(Kind), CACHED), help="measure one, in this process")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="JSON of all numbers")
+    parser.add_argument("--kind", choices=(*get_args(Kind), CACHED), help="measure only this kind, in this process")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write all numbers as JSON")
     o = parser.parse_args(arguments)
     if o.kind is not None:
         print(json.dumps(measure(o.network, o.kind, o.batch_size, o.steps)))
@@ -115,7 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if o.out is not None:
         content = {"network": o.network, "batch_size": o.batch_size, "results": results}
         content |= {"hardware": hardware(), "versions": versions()}
-        o.out.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(o.out, content)
     return 0
 
 

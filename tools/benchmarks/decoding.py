@@ -1,6 +1,6 @@
-"""How DALI decodes fastest on a GPU: one row per setting that `decode_settings.py` could choose otherwise.
+"""DALI's fastest decoding settings on a GPU: one row per alternative to the choices in `decode_settings.py`.
 
-It has not run on a GPU yet; the tests run it on the CPU, where the settings of the JPEG engine do nothing.
+It has not run on a GPU yet; the tests run it on the CPU, where the JPEG engine's settings have no effect.
 """
 
 import itertools
@@ -27,11 +27,11 @@ from tools.benchmarks.measuring import Table, Variant, compare, rate_of_batches
 DERIVED, REGIONS = "as derived from the machine", "regions"
 _THREADS, _SHARES, _PREFETCH = (4, 8), (0.0, 0.65, 0.9), (2, 3)
 _EPOCHS = 10**4
-_PROBE_SECONDS = 180  # DALI and CUDA start in less than 30
+_PROBE_SECONDS = 60  # DALI and CUDA start in less than 30
 
 
 def compare_settings(bench: Bench, regions: bool) -> tuple[Table, dict[str, float]]:
-    """Images per second by settings, decoding to the flipped crop; and MiB of device memory that each took.
+    """Images per second by setting, from decoding to the flipped crop, and the MiB of device memory used.
 
     regions: whether to try region decoding, see `region_decoding_failure`.
     """
@@ -50,8 +50,8 @@ def compare_settings(bench: Bench, regions: bool) -> tuple[Table, dict[str, floa
 
 
 def variants(derived: DecodeSettings, dataset: ShardSet, regions: bool) -> dict[str, DecodeSettings]:
-    """The derived settings, and those that differ from them in one respect."""
-    # A size that nine of ten images fit into: the engine's buffers are as large as this times the batch.
+    """The derived settings, and settings that differ from them in one respect."""
+    # A size that nine of ten images fit into: the engine's buffers have this size times the batch size.
     width, height = (int(np.quantile(dataset.index[side], 0.9)) for side in ("width", "height"))
     changed = {
         "whole images": replace(derived, regions=False),
@@ -65,10 +65,10 @@ def variants(derived: DecodeSettings, dataset: ShardSet, regions: bool) -> dict[
 
 
 def _measure(bench: Bench, settings: DecodeSettings) -> tuple[float, int]:
-    """Images per second, and bytes of device memory that the executor took, its queue full."""
+    """Images per second, and the bytes of device memory that the executor uses with a full queue."""
     from nvidia.dali import backend
 
-    # DALI keeps the memory of the variant before.
+    # DALI keeps the previous variant's memory.
     backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
     free = _free_bytes(bench.device)
     sizes = _batch_sizes(bench.shards, bench.device, settings, bench.scale.batch_size)
@@ -84,7 +84,7 @@ def _free_bytes(device: torch.device) -> int:
 
 
 def _batch_sizes(dataset: ShardSet, device: torch.device, settings: DecodeSettings, batch_size: int) -> Any:
-    """Endless: the generator that holds an executor; closing it stops that."""
+    """An endless generator that owns an executor; closing it stops the executor."""
     from pipeline.executors.dali import DaliExecutor
 
     views = (CROP_224,)
@@ -110,15 +110,15 @@ def _requests(plan: Plan) -> Iterator[StreamPlan]:
 def region_decoding_failure(bench: Bench) -> str | None:
     """Why regions cannot be decoded on this device, or None.
 
-    nvImageCodec 0.9.0 is reported to end the process on an H100 (https://github.com/NVIDIA/nvImageCodec/issues/55), so
-    it is tried in another one.
+    nvImageCodec 0.9.0 is reported to crash the process on an H100 (https://github.com/NVIDIA/nvImageCodec/issues/55),
+    so it is tried in a separate one.
     """
     settings = replace(decode_settings(bench.device, bench.cores), regions=True)
     return failure_in_child(decode_one_batch, bench.shards.path, bench.device, settings, bench.scale.batch_size)
 
 
 def decode_one_batch(shards: Path, device: torch.device, settings: DecodeSettings, batch_size: int) -> None:
-    """Raises RuntimeError, or worse, where these settings do not work."""
+    """Raises RuntimeError, or worse, if these settings do not work."""
     sizes = _batch_sizes(ShardSet.open(shards), device, settings, batch_size)
     next(sizes)
     if device.type == "cuda":
@@ -127,7 +127,7 @@ def decode_one_batch(shards: Path, device: torch.device, settings: DecodeSetting
 
 
 def failure_in_child(action: Callable[..., None], *arguments: Any) -> str | None:
-    """Call in a process of its own; how that ended, or None if well."""
+    """Call in a separate process; returns the failure, or None on success."""
     process = multiprocessing.get_context("spawn").Process(target=action, args=arguments)
     process.start()
     process.join(_PROBE_SECONDS)

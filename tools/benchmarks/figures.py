@@ -1,5 +1,6 @@
-"""What a benchmark leaves: tables for people, and a JSON file that says on what, with what and how it was measured."""
+"""A benchmark's results: tables for people, and a JSON file with data, settings, machine and versions."""
 
+import math
 import os
 import platform
 import sys
@@ -23,6 +24,7 @@ class Report:
         data: description of the images that were used.
         settings: batch size, rounds, workers, models: what one would have to repeat.
         notes: figures that belong to no table.
+        saved_to: folder and command of the file, which is written again with every table; None waits for `write`.
     """
 
     subject: str
@@ -31,9 +33,21 @@ class Report:
     tables: list[Table] = field(default_factory=list)
     notes: dict[str, Any] = field(default_factory=dict)
     targets: list[Target] = field(default_factory=list)
+    saved_to: tuple[Path, str] | None = None
+
+    def add(self, *tables: Table) -> None:
+        """More tables; what is known by now is in the file, whatever happens next."""
+        self.tables += tables
+        if self.saved_to is not None:
+            self.write(*self.saved_to)
+
+    @property
+    def failed(self) -> list[str]:
+        """Variants that could not be measured."""
+        return [row.name for table in self.tables for row in table.rows if row.failed]
 
     def print(self) -> None:
-        """Tables, notes and targets on standard output."""
+        """Print tables, notes and targets."""
         print(f"\n== {self.subject}: {', '.join(f'{k} {v}' for k, v in (self.data | self.settings).items())}")
         for table in self.tables:
             print("\n".join(table.lines()))
@@ -41,7 +55,7 @@ class Report:
             print(f"  {name}: {value}")
         for target in self.targets:
             relation = "at most" if target.at_most else "at least"
-            verdict = "met" if target.met else "MISSED"
+            verdict = "met" if target.met else "not measured" if math.isnan(target.value) else "MISSED"
             print(f"  {verdict}: {target.measure} {target.value:.3g} ({relation} {target.limit:g})")
         sys.stdout.flush()
 
@@ -66,7 +80,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores of this process, GPU, and the load at the end: other work on the machine spoils ratios too."""
+    """Processor, cores of this process, GPU, and the load at the end: other work distorts even ratios."""
     return {
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)),

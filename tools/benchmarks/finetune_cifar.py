@@ -1,8 +1,8 @@
 """Fine-tuning on 300 images, from archive to table: python -m tools.benchmarks.finetune_cifar --images cifar10-jpeg.zip
 
-Frozen EfficientNet-Lite0 at 160 pixels; of CIFAR-10 100, 67, … 3 training images of a class, drawn anew for each seed,
-and 60 test images. Linear classifier under cross entropy against cosine classifier from class means under logit
-adjustment, each through build_shards, train, evaluate and predict. Takes minutes on two cores.
+Frozen EfficientNet-Lite0 at 160 pixels; 100, 67, … 3 training images per CIFAR-10 class, redrawn for each seed, and 60
+test images per class. Linear classifier with cross entropy against a cosine classifier, initialised from class means,
+with logit adjustment; each through build_shards, train, evaluate and predict. Takes minutes on two cores.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from pipeline.rng import generator
 from tools.markdown import markdown
 from train.evaluation.run_report import commit, hardware, versions
 from train.evaluation.spread import mean_and_spread
+from train.run_folder import write_json
 
 LARGEST, SMALLEST, TEST_PER_CLASS = 100, 3, 60
 GROUPS = {"3 largest": slice(0, 3), "4 middle": slice(3, 7), "3 smallest": slice(7, 10)}
@@ -58,7 +59,7 @@ def extract(archive: Path, folder: Path, seed: int) -> None:
 
 
 def call(module: str, *arguments: str | Path) -> None:
-    """Run one of this project's commands; its output is shown where it fails."""
+    """Run one of this project's commands; its output is shown if it fails."""
     command = [sys.executable, "-m", module, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -66,7 +67,7 @@ def call(module: str, *arguments: str | Path) -> None:
 
 
 def build(archive: Path, folder: Path, seed: int) -> None:
-    """Shards of a seed's training images and of the test images."""
+    """Build shards of a seed's training images and of the test images."""
     extract(archive, folder / "images", seed)
     for part in (f"train-{seed}", "test"):
         split = "test" if part == "test" else "train"
@@ -120,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run everything, print the table and write it with all numbers as JSON."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.finetune_cifar", description=__doc__)
     parser.add_argument("--images", type=Path, required=True, help="zip of JPEGs, SPLIT/CLASS/NUMBER.jpg")
-    parser.add_argument("--folder", type=Path, default=Path("runs/finetune-cifar"), help="where to work (%(default)s)")
+    parser.add_argument("--folder", type=Path, default=Path("runs/finetune-cifar"), help="working folder (%(default)s)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--out", type=Path, help="JSON of all numbers")
+    parser.add_argument("--out", type=Path, help="write all numbers as JSON")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     weights = options.folder / "lite0.safetensors"
@@ -141,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "commit": commit(),
     }
     if options.out is not None:
-        options.out.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(options.out, content)
     print(table(results), f"\n{content['seconds']:.0f} s in all")
     return 0
 

@@ -1,12 +1,11 @@
-"""What a GPU machine is, and whether DALI decodes there as on a CPU; the first minutes of a day with a GPU.
+"""Describes a GPU machine, and checks whether DALI decodes there as on a CPU; the first minutes of a GPU day.
 
     python -m tools.benchmarks.gpu_probe --out OUT/probe.json
 
-Every finding is written as soon as it is known.
+Every finding is written immediately.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from tools.benchmarks.figures import machine
 from tools.benchmarks.material import QUICK, TOY, Bench
 from tools.benchmarks.measuring import now
 from train.evaluation.run_report import versions
+from train.run_folder import write_json
 
 _COPIED_BYTES = 2**30
 
@@ -46,7 +46,7 @@ def copy_bandwidth(device: torch.device, copied_bytes: int = _COPIED_BYTES, repe
 
 
 def decoded_batch(shards: ShardSet, device: torch.device, batch_size: int, threads: int) -> np.ndarray:
-    """The first batch of a plan, uint8 (B, 224, 224, 3), decoded whole on a device by DALI's graph for GPUs."""
+    """The first batch of a plan, uint8 (B, 224, 224, 3), with whole images decoded on a device by DALI's GPU graph."""
     plan = Plan({"train": shards}, (Stream("original", Shuffled(), (CROP_224,)),), None, 0, batch_size, 1)
     settings = replace(decode_settings(device, threads), regions=False)
     executor = DaliExecutor(shards, (CROP_224,), device, settings, batch_size, BadSamples(shards, 0))
@@ -58,7 +58,7 @@ def decoded_batch(shards: ShardSet, device: torch.device, batch_size: int, threa
 
 
 def differences(bench: Bench) -> dict[str, float]:
-    """Grey levels between a batch decoded on the device and on the CPU."""
+    """Difference in grey levels between a batch decoded on the device and on the CPU."""
     size = min(bench.scale.batch_size, len(bench.shards))
     found, expected = (
         decoded_batch(bench.shards, device, size, bench.cores).astype(int)
@@ -69,7 +69,7 @@ def differences(bench: Bench) -> dict[str, float]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Probe, one finding after the other; what fails is a finding too."""
+    """Probe one finding after another; a failure is also a finding."""
     parser = argparse.ArgumentParser(prog="python -m tools.benchmarks.gpu_probe", description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=Path)
@@ -81,9 +81,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     def note(name: str, find: Callable[[], Any]) -> None:
         try:
             found[name] = find()
-        except Exception as error:  # whatever it is: the next finding shall not be lost with it
+        except Exception as error:  # any error: the next findings must not be lost
             found[name] = f"failed: {type(error).__name__}: {error}"
-        options.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        write_json(options.out, found)
         print(f"{name}: {found[name]}", flush=True)
 
     note("machine", machine)

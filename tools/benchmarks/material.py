@@ -1,7 +1,7 @@
-"""What the benchmarks measure on: JPEG files like photographs, generated or given, as class folders and as shards."""
+"""The benchmarks' data: photograph-like JPEG files, generated or given, as class folders and as shards."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from tools.sources.imagefolder import list_class_folders
 from tools.sources.subsets import long_tailed_counts
 
 _CLASSES, _IMBALANCE = 20, 0.05
-IMAGENET_SIZE = (500, 375)  # the median photograph; of iNaturalist 2018 it is 800 x 600
-_DISTINCT = 96  # generated pictures; the files repeat them
+IMAGENET_SIZE = (500, 375)  # the median photograph; in iNaturalist 2018 it is 800 x 600
+_DISTINCT = 96  # distinct generated images; the files repeat them
 _QUALITY = 95  # with the texture below: about 100 KB at 500 x 375, the mean of ImageNet
 
 
@@ -29,14 +29,14 @@ class Scale:
     """How much is measured.
 
     Args:
-        images: JPEG files of loaders, steps and evaluations.
-        copied_images, cached_images, checked_images: of builds that copy files from the disk, that copy files which the
-            system keeps in memory, and that decode; so many that starting workers counts little, as in the builds that
-            users wait for. The cached ones and a copy of them, 0.2 MB per image, have to fit into memory.
-        rounds: of every comparison.
-        batch_size: of loaders and steps.
-        batches: counted in a round, after those that fill the queues.
-        many_samples, many_classes: of the largest index that is drawn from.
+        images: JPEG files for loaders, steps and evaluations.
+        copied_images, cached_images, checked_images: for builds that copy files from disk, copy files cached in memory,
+            and decode; large enough for the start of workers to matter little, as in long builds. The cached files and
+            a copy of them, 0.2 MB per image, have to fit into memory.
+        rounds: rounds of every comparison.
+        batch_size: for loaders and steps.
+        batches: batches counted per round, after those that fill the queues.
+        many_samples, many_classes: size of the largest index for draws.
     """
 
     images: int
@@ -59,6 +59,8 @@ QUICK = Scale(
     batch_size=64,
     batches=8,
 )
+# A GPU takes a batch of 64 in a blink, and a piece of a day with one has to end within minutes.
+QUICK_ON_GPU = replace(QUICK, images=2400, batch_size=256, batches=24)
 FULL = Scale(
     images=6000,
     copied_images=60_000,
@@ -69,7 +71,7 @@ FULL = Scale(
     batches=50,
 )
 
-# Measures nothing: for tests, and to find what does not run.
+# Too small to measure anything: for tests, and to check that everything runs.
 TOY = Scale(
     images=40,
     copied_images=50,
@@ -85,14 +87,15 @@ TOY = Scale(
 
 @dataclass
 class Bench:
-    """The setting that all benchmarks share.
+    """The settings that all benchmarks share.
 
     Args:
-        scratch: a folder to write data to.
+        scratch: a folder for temporary data.
         given: a folder of JPEGs to use instead of generated ones, or None.
         device: where the network and the loader's batches are.
         cores: workers and threads of every variant.
         photo_size: width and height of generated images, about.
+        saved_to: see `figures.Report`.
     """
 
     scratch: Path
@@ -101,6 +104,7 @@ class Bench:
     device: torch.device
     cores: int
     photo_size: tuple[int, int] = IMAGENET_SIZE
+    saved_to: tuple[Path, str] | None = None
 
     @cached_property
     def folder(self) -> Path:
@@ -109,13 +113,13 @@ class Bench:
 
     @cached_property
     def shards(self) -> ShardSet:
-        """The class folders as a shard set, several shards a core, so that every reader has some."""
+        """The class folders as a shard set, with several shards per core, so every reader has some."""
         options = BuildOptions(ImagePolicy("header"), samples_per_shard=-(-self.scale.images // (4 * self.cores)))
         build_shard_set(source_of(self.folder), self.scratch / "shards", options, workers=1)
         return ShardSet.open(self.scratch / "shards")
 
     def describe(self) -> dict[str, Any]:
-        """The images: how many, how large."""
+        """Number and size of the images."""
         index = self.shards.index
         pixels = index["width"].astype(np.int64) * index["height"]
         return {
@@ -126,7 +130,7 @@ class Bench:
         }
 
     def settings(self) -> dict[str, Any]:
-        """What the scale says of comparisons by batches."""
+        """The scale's settings for comparisons by batches."""
         return {
             "device": self.device.type,
             "batch_size": self.scale.batch_size,
@@ -164,16 +168,16 @@ def write_class_folders(root: Path, count: int, given: Path | None, size: tuple[
 
 
 def photo(seed: int, size: tuple[int, int] = IMAGENET_SIZE) -> bytes:
-    """A JPEG that costs about as much to decode as a photograph of ImageNet: shapes at all scales, and some grain.
+    """A JPEG that costs about as much to decode as an ImageNet photograph: shapes at all scales, and some grain.
 
-    About of this width and height, upright for every fourth seed.
+    Approximately of this width and height; portrait format for every fourth seed.
     """
     rng = np.random.default_rng(seed)
     width, height = (int(side * rng.uniform(0.85, 1.15)) for side in (size[::-1] if seed % 4 == 3 else size))
     pixels = np.full((height, width, 3), 128.0, dtype=np.float32)
     for cell, strength in ((160, 55), (60, 35), (20, 22), (7, 14), (3, 8)):
         coarse = rng.normal(0, strength, (height // cell + 2, width // cell + 2, 3))
-        # Half of the contrast is common to the three channels: photographs are mostly light and dark.
+        # The three channels share half of the contrast: photographs vary mostly in brightness.
         coarse = 0.6 * coarse + 0.4 * coarse.mean(axis=2, keepdims=True) * 3**0.5
         planes = [Image.fromarray(coarse[:, :, c].astype(np.float32)) for c in range(3)]
         pixels += np.stack([np.asarray(p.resize((width, height), Image.Resampling.BICUBIC)) for p in planes], axis=2)

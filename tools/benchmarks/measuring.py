@@ -1,8 +1,11 @@
 """Comparing variants on a machine whose speed drifts: interleaved rounds, ratios within a round, median and spread."""
 
 import contextlib
+import math
 import os
+import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +16,12 @@ import torch
 
 Measured = TypeVar("Measured")
 Variant = Callable[[], float]
-"""Runs once, warm-up included, and returns its rate: units of work a second of the part that counts."""
+"""Runs once, including warm-up, and returns the rate: units of work per second of the measured part."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant's rates, one a round, and its ratio to the base variant of the same round (above 1 is faster)."""
+    """One variant's rates, one per round, and its ratio to the base variant in the same round (above 1 is faster)."""
 
     name: str
     rates: tuple[float, ...]
@@ -34,8 +37,13 @@ class Row:
         """Median over the rounds of the ratio within a round."""
         return median(self.ratios)
 
+    @property
+    def failed(self) -> bool:
+        """Whether it could not be measured; its figures are NaN."""
+        return math.isnan(self.rate)
+
     def as_json(self) -> dict[str, Any]:
-        """All figures, rounded to what they are worth."""
+        """All figures, rounded to what they are worth; null for what failed."""
         return {
             "name": self.name,
             "median": _rounded(self.rate),
@@ -47,7 +55,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """Variants that were measured against each other; `base` is the one whose ratio is 1, `unit` that of the rates."""
+    """Variants measured against each other; `base` has ratio 1, `unit` is the unit of the rates."""
 
     title: str
     unit: str
@@ -78,7 +86,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Target:
-    """What a figure is expected to be: at least (or at most) `limit`."""
+    """The expected value of a figure: at least (or at most) `limit`."""
 
     measure: str
     value: float
@@ -100,25 +108,35 @@ class Target:
 
 def compare(title: str, unit: str, variants: Mapping[str, Variant], rounds: int) -> Table:
     """Run every variant once a round, in turn, each round beginning with another one. The first named is the base."""
-    return _table(title, unit, _measured(variants, rounds))
+    return _table(title, unit, _measured(variants, rounds, math.nan))
 
 
 def compare_with_cpu(
     title: str, variants: Mapping[str, Callable[[], tuple[float, float]]], rounds: int
 ) -> tuple[Table, Table]:
     """The same for variants that return images per second and per second of CPU time: a table of each."""
-    both = _measured(variants, rounds)
+    both = _measured(variants, rounds, (math.nan, math.nan))
     by_clock, by_cpu = ({name: [pair[i] for pair in pairs] for name, pairs in both.items()} for i in (0, 1))
     return _table(title, "images/s", by_clock), _table(f"{title}, by CPU time", "images/cpu-s", by_cpu)
 
 
-def _measured(variants: Mapping[str, Callable[[], Measured]], rounds: int) -> dict[str, list[Measured]]:
+def _measured(
+    variants: Mapping[str, Callable[[], Measured]], rounds: int, failed: Measured
+) -> dict[str, list[Measured]]:
+    """A variant that fails is told, and not tried again: the others shall not be lost with it."""
     names = list(variants)
     found: dict[str, list[Measured]] = {name: [] for name in names}
+    broken = set()
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            found[name].append(variants[name]())
+            try:
+                found[name].append(failed if name in broken else variants[name]())
+            except Exception:
+                traceback.print_exc()
+                print(f"not measured: {name}; what went wrong is printed above", file=sys.stderr, flush=True)
+                broken.add(name)
+                found[name] = [failed] * (number + 1)
     return found
 
 
@@ -132,7 +150,7 @@ def _table(title: str, unit: str, rates: Mapping[str, list[float]]) -> Table:
 
 
 def rate_of(action: Callable[[], object], repeats: int, units: float, device: torch.device, warm_up: int = 1) -> float:
-    """Units a second of an action that does `units` of work a call."""
+    """Units per second of an action that does `units` of work per call."""
     for _ in range(warm_up):
         action()
     started = now(device)
@@ -142,16 +160,16 @@ def rate_of(action: Callable[[], object], repeats: int, units: float, device: to
 
 
 def rate_of_batches(batches: Iterable[int], warm_up: int, counted: int, device: torch.device) -> float:
-    """Units a second of a stream that says the size of each batch. The first `warm_up` batches only fill the queues.
+    """Units per second of a stream that yields batch sizes. The first `warm_up` batches only fill the queues.
 
-    The stream is left where it is after `warm_up` + `counted` batches.
+    Afterwards the stream is at `warm_up` + `counted` batches.
     """
     return rates_of_batches(batches, warm_up, counted, device)[0]
 
 
 def rates_of_batches(batches: Iterable[int], warm_up: int, counted: int, device: torch.device) -> tuple[float, float]:
-    """The same, and units per second of the CPU time of this process and its children, which hold queues as full at
-    the end as at the start.
+    """The same, and units per second of CPU time of this process and its children, whose queues are as full at the end
+    as at the start.
     """
     iterator = iter(batches)
     for _ in range(warm_up):
@@ -159,13 +177,13 @@ def rates_of_batches(batches: Iterable[int], warm_up: int, counted: int, device:
     used, started = cpu_seconds(), now(device)
     units = sum(next(iterator) for _ in range(counted))
     ended = now(device)
-    return units / (ended - started), units / max(cpu_seconds() - used, 0.01)  # what the system counts in
+    return units / (ended - started), units / max(cpu_seconds() - used, 0.01)  # the system's resolution
 
 
 def cpu_seconds() -> float:
     """CPU time, user and system, that this process and all processes it started have used so far.
 
-    Those that still run are asked through /proc, in hundredths; those that have ended count with their parents.
+    Running processes are read from /proc, in hundredths; finished ones are included in their parents.
     """
     ticks = os.sysconf("SC_CLK_TCK")
     own = os.times()
@@ -175,7 +193,7 @@ def cpu_seconds() -> float:
         pid = unseen.pop()
         try:
             fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
+        except OSError:  # it has exited meanwhile
             continue
         total += sum(map(int, fields[11:15])) / ticks
         unseen += _children(pid)
@@ -183,7 +201,7 @@ def cpu_seconds() -> float:
 
 
 def _children(pid: int) -> list[int]:
-    """Process ids of the children that the threads of a process have started."""
+    """Process ids of the children started by a process's threads."""
     with contextlib.suppress(OSError):
         files = Path(f"/proc/{pid}/task").glob("*/children")
         return [int(child) for file in files for child in file.read_text(encoding="utf-8").split()]
@@ -191,11 +209,12 @@ def _children(pid: int) -> list[int]:
 
 
 def now(device: torch.device) -> float:
-    """Seconds, after the device has done what it was asked to."""
+    """Seconds, after the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.4g}")
+def _rounded(value: float) -> float | None:
+    """None, as JSON knows no NaN, for what failed."""
+    return None if math.isnan(value) else float(f"{value:.4g}")

@@ -1,5 +1,5 @@
-"""A run of `python -m train`, taken apart: the trainer over steps that a benchmark hands out and times; and a bare loop
-with the same arithmetic, which has neither Accelerate nor bookkeeping.
+"""A run of `python -m train`, taken apart: the trainer over steps that a benchmark provides and times, and a bare loop
+with the same arithmetic but without Accelerate and bookkeeping.
 """
 
 import itertools
@@ -23,12 +23,12 @@ from train.options import parse
 from train.run import Run
 from train.run_folder import RunFolder
 
-# An epoch of CMO's window, in which half of the steps paste.
+# An epoch in CMO's window, where half of the steps paste.
 _EPOCH = 4
 
 
 def make_run(bench: Bench, model: str, preset: str, batch_size: int, **options: str) -> Run:
-    """CMO with the balanced softmax on the shards of the benchmark, ready to train from epoch 4 on.
+    """CMO with the balanced softmax on the benchmark's shards, ready to train from epoch 4.
 
     options: further options of the run, such as cuda_graphs="true".
     """
@@ -57,7 +57,7 @@ def make_run(bench: Bench, model: str, preset: str, batch_size: int, **options: 
 
 
 def synthetic_steps(run: Run, count: int) -> list[LoadedStep]:
-    """Planned steps with random images that are on the device already."""
+    """Planned steps with random images already on the device."""
     generator = torch.Generator().manual_seed(0)
     device, side = run.accelerator.device, run.preset.train.size
 
@@ -79,14 +79,14 @@ def synthetic_steps(run: Run, count: int) -> list[LoadedStep]:
 
 
 def train_rate(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> float:
-    """Images a second of the trainer over these steps, the first `warm_up` apart."""
+    """The trainer's images per second over these steps, without the first `warm_up`."""
     return step_seconds(run, steps, warm_up, counted)[0]
 
 
 def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: int) -> tuple[float, np.ndarray]:
-    """Images per second, and the time of each counted step as the host sees it, float64 (counted,) in seconds.
+    """Images per second, and each counted step's time as seen by the host, float64 (counted,) in seconds.
 
-    The host waits for the device one step late (see train.loop.signals), so that its times are the device's.
+    The host waits for the device one step late (see train.loop.signals), so its times are those of the device.
     """
     device = run.accelerator.device
     times: list[float] = []
@@ -98,7 +98,7 @@ def step_seconds(run: Run, steps: Iterable[LoadedStep], warm_up: int, counted: i
             if number >= warm_up:
                 times.append(now(device) if number == warm_up else now(_HOST))
                 images += loaded.whole.sizes["original"]
-            # Never an epoch's first or last step: only steps are measured.
+            # Never an epoch's first or last step, so only steps are measured.
             yield replace(loaded, whole=replace(loaded.whole, epoch=_EPOCH, step=1))
         times.append(now(device))
 
@@ -110,10 +110,10 @@ _HOST = torch.device("cpu")
 
 
 class BareLoop:
-    """Forward, balanced softmax, backward, optimizer: what one would write without this project's trainer.
+    """Forward, balanced softmax, backward, optimizer: a loop written without this project's trainer.
 
     Args:
-        precision: of the network's arithmetic.
+        precision: dtype of the network's arithmetic.
         channels_last: memory layout of weights and input.
     """
 
@@ -136,7 +136,7 @@ class BareLoop:
         )
 
     def step(self, loaded: LoadedStep) -> int:
-        """Train on a step of batches that the loader made; returns the number of images."""
+        """Train on a step of the loader's batches; returns the number of images."""
         batches, mix = loaded.micro_batches[0].batches, loaded.micro_batches[0].mix
         background = batches["original"]
         if mix is None or not mix.paste:
@@ -162,7 +162,7 @@ class BareLoop:
         return len(images)
 
     def variant(self, steps: list[LoadedStep], warm_up: int) -> Variant:
-        """A round over these steps, after the first `warm_up` of them once more."""
+        """A round over these steps, after repeating the first `warm_up` of them."""
 
         def once() -> float:
             for loaded in steps[:warm_up]:

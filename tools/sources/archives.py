@@ -87,14 +87,14 @@ def bytes_of(path: ArchivePath) -> int:
 
 
 class RandomAccess(Protocol):
-    """An opened archive, read from any place by one thread."""
+    """An opened archive with random access, used by one thread."""
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to so many bytes: fewer at the end of the archive."""
+        """Up to this many bytes; fewer at the end of the archive."""
         ...
 
     def will_read(self, offset: int, size: int) -> None:
-        """These bytes are read soon. Never fails."""
+        """Announce that these bytes will be read soon. Never fails."""
         ...
 
     def close(self) -> None: ...

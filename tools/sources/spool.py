@@ -89,7 +89,7 @@ class SpooledTar:
             self._fill()
         elif not self._spool.exists():
             raise OutsideError(
-                f"{self._spool}: not on this machine, where a part of the build runs: the machine that started it "
+                f"{self._spool}: not on this machine, which runs a part of the build: the machine that started it "
                 f"has unpacked {self.path.name} there; give a plain tar, a zip or a folder, or an --out that all mount"
             )
         return self._tar.open()
@@ -160,7 +160,7 @@ class SpooledTar:
 
 
 def _mark(path: ArchivePath) -> str:
-    """What tells one archive of a name from another one, fit for a file name."""
+    """Distinguishes archives of the same name, as part of a file name."""
     (stamp,) = file_stamp(path).values()
     return "-".join("".join(filter(str.isalnum, str(value))) for value in stamp.values())
 

@@ -1,4 +1,4 @@
-"""An archive in an object store, read by ranges, with the few methods of `Path` that readers of archives use."""
+"""An archive in an object store, read by range, with the few methods of `Path` that archive readers use."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any, BinaryIO, cast
 from shards.commandline import home_path
 from shards.object_store import Bucket, ObjectInfo, StoreError, is_url
 
-_PIECE = 4 * 2**20  # bytes of a request where the archive is read through
-_PIECES_AHEAD = 8  # so many at a time, once three neighbours were asked for: at 50 ms, 640 MB/s
+_PIECE = 4 * 2**20  # bytes per request when the archive is read sequentially
+_PIECES_AHEAD = 8  # at a time, once three neighbours were requested: at 50 ms, 640 MB/s
 _PIECES_KEPT = 2 * _PIECES_AHEAD
-_STRETCHES_KEPT = 64  # announced images, on their way or here
+_STRETCHES_KEPT = 64  # announced images, in flight or received
 _IN_FLIGHT = 32
 
 
 class StoredFile:
-    """An object at a URL. Picklable: who opens it elsewhere refuses another version of the object.
+    """An object at a URL. Picklable: opening it elsewhere refuses a different version of the object.
 
     name: the last part of the URL.
     """
@@ -38,7 +38,7 @@ class StoredFile:
         return self._bucket().info(self.name)
 
     def is_dir(self) -> bool:
-        """Never: a folder of images in a bucket is not read."""
+        """Never: folders of images in a bucket are not supported."""
         return False
 
     def open(self, _: str = "rb") -> BinaryIO:
@@ -46,7 +46,7 @@ class StoredFile:
         return cast("BinaryIO", self.opened())
 
     def opened(self) -> StoredBytes:
-        """The same, for reading from any place."""
+        """The same, with random access."""
         return StoredBytes(self._bucket(), self.name, self.info)
 
     def _bucket(self) -> Bucket:
@@ -54,8 +54,8 @@ class StoredFile:
 
 
 class StoredBytes(io.RawIOBase):
-    """An opened object, used by one thread. What is read in order is fetched ahead, by large pieces; what was announced
-    is fetched by one request of its own.
+    """An opened object, used by one thread. Sequential reads are fetched ahead in large pieces; announced bytes are
+    fetched with one request each.
     """
 
     def __init__(self, bucket: Bucket, name: str, info: ObjectInfo) -> None:
@@ -80,7 +80,7 @@ class StoredBytes(io.RawIOBase):
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
         if start + offset < 0:
-            raise OSError(f"{self.name}: byte {start + offset} asked for; the archive is damaged")
+            raise OSError(f"{self.name}: byte {start + offset} requested; the archive is damaged")
         self._position = start + offset
         return self._position
 
@@ -96,7 +96,7 @@ class StoredBytes(io.RawIOBase):
         return data
 
     def read_at(self, offset: int, size: int) -> bytes:
-        """Up to so many bytes: fewer at the end of the object. Raises StoreError."""
+        """Up to this many bytes; fewer at the end of the object. Raises StoreError."""
         stop = min(offset + size, self._size)
         if stop <= offset:
             return b""
@@ -108,7 +108,7 @@ class StoredBytes(io.RawIOBase):
         return whole[offset - pieces.start * _PIECE : stop - pieces.start * _PIECE]
 
     def will_read(self, offset: int, size: int) -> None:
-        """Begin to fetch these bytes."""
+        """Start fetching these bytes."""
         if 0 < size <= _PIECE and 0 <= offset < self._size and offset not in self._stretches:
             end = min(offset + size, self._size)
             self._stretches[offset] = end, self._pool.submit(self._fetch, offset, end)
@@ -116,7 +116,7 @@ class StoredBytes(io.RawIOBase):
                 self._stretches.popitem(last=False)
 
     def forget(self) -> None:
-        """Fetch again whatever is asked for from now on."""
+        """From now on, fetch all requested bytes again."""
         self._pieces.clear()
         self._stretches.clear()
 
@@ -128,7 +128,7 @@ class StoredBytes(io.RawIOBase):
         if number != self._last_piece:
             self._in_a_row = self._in_a_row + 1 if number == self._last_piece + 1 else 0
             self._last_piece = number
-        # A header is read in two pieces now and then, and then what it is the header of is skipped.
+        # A header is sometimes read in two pieces, and then its content is skipped.
         ahead = _PIECES_AHEAD if self._in_a_row > 1 else 0
         for each in range(number, number + 1 + ahead):
             start, end = each * _PIECE, min((each + 1) * _PIECE, self._size)
@@ -141,7 +141,7 @@ class StoredBytes(io.RawIOBase):
     def _fetch(self, start: int, stop: int) -> bytes:
         try:
             data = self._bucket.read(self._object, start, stop)
-        except FileNotFoundError as error:  # which would say that one image is missing
+        except FileNotFoundError as error:  # it would suggest that a single image is missing
             raise StoreError(
                 f"{self.name}: is no longer in the store; restore it, and run the command again"
             ) from error
@@ -151,5 +151,5 @@ class StoredBytes(io.RawIOBase):
 
 
 def images_location(text: str) -> Path | StoredFile:
-    """What --images names: a folder or an archive, or an archive at a URL. For command lines."""
+    """The value of --images: a folder or an archive, or an archive's URL. For command lines."""
     return StoredFile(text) if is_url(text) else home_path(text)

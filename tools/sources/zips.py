@@ -182,7 +182,7 @@ class _ZipFetcher:
             raise ValueError(f"{ref.name}: cannot be read from {self._path}: {error}") from error
 
     def _read(self, info: zipfile.ZipInfo) -> bytes:
-        """A member; from a store more than once, where its checksum says that it came wrong."""
+        """A member; from a store it is fetched again if its checksum is wrong."""
         for _ in range(_TRIES - 1 if isinstance(self._archive.fp, StoredBytes) else 0):
             try:
                 return self._archive.read(info)

@@ -1,4 +1,4 @@
-"""Checkpoint files of the official code of CMO, LDAM, GLMC, MetaSAug, RIDE, NCL, BBN and PaCo.
+"""Checkpoint files of the official code of CMO, LDAM, IB, GLMC, MetaSAug, RIDE, NCL, BBN and PaCo.
 
 Such a file is a dictionary with a `state_dict` (the names of torchvision's ResNets or of ResNet-32, often with the
 "module." prefix of a data-parallel wrapper) and little else that is reliable; neither backbone nor number of classes is

@@ -6,7 +6,7 @@ only sees tensors, so a whole step can be captured once and replayed with the ne
 returns this micro-batch's share of the *global* batch's loss: shares add up over ranks and micro-batches.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from pipeline.loader import Batch, MicroBatch
 from pipeline.mix_rule import MixPlan
 from pipeline.plan import GlobalBatch
+from pipeline.rng import RowDraws
 from pipeline.views.view import OneOf, View
 from train.inputs.input_builder import InputBuilder
 from train.schedules import Schedule
@@ -57,6 +58,11 @@ class ClassVectors:
     per_class: int
     file: Path | None = None
 
+
+ReadClasses = Callable[[np.ndarray], Iterator[tuple[Tensor, Tensor]]]
+"""From class ids to batches of their training images, as an evaluation shows them: the network's input, labels (rows,).
+
+Each process gets its own part of them."""
 
 StepInputs = dict[str, np.ndarray]
 """By name: what a loss needs to know about a step besides its images and labels."""
@@ -102,6 +108,11 @@ class MicroPlan:
     def labels(self, stream: str) -> np.ndarray:
         """int64 (rows,), for this micro-batch."""
         return self.own_labels[stream]
+
+    def uniform(self, purpose: str, numbers: int) -> np.ndarray:
+        """Numbers in [0, 1), float64 (rows, numbers): the plan's draws for a decision that is the method's own."""
+        draws = RowDraws(self.step.seed, self.step.epoch, self.step.step, self.positions)
+        return draws.uniform(f"method/{purpose}", (len(self.positions), numbers))
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,16 @@ from pipeline.plan import Stream
 from pipeline.sampling import Shuffled
 from pipeline.views.view import OneOf, View
 from train.losses.criterion import Criterion
-from train.methods.base import ClassVectors, MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput, key
+from train.methods.base import (
+    ClassVectors,
+    MethodContext,
+    MicroPlan,
+    MicroStep,
+    ReadClasses,
+    StepInputs,
+    StepOutput,
+    key,
+)
 from train.models.build import ModelOptions, build_model, classifier_name
 
 Shares = dict[str, np.ndarray | float]
@@ -159,6 +168,7 @@ class Objective:
 
     Attributes:
         criterion: loss and class weights of a labelled term; cross entropy unless an objective sets another.
+        surveys: whether `streams` needs the result of `survey`, or of a checkpoint's state.
         own_stage: the stage of a whole method, which cannot be chosen; None for an objective that can be combined.
         drop_last: drop the short last batch of an epoch.
         accumulates: False if the micro-batches of a step cannot run one after another.
@@ -169,6 +179,7 @@ class Objective:
     Options: ClassVar[type]
     without: ClassVar[Mapping[str, str]] = {}
     own_stage: ClassVar[type[Stage] | None] = None
+    surveys: bool = False
     drop_last: bool = False
     accumulates: bool = True
     not_captured_because: str | None = None
@@ -215,6 +226,12 @@ class Objective:
     def build_model(self, options: ModelOptions, seed: int) -> nn.Module:
         """The network with the heads that the objective needs."""
         return build_model(options, self.classes, self.criterion.head, seed)
+
+    def survey(self, model: nn.Module, read: ReadClasses) -> None:
+        """Read training images once, before the plan is made; the result is part of `state_dict`.
+
+        A resumed run loads the checkpoint's state instead. `model` is the network that the run starts from.
+        """
 
     def head_names(self, model: nn.Module) -> tuple[str, ...]:
         """Dotted names of the network's classifiers, which a second stage trains."""

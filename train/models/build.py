@@ -58,7 +58,7 @@ class ModelOptions:
             if self.pretrained:
                 raise ValueError(f"model.pretrained: there are no published weights for {self.name}; omit it")
             return
-        import timm  # takes two seconds, which networks for small images do without
+        import timm  # takes two seconds, and networks for small images do not need it
 
         if not timm.is_model(self.name):
             similar = ", ".join(difflib.get_close_matches(self.name, timm.list_models())) or "see timm.list_models()"

@@ -66,29 +66,32 @@ class ContrastiveExperts(nn.Module):
     """Experts that also identify another view of their image among the keys of other images.
 
     Args:
-        backbones, projections, heads: of the experts.
-        momentum_backbones, momentum_projections: the encoders of the keys; never trained by gradients.
-        queues: one per expert.
+        backbones: of the experts.
+        momentum_backbones: the encoders of the keys; gradients never train them, nor their projections.
+        features: number of features of each backbone.
+        make_head: makes the classifier of an expert.
+        dim: size of queries and keys.
+        queue: keys kept per expert.
         temperature: temperature of the contrastive logits.
     """
 
     def __init__(
         self,
         backbones: list[nn.Module],
-        projections: list[nn.Module],
-        heads: list[nn.Module],
         momentum_backbones: list[nn.Module],
-        momentum_projections: list[nn.Module],
-        queues: list[KeyQueue],
+        features: list[int],
+        make_head: MakeHead,
+        dim: int,
+        queue: int,
         temperature: float,
     ):
         super().__init__()
         self.backbone = nn.ModuleList(backbones)
-        self.classifier = nn.ModuleList(projections)
-        self.classifier_ce = nn.ModuleList(heads)
+        self.classifier = nn.ModuleList(_projection(number, dim) for number in features)
+        self.classifier_ce = nn.ModuleList(make_head(number) for number in features)
         self.backbone_MA = nn.ModuleList(momentum_backbones)
-        self.classifier_MA = nn.ModuleList(momentum_projections)
-        self.MOCO = nn.ModuleList(queues)
+        self.classifier_MA = nn.ModuleList(_projection(number, dim) for number in features)
+        self.MOCO = nn.ModuleList(KeyQueue(dim, queue) for _ in features)
         self.temperature = temperature
 
     def forward(self, images: Tensor, key_images: Tensor | None = None) -> Tensor | tuple[Tensor, Tensor, Tensor]:
@@ -152,22 +155,14 @@ def build_contrastive_experts(
     """Experts with a contrastive branch.
 
     Args:
-        dim: size of queries and keys.
-        queue: keys kept per expert.
+        dim, queue, temperature: see `ContrastiveExperts`.
         copy_init: initialise the momentum encoders as copies of the trained ones, instead of with their own weights.
     """
     made = [bare_backbone(options, part_seed(seed, f"expert{k}")) for k in range(experts)]
     momentum = [bare_backbone(options, part_seed(seed, f"momentum{k}"))[0] for k in range(experts)]
+    backbones, features = map(list, zip(*made, strict=True))
     with seeded(part_seed(seed, "heads")):
-        network = ContrastiveExperts(
-            [backbone for backbone, _ in made],
-            [_projection(features, dim) for _, features in made],
-            [make_head(features) for _, features in made],
-            momentum,
-            [_projection(features, dim) for _, features in made],
-            [KeyQueue(dim, queue) for _ in made],
-            temperature,
-        )
+        network = ContrastiveExperts(backbones, momentum, features, make_head, dim, queue, temperature)
     if copy_init:
         network.backbone_MA.load_state_dict(network.backbone.state_dict())
         network.classifier_MA.load_state_dict(network.classifier.state_dict())

@@ -60,11 +60,14 @@ class ResNet32(nn.Module):
         self.linear = nn.Linear(4 * width, classes)
         self.apply(kaiming_init)
 
+    def maps(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, 4 × width, height / 4, width / 4), whose mean the classifier sees."""
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.layer3(self.layer2(self.layer1(x)))
+
     def features(self, x: Tensor) -> Tensor:
         """(batch, 3, height, width) → (batch, 4 × width)."""
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
-        return x.mean(dim=(2, 3))
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.linear(self.features(x))

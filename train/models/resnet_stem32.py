@@ -64,12 +64,16 @@ class ResNetStem32(nn.Module):
             self.add_module(f"conv{stage + 2}_x", nn.Sequential(*layers))
         self.fc = nn.Linear(in_planes, classes)
 
-    def features(self, x: Tensor) -> Tensor:
-        """(batch, 3, height, width) → (batch, channels of the last stage)."""
+    def maps(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, channels, height / 8, width / 8), whose mean the classifier sees."""
         x = self.conv1(x)
         for stage in range(2, 6):
             x = self.get_submodule(f"conv{stage}_x")(x)
-        return x.mean(dim=(2, 3))
+        return x
+
+    def features(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) → (batch, channels of the last stage)."""
+        return self.maps(x).mean(dim=(2, 3))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.features(x))

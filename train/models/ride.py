@@ -77,7 +77,7 @@ def _logits(shared: Tensor, *parts: nn.ModuleList) -> Tensor:
 
 def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_width: int) -> nn.Sequential:
     """A stage that halves the resolution; convolutions Kaiming-normal over their fan-out."""
-    from timm.models.resnet import Bottleneck, downsample_conv  # not needed by, and slow to import for, ResNet-32
+    from timm.models.resnet import Bottleneck, downsample_conv  # slow to import, and ResNet-32 does not need it
 
     out = planes * Bottleneck.expansion
     width = {"cardinality": groups, "base_width": group_width}

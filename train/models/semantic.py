@@ -1,6 +1,7 @@
 """A plain network that also returns its features, for MetaSAug, the influence-balanced loss and Causal Norm."""
 
 from collections.abc import Callable
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -14,18 +15,18 @@ class SemanticNetwork(WithHeads):
     def __init__(self, encoder: nn.Module, name: str, classifier: nn.Module, frozen: bool = False):
         super().__init__(encoder, frozen)
         self.classifier_name = name.rpartition(".")[2]
-        self.add_module(self.classifier_name, classifier)
+        # Not with add_module: some backbones call it head or classifier too, and it would ask these properties for it.
+        self._modules[self.classifier_name] = classifier
 
     @property
     def classifier(self) -> nn.Linear:
         """The linear layer whose weights and inputs are augmented."""
-        assert isinstance(self.head, nn.Linear)
-        return self.head
+        return cast(nn.Linear, self.head)
 
     @property
     def head(self) -> nn.Module:
         """The classifier, of any kind."""
-        return self.get_submodule(self.classifier_name)
+        return cast(nn.Module, self._modules[self.classifier_name])
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 3, height, width) → features (batch, features) and logits (batch, classes)."""

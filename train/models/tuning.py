@@ -18,7 +18,7 @@ INSERTED = ("adaptformer", "adapter", "lora")
 
 
 def _pre_norm_blocks() -> tuple[type[nn.Module], ...]:
-    """out = m + drop_path2(… mlp(norm2(m))): the modules below read inside of it, and add to its result."""
+    """out = m + drop_path2(… mlp(norm2(m))): where the modules below read their input and add their output."""
     from timm.models.beit import Block as BeitBlock
     from timm.models.eva import EvaBlock
     from timm.models.swin_transformer import SwinTransformerBlock

@@ -36,7 +36,7 @@ def bare_backbone(options: ModelOptions, seed: int) -> tuple[nn.Module, int]:
 
 
 def is_timm_resnet(network: nn.Module) -> "TypeGuard[ResNet]":
-    """Whether it is one of timm's ResNets; timm is not imported to find out that it is none."""
+    """Whether it is a timm ResNet; does not import timm if it is not."""
     return "timm.models.resnet" in sys.modules and isinstance(network, sys.modules["timm.models.resnet"].ResNet)
 
 
