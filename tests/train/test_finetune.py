@@ -115,7 +115,7 @@ def forget_features() -> None:
 
 def test_cached_features_give_what_the_network_gives(data: Path, weights: Path, tmp_path: Path) -> None:
     """But for the 16 bits that they are kept in; and a second run computes none."""
-    data = shutil.copytree(data, tmp_path / "data")  # for the tables of this test alone
+    data = shutil.copytree(data, tmp_path / "data", ignore=shutil.ignore_patterns("*-features"))
     common = {"method.tuned": "head", "data.preset": "backbone-plain", "optimizer.lr": 0.01}
     assert train(tune_options(data, tmp_path / "whole", weights, **common)) == FINISHED
     cached = {**common, "method.cached_features": "true"}
