@@ -156,7 +156,7 @@ def large_layout() -> Layout:
 def contrastive_layout() -> Layout:
     """NCL's `classifier` are projections here; `classifier_ce` tell the classes."""
     options = NCLOptions(hard_classes=2, experts=2, contrastive=True, queue=16)
-    network = NCL(options, context(COUNTS)).build_model(ModelOptions(), seed=3)
+    network = unmixed(NCL, options, context(COUNTS)).build_model(ModelOptions(), seed=3)
     assert isinstance(network, ContrastiveExperts)
     pairs = list(zip(network.backbone, network.classifier_ce, strict=True))
 

@@ -670,13 +670,15 @@ def test_half_precision_leaves_statistics_and_correction_in_float32(precision: s
     means = {}
     for chosen in ("no", precision):
         run = make_run(options(data, tmp_path / chosen, **common, mixed_precision=chosen, max_steps=1))
-        assert take_steps(run) == 1 and isinstance(run.method, MetaSAug)
-        means[chosen] = run.method.statistics.means
+        assert take_steps(run) == 1 and isinstance(run.method.objective, MetaSAug)
+        means[chosen] = run.method.objective.statistics.means
     assert (means[precision] - means["no"]).norm() < 0.02 * means["no"].norm()
     run = make_run(options(data, tmp_path / "run", **common, mixed_precision=precision))
     before = {name: value.detach().clone() for name, value in run.trainer.bare_model.named_parameters()}
-    assert take_steps(run) == 12 and isinstance(run.method, MetaSAug) and run.method._change is not None
-    kept = [run.method._change, *run.method.statistics.state_dict().values()]
+    assert take_steps(run) == 12
+    objective = run.method.objective
+    assert isinstance(objective, MetaSAug) and objective._change is not None
+    kept = [objective._change, *objective.statistics.state_dict().values()]
     assert all(value.dtype == torch.float32 and value.isfinite().all() for value in kept)
     for name, value in run.trainer.bare_model.named_parameters():
         assert value.isfinite().all() and not torch.equal(value, before[name]), name

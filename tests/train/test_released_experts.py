@@ -364,7 +364,7 @@ def spoiled(network: nn.Module, changes: dict[str, Tensor | None]) -> dict[str, 
         (ride_32, {"backbone.layer1.4.conv1.weight": torch.zeros(8, 8, 3, 3)}, "do not exactly match resnet32"),
         (ncl_32, {"classifier.0.weight": None}, r"no tensor classifier\.0\.weight"),
         (ncl_32, {"classifier.1.bias": None}, "do not exactly match resnet32, 10 classes, evaluated as ncl"),
-        (ncl_32, {"backbone.0.layer4.0.conv1.weight": torch.zeros(1)}, "no ResNet-32 and none of resnet50"),
+        (ncl_32, {"backbone.0.layer4.0.conv1.weight": torch.zeros(1)}, "not a ResNet-32 or one of resnet50"),
     ],
 )
 def test_what_is_not_quite_such_a_network_is_said(
@@ -378,5 +378,5 @@ def test_what_is_not_quite_such_a_network_is_said(
 
 def test_a_file_without_a_classifier_is_said() -> None:
     state = {f"module.{name}": value for name, value in Backbone32(16).state_dict().items()}
-    with pytest.raises(ValueError, match=r"no tensor linear\.weight.*whole network"):
+    with pytest.raises(ValueError, match=r"no tensor linear\.weight.*complete network"):
         recognise(evaluated_weights(state_dict_of({"state_dict": state})))
