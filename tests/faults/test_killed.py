@@ -15,13 +15,17 @@ def test_killed_work_continues_to_the_same_bits(tmp_path: Path, kind: int) -> No
     assert figures.kills >= 1
 
 
-@pytest.mark.parametrize("kind", [0, 5], ids=["adamw, annealed squares", "cached features on two ranks"])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param(0, id="adamw, annealed squares"), pytest.param(5, id="cached on two ranks", marks=pytest.mark.slow)],
+)
 def test_killed_fine_tuning_continues_to_the_same_bits(tmp_path: Path, kind: int) -> None:
     [figures] = run_rounds([tuning_kinds(tmp_path)[kind]], rounds=1, seed=2).values()
     assert not figures.differences
     assert figures.kills >= 1
 
 
+@pytest.mark.slow
 def test_a_training_of_ones_own_is_killed_and_compared_too(tmp_path: Path, data: Path) -> None:
     options = ["--recipe", "recipes/cifar10-lt/metasaug.yaml", "--data.train", str(data / "train")]
     options += ["--data.test", str(data / "test"), "--data.meta", str(data / "train")]

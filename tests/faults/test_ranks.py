@@ -23,7 +23,7 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+@pytest.mark.parametrize(("first", "second"), [(1, 2), pytest.param(2, 1, marks=pytest.mark.slow)])
 def test_half_a_run_on_another_number_of_ranks_takes_the_same_samples(
     straight: Path, data: Path, tmp_path: Path, first: int, second: int
 ) -> None:

@@ -405,6 +405,7 @@ def resumed(rank: int, world_size: int) -> str:
     return "resumed"
 
 
+@pytest.mark.slow
 def test_local_statistics_of_several_processes_do_not_resume(tmp_path: Path) -> None:
     """A checkpoint holds those of one."""
     assert resumed(0, 1) == "resumed"

@@ -85,6 +85,7 @@ def test_a_resumed_run_has_the_same_average(run_dir: Path, data: Path, tmp_path:
         assert torch.equal(value, average[name])
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_one_average(data: Path, tmp_path: Path) -> None:
     process = start(arguments(data, tmp_path / "run", ema_decay=DECAY, epochs=1), processes=2)
     output, _ = process.communicate(timeout=240)

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 import yaml
+from _pytest.mark import ParameterSet
 
 from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
@@ -455,7 +456,12 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         assert torch.equal(value, before[name]) is not moves, name
 
 
-@pytest.mark.parametrize("row", ROW_OF_VARIANT.values(), ids=ROW_OF_VARIANT)
+def _slow_if_large(row: Row) -> ParameterSet:
+    """The deepest and widest networks are variants of others in this list."""
+    return pytest.param(row, marks=pytest.mark.slow if backbone(row) in LARGE else ())
+
+
+@pytest.mark.parametrize("row", map(_slow_if_large, ROW_OF_VARIANT.values()), ids=ROW_OF_VARIANT)
 def test_each_network_of_each_method_takes_two_steps_at_64_pixels(
     row: Row, small_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
