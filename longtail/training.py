@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from train.execution import FINISHED, NON_FINITE
 from train.options import Options
-from train.run import FINISHED, NON_FINITE
 from train.run import train as run
 
 

@@ -36,7 +36,7 @@ FLOORS = {
         {"launch", "datasets", "cautions"},
         {"loop"},
         {"evaluation"},
-        {"rehearsal"},
+        {"rehearsal", "execution"},
         {"run"},
     ],
 }

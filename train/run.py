@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,11 +22,11 @@ from pipeline.views.presets import Preset
 from shards.reader import ShardSet
 from train import rehearsal
 from train.cautions import cautions, network_cautions
-from train.checkpoints.files import check_fit, load, load_stored_part, load_weights, newest_of
+from train.checkpoints.files import check_fit, load, load_weights, newest_of
 from train.checkpoints.pretrained import Pretrained, file_sha256, find_pretrained, load_pretrained
 from train.datasets import open_datasets
-from train.evaluation import run_report
 from train.evaluation.evaluator import Evaluator
+from train.execution import FINISHED, Execution
 from train.features import FeatureReader, HeadAlone, cache_features, class_vectors
 from train.inputs.input_builder import InputBuilder
 from train.launch import (
@@ -36,12 +36,11 @@ from train.launch import (
     check_trackers,
     end,
     make_accelerator,
-    start_trackers,
 )
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.step_graphs import Capture, make_capture
-from train.loop.trainer import NonFiniteLossError, PreemptedError, Trainer, TrainerParts
+from train.loop.trainer import Trainer, TrainerParts
 from train.losses.precision import autocast, full_float32, loss_scaler
 from train.methods.base import MethodContext
 from train.methods.method import Method
@@ -57,8 +56,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Exit statuses of `python -m train`. A launcher of several processes replaces them with its own; see status.json.
-FINISHED, FAILED, NON_FINITE, PREEMPTED = 0, 1, 3, 75  # 75: EX_TEMPFAIL, "try again later"
 _OF_PLAN = "plan."  # what a checkpoint shares with its run because of the plan
 
 
@@ -346,13 +343,8 @@ class Run:
         """Train and report; returns the exit status."""
         with self.stop_request, self.make_loader() as loader:
             derived = self._derived(loader)
-            self._announce(derived)
-            clock.end_of("loader")
-            with self._failures_in_status():
-                status = self._train(loader, clock)
-                if status == FINISHED:
-                    self._report(derived, loader, clock)
-        return status
+            parts = (self.options, self.datasets, self.trainer, self.evaluator, loader, derived, clock)
+            return Execution(*parts).carry_out()
 
     def make_loader(self) -> Loader:
         """This rank's steps, from the trainer's position to the end of the run."""
@@ -400,82 +392,3 @@ class Run:
         assert self.pretrained is not None
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         return {"name": self.pretrained.name, "sha256": self.pretrained.sha256, "trained_parameters": trained}
-
-    def _announce(self, derived: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            start_trackers(self.accelerator, self.options.run.trackers)
-            self.folder.prepare(self.options.resolved, derived)
-            self.folder.write_status("running", pid=os.getpid())
-            run_report.print_options(self.options.resolved, derived)
-            for warning in derived["warnings"]:
-                logger.warning("%s", warning)
-        self.accelerator.wait_for_everyone()
-
-    def _train(self, loader: Loader, clock: StartClock) -> int:
-        def first_step_done() -> None:
-            clock.end_of("first step")
-            logger.info("%s", clock.line())
-
-        try:
-            self.progress.start(self.trainer.total_steps, self.trainer.done_steps, first_step_done)
-            self.trainer.run(loader)
-            if self.trainer.ended_early:
-                logger.info("no better epoch in %d evaluations: stopping early", self.options.run.patience)
-        except PreemptedError:
-            logger.info(
-                "stopped; the state is in %s. The same command with --resume auto continues from there",
-                self.folder.checkpoints.positions()[-1][1] if self.accelerator.is_main_process else "its folder",
-            )
-            self._write_status("preempted", signal=self.stop_request.signal)
-            return PREEMPTED
-        except NonFiniteLossError as error:
-            logger.error("%s", error)
-            self._write_status("non-finite", **error.details)
-            return NON_FINITE
-        finally:
-            self.progress.close()
-        return FINISHED
-
-    @contextmanager
-    def _failures_in_status(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            try:
-                self._write_status("failed", error=f"{type(error).__name__}: {error}")
-            except OSError as second:  # a full disk has no space for this either; the first error is the cause
-                logger.error("%s: status.json could not be written: %s", self.folder.path, second)
-            raise
-
-    def _write_status(self, outcome: str, **details: Any) -> None:
-        if self.accelerator.is_main_process:
-            position = self.trainer.position
-            self.folder.write_status(outcome, **{"epoch": position.epoch, "step": position.step, **details})
-
-    def _report(self, derived: dict[str, Any], loader: Loader, clock: StartClock) -> None:
-        """Test numbers of the last and the best weights, then all reports."""
-        history = self.trainer.history
-        last, details = self.evaluator.final_scores()
-        best = last
-        if history.best != history.last:
-            best_weights = load(self.folder.checkpoints.best)["model"]
-            load_stored_part(self.trainer.evaluated_model, best_weights, self.trainer.parts.stores)
-            best, _ = self.evaluator.final_scores()
-        if self.accelerator.is_main_process:
-            summary = run_report.RunSummary(
-                options=self.options,
-                derived=derived,
-                folder=self.folder,
-                datasets=self.datasets,
-                plan=self.plan,
-                history=history,
-                last=last,
-                best=best,
-                details=details,
-                replaced_samples={name: bad.reasons for name, bad in loader.bad_samples.items() if bad.reasons},
-                startup=clock.record(),
-            )
-            run_report.write_result(summary)
-            self._write_status("finished")
-            run_report.decorate_run(summary)
-        self.accelerator.wait_for_everyone()

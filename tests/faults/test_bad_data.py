@@ -12,7 +12,8 @@ from tests.helpers.processes import start, wait_for_steps
 from tests.helpers.runs import arguments, make_data, options
 from tests.helpers.shard_sets import flip_a_byte
 from train import __main__ as command
-from train.run import FAILED, FINISHED, train
+from train.execution import FAILED, FINISHED
+from train.run import train
 
 EXECUTORS = ["resident", "dali"]
 

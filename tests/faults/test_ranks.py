@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers.processes import RANKS_END_WITHIN_SECONDS, sample_ids, start, wait_for_steps
 from tests.helpers.runs import arguments, records
-from train.run import FAILED, FINISHED, PREEMPTED
+from train.execution import FAILED, FINISHED, PREEMPTED
 
 STEPS = [(epoch, step) for epoch in range(3) for step in range(4)]
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.helpers.processes import wait_for_steps
 from tests.helpers.runs import ROOT, arguments, last_weights, same_weights, start
-from train.run import FINISHED, PREEMPTED
+from train.execution import FINISHED, PREEMPTED
 
 SCRIPT = ROOT / "scripts" / "train.slurm"
 # After their manuals: one process per task with its numbers and the highest of their exit codes; one line per

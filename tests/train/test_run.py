@@ -14,10 +14,11 @@ from PIL import Image
 from tests.helpers.runs import COUNTS, arguments, last_weights, options, records, same_weights
 from tests.helpers.shard_sets import small_images
 from train import __main__ as command
+from train.execution import FINISHED, NON_FINITE, PREEMPTED
 from train.loop.progress import Progress
 from train.loop.signals import StopRequest
 from train.loop.trainer import Trainer
-from train.run import FINISHED, NON_FINITE, PREEMPTED, train
+from train.run import train
 
 STEPS_PER_EPOCH = 4  # 27 images in batches of 8
 

@@ -11,7 +11,6 @@ import pytest
 import timm
 import torch
 import yaml
-from _pytest.mark import ParameterSet
 
 from pipeline.plan import Plan
 from pipeline.views.presets import PRESETS, Preset
@@ -456,7 +455,7 @@ def two_steps(row: Row, data: Path, folder: Path, batch_size: int, **width: Any)
         assert torch.equal(value, before[name]) is not moves, name
 
 
-def _slow_if_large(row: Row) -> ParameterSet:
+def _slow_if_large(row: Row) -> Any:
     """The deepest and widest networks are variants of others in this list."""
     return pytest.param(row, marks=pytest.mark.slow if backbone(row) in LARGE else ())
 
