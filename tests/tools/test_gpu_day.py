@@ -30,14 +30,9 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-TOY_PIECES = [
-    pytest.param(p, id=p.name, marks=pytest.mark.slow if p.name == "resumed" else ())
-    for p in PIECES
-    if p.name not in ("step", "loader", "train", "paste")
-]
-
-
-@pytest.mark.parametrize("piece", TOY_PIECES)
+@pytest.mark.parametrize(
+    "piece", [p for p in PIECES if p.name not in ("step", "loader", "train", "paste")], ids=lambda p: p.name
+)
 def test_every_piece_runs_at_toy_size(piece: Piece, pictures: Path, tmp_path: Path) -> None:
     settings = Settings(tmp_path, None, pictures, toy=True)
     found = run_piece(piece, settings)
