@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipeline.rng import RowDraws
-from pipeline.sampling import ClassDraws, SampledDataset, Sampler
+from pipeline.sampling import ClassDraws, SampledDataset, Sampler, members_of
 
 
 def is_head(samples_per_class: npt.NDArray[np.int64], share: float) -> npt.NDArray[np.bool_]:
@@ -70,18 +70,20 @@ class _GroupSampler:
         self._dataset, self._tail, self._partners = dataset, tail, partners
 
     def classes(self, draws: RowDraws, purpose: str) -> npt.NDArray[np.int64]:
-        of_groups, of_row, place = self._groups(draws)
-        tail = self._tail.classes(of_groups, f"{purpose}/tail")[of_row]
-        return np.where(place == 0, tail, self._partners[tail, np.maximum(place - 1, 0)])
+        return self._classes(*self._groups(draws), purpose)
 
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         of_groups, of_row, place = self._groups(draws)
         tail = self._tail.ids(of_groups, f"{purpose}/tail", start)[of_row]
-        classes = self.classes(draws, purpose)
+        classes = self._classes(of_groups, of_row, place, purpose)
         uniform = draws.uniform(f"{purpose}/partners", (len(draws.rows),))
-        members = (uniform * self._dataset.samples_per_class[classes]).astype(np.int64)
-        partners = self._dataset.sample_ids_by_class[self._dataset.class_starts[classes] + members]
-        return np.where(place == 0, tail, partners).astype(np.int64)
+        return np.where(place == 0, tail, members_of(self._dataset, classes, uniform))
+
+    def _classes(
+        self, of_groups: RowDraws, of_row: npt.NDArray[np.int64], place: npt.NDArray[np.int64], purpose: str
+    ) -> npt.NDArray[np.int64]:
+        tail = self._tail.classes(of_groups, f"{purpose}/tail")[of_row]
+        return np.where(place == 0, tail, self._partners[tail, np.maximum(place - 1, 0)])
 
     def _groups(self, draws: RowDraws) -> tuple[RowDraws, npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """Draws of the groups that the rows belong to, the position of each row's group among them, and the row's place

@@ -26,7 +26,7 @@ from pipeline.executors.factory import (
 )
 from pipeline.labels_ahead import LabelsAhead
 from pipeline.mix_rule import MixPlan
-from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan
+from pipeline.plan import GlobalBatch, Plan, Position, StreamPlan, micro_parts
 from pipeline.rng import RowDraws
 from pipeline.transfer import to_device
 from pipeline.upcoming import Upcoming
@@ -127,7 +127,7 @@ class Loader:
             )
         self._plan = plan
         self._device = device
-        self._parts = [(micro * world_size + rank, parts) for micro in range(accumulation)]
+        self._parts = micro_parts(rank, world_size, accumulation)
         self._span = start, stop or Position(plan.epochs, 0)
         self._labels_ahead = LabelsAhead(plan, self._span[1])
         self._upcoming = Upcoming(plan, start, _machine(rank, world_size), accumulation)

@@ -69,6 +69,11 @@ def part_indices(size: int, index: int, parts: int) -> tuple[npt.NDArray[np.int6
     return rows % size, (rows < stop).astype(np.float32)
 
 
+def micro_parts(index: int, shares: int, accumulation: int) -> list[tuple[int, int]]:
+    """The parts, as in `part_indices`, that one of several equal shares of a step (a rank, a machine) reads."""
+    return [(micro * shares + index, accumulation * shares) for micro in range(accumulation)]
+
+
 @dataclass(frozen=True)
 class StreamPlan:
     """One stream's plan for one step: its whole global batch or B rows of it.

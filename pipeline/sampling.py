@@ -234,9 +234,7 @@ class ClassDraws:
     """
 
     def __init__(self, dataset: SampledDataset, class_mass: npt.NDArray[np.float64]) -> None:
-        self._samples_per_class = dataset.samples_per_class
-        self._sample_ids_by_class = dataset.sample_ids_by_class
-        self._class_starts = dataset.class_starts
+        self._dataset = dataset
         cumulative = np.cumsum(class_mass / class_mass.sum())
         # The sum may differ from 1 by a rounding error. Dividing by the last value makes it exactly 1 starting at the
         # last class with any mass, so a draw u < 1 never falls on an empty class at the end.
@@ -248,9 +246,16 @@ class ClassDraws:
     def ids(self, draws: RowDraws, purpose: str, start: int) -> npt.NDArray[np.int64]:
         uniform = draws.uniform(purpose, (len(draws.rows), 2))
         classes = self._class_of(uniform[:, 0])
-        # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
-        members = (uniform[:, 1] * self._samples_per_class[classes]).astype(np.int64)
-        return self._sample_ids_by_class[self._class_starts[classes] + members].astype(np.int64)
+        return members_of(self._dataset, classes, uniform[:, 1])
+
+
+def members_of(
+    dataset: SampledDataset, classes: npt.NDArray[np.int64], uniform: npt.NDArray[np.float64]
+) -> npt.NDArray[np.int64]:
+    """For each number in [0, 1) a sample id of its class, int64 (n,)."""
+    # 53 random bits for at most 2^32 members: no member is favoured by more than 2^-21. Faster than integers().
+    members = (uniform * dataset.samples_per_class[classes]).astype(np.int64)
+    return dataset.sample_ids_by_class[dataset.class_starts[classes] + members].astype(np.int64)
 
 
 class _Intervals:

@@ -6,7 +6,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from pipeline.plan import Plan, Position
+from pipeline.plan import Plan, Position, micro_parts
 
 NOT_SOON = np.iinfo(np.uint32).max
 # Samples of a stream to look ahead, because each costs about 50 ns per eviction: two epochs of most sets. Samples
@@ -24,8 +24,7 @@ class Upcoming:
         """part: (index, parts) of this machine among all: its ranks share the local copy, and each micro-batch."""
         self.now = now
         self._given = plan
-        self._machine, self._machines = part
-        self._accumulation = accumulation
+        self._parts = micro_parts(*part, accumulation)
 
     def next_uses(self, dataset: str) -> npt.NDArray[np.uint32]:
         """uint32 (N,): in how many micro-batches each sample is read next; NOT_SOON if unknown.
@@ -44,10 +43,9 @@ class Upcoming:
         plan, now = self._plan, self.now
         looked_at = 0
         for step, at in enumerate(plan.positions(now, Position(min(now.epoch + 2, plan.epochs), 0))):
-            for micro in range(self._accumulation) if plan.uses(stream, at.epoch, at.step) else ():
-                part = (micro * self._machines + self._machine, self._accumulation * self._machines)
+            for micro, part in enumerate(self._parts) if plan.uses(stream, at.epoch, at.step) else ():
                 ids = plan.sample_ids(stream, at.epoch, at.step, part)
-                yield step * self._accumulation + micro, ids
+                yield step * len(self._parts) + micro, ids
                 looked_at += len(ids)
             if looked_at >= _LOOKED_AHEAD:
                 return

@@ -127,6 +127,12 @@ def load(path: Path) -> dict[str, Any]:
         ValueError: the file is damaged, or not one of ours.
     """
     content = read(path)
+    _check_content(path, content)
+    return content
+
+
+def _check_content(path: Path, content: Any) -> None:
+    """Refuse a damaged file, and one that is not of this format."""
     _check_sums(path)
     found = content.get("format_version") if isinstance(content, dict) else type(content).__name__
     if found == 1:
@@ -139,7 +145,6 @@ def load(path: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path}: checkpoint format {found}, expected {FORMAT_VERSION}, the format of this version of the code"
         )
-    return content
 
 
 def _check_sums(path: Path) -> None:
@@ -178,8 +183,10 @@ def load_weights(
     content = read(path)
     is_ours = isinstance(content, dict) and "format_version" in content
     if is_ours:
-        _check_backbone(path, content.get("fit", {}).get("weights_sha256"), backbone_sha256)
-    found = counting_weights(load(path)) if is_ours else state_dict_of(content)
+        _check_content(path, content)
+        stored = content.get("fit", {}).get("weights_sha256")
+        check_backbone(path, stored, backbone_sha256, "--model.weights, beside --model.init_from")
+    found = counting_weights(content) if is_ours else state_dict_of(content)
     weights, own = {name: value for name, value in found.items() if wanted(name)}, model.state_dict()
     shared = {name: value for name, value in weights.items() if name in own}
     shapes = [
@@ -204,13 +211,21 @@ def load_weights(
     model.load_state_dict(shared, strict=False)
 
 
-def _check_backbone(path: Path, stored: str | None, given: str | None) -> None:
-    """Refuse a checkpoint of tuned tensors beside other pretrained weights than those that it was tuned with."""
+def check_backbone(path: Path, stored: str | None, given: str | None, how: str) -> None:
+    """Refuse a checkpoint of tuned tensors with pretrained weights other than those it was tuned with.
+
+    Args:
+        stored, given: sha256 of the weights, in the checkpoint (None if it is complete) and at hand (None for none).
+        how: the option that gives them.
+
+    Raises:
+        ValueError: the weights are missing, or different ones.
+    """
     if stored is not None and stored != given:
         has = "none are given" if given is None else f"those given have {given[:12]}…"
         raise ValueError(
-            f"{path} holds the tuned tensors only, and belongs to pretrained weights of sha256 {stored[:12]}…, but "
-            f"{has}; give their file with --model.weights, beside --model.init_from"
+            f"{path} has only the tuned tensors and belongs to pretrained weights of sha256 {stored[:12]}…, but {has}; "
+            f"give their file with {how}"
         )
 
 

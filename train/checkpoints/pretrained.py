@@ -113,21 +113,6 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_same(path: Path, stored: str | None, found: Pretrained | None) -> None:
-    """Refuse a checkpoint of tuned tensors with a backbone other than the one it was tuned with.
-
-    Raises:
-        ValueError: the weights are missing, or different ones.
-    """
-    if stored is None or (found is not None and found.sha256 == stored):
-        return
-    has = "none are given" if found is None else f"{found.path} has {found.sha256[:12]}…"
-    raise ValueError(
-        f"{path} has only the tuned tensors and belongs to backbone weights of sha256 {stored[:12]}…, but {has}; "
-        "give their file with --weights"
-    )
-
-
 def load_pretrained(model: nn.Module, pretrained: Pretrained, wanted: Callable[[str], bool]) -> None:
     """Load a backbone's weights, in place; into each timm network in the model, if there are several.
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.views.presets import Preset
 from pipeline.views.view import View
-from train.checkpoints.files import checkpoint_file, counting_weights, load, load_stored_part, read
-from train.checkpoints.pretrained import check_same, find_pretrained, load_pretrained
+from train.checkpoints.files import check_backbone, checkpoint_file, counting_weights, load, load_stored_part, read
+from train.checkpoints.pretrained import find_pretrained, load_pretrained
 from train.checkpoints.released import evaluated_weights, recognise, state_dict_of, usual_preset
 from train.inputs.input_builder import InputBuilder
 from train.methods.base import MethodContext
@@ -112,7 +112,7 @@ def _own(
     if "weights_sha256" in fit:
         here = model_options if weights is None else replace(model_options, weights=weights, pretrained=False)
         pretrained = find_pretrained(here)
-        check_same(path, fit["weights_sha256"], pretrained)
+        check_backbone(path, fit["weights_sha256"], None if pretrained is None else pretrained.sha256, "--weights")
         assert pretrained is not None
         load_pretrained(model, pretrained, method.stage.inherits)
         load_stored_part(model, counting_weights(content), method.stage.stores)

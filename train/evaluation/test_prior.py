@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from train.checkpoints.trained import Trained
+from train.losses.functions import log_prior
 from train.methods.parts import Objective
 
 logger = logging.getLogger(__name__)
@@ -57,10 +57,9 @@ def for_test_prior(trained: Trained, prior: str | Sequence[float], train_counts:
         shares = _read_shares(Path(prior))
     if len(shares) != trained.classes:
         raise ValueError(f"--test-prior {prior}: {len(shares)} classes, the network has {trained.classes}")
-    log_prior = torch.from_numpy(np.log(shares / shares.sum()).astype(np.float32)).to(trained.method.context.device)
     description = f"{trained.description}, for the test prior {prior}"
     method = copy(trained.method)
-    method.objective = ForTestPrior(method.objective, log_prior)
+    method.objective = ForTestPrior(method.objective, log_prior(shares).to(method.context.device))
     return replace(trained, method=method, description=description)
 
 

@@ -50,6 +50,11 @@ def log_prior(samples_per_class: np.ndarray) -> Tensor:
     return torch.from_numpy(np.log(counts / counts.sum()).astype(np.float32))
 
 
+def log_counts(samples_per_class: np.ndarray) -> Tensor:
+    """log n_k, float32 (classes,), computed in double precision."""
+    return torch.from_numpy(np.log(samples_per_class).astype(np.float32))
+
+
 def ldam_margins(samples_per_class: np.ndarray, max_margin: float = 0.5) -> Tensor:
     """m_k = max_margin (n_min / n_k)^(1/4), float32 (classes,) (Cao et al., eq. 12)."""
     counts = np.asarray(samples_per_class, dtype=np.float64)

@@ -22,7 +22,7 @@ from pipeline.mix_rule import MixPlan, MixRule, Rounding
 from pipeline.plan import Stream
 from pipeline.sampling import ClassWeighted, Shuffled
 from shards.class_counts import power_law_weights
-from train.losses.functions import at_least_float32, cross_entropy
+from train.losses.functions import at_least_float32, cross_entropy, log_counts
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs, StepOutput
 from train.methods.parts import Mixing, Objective, Stage
 from train.models.build import ModelOptions
@@ -106,7 +106,7 @@ class GLMC(Objective):
         super().__init__(options, context, mixing)
         counts = context.samples_per_class
         self.class_weights = power_law_weights(counts, options.label_exponent)
-        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
+        self.log_counts = log_counts(counts).to(context.device)
 
     def streams(self) -> tuple[Stream, ...]:
         views = (self.context.view, self.context.view)

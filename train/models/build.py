@@ -67,6 +67,14 @@ class ModelOptions:
                 f"similar names in timm: {similar}"
             )
 
+    def require_trained(self, stage: str) -> None:
+        """Refuse random weights for a stage, described by its beginning of the message."""
+        if not self.pretrained and self.weights is None and self.init_from is None:
+            raise ValueError(
+                f"{stage}: start from one with --model.pretrained true, --model.weights FILE or --model.init_from "
+                "CHECKPOINT"
+            )
+
     @property
     def is_timm(self) -> bool:
         """Whether the network is one of timm's."""

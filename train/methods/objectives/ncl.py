@@ -21,14 +21,13 @@ from dataclasses import dataclass
 from itertools import permutations
 from typing import Any, ClassVar, Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pipeline.views.view import OneOf, View
-from train.losses.functions import at_least_float32, cross_entropy
+from train.losses.functions import at_least_float32, cross_entropy, log_counts
 from train.methods.base import MethodContext, MicroPlan, MicroStep, StepInputs
 from train.methods.parts import Mixing, Objective
 from train.models.build import ModelOptions, with_synchronised_batch_norm
@@ -189,7 +188,7 @@ class NCL(Objective):
         self.hard_classes = 3 * len(counts) // 10 if options.hard_classes is None else options.hard_classes
         if not 1 <= self.hard_classes <= len(counts):
             raise ValueError(f"method.hard_classes is {self.hard_classes}, expected 1 to {len(counts)} (all classes)")
-        self.log_counts = torch.from_numpy(np.log(counts).astype(np.float32)).to(context.device)
+        self.log_counts = log_counts(counts).to(context.device)
         self._keys: Tensor | None = None  # (experts, global batch, dim), this rank's rows of the step so far
 
     @property

@@ -41,11 +41,7 @@ class LastBlock(Stage):
         self.fresh: tuple[str, ...] = ()  # prefixes
 
     def check(self, options: ModelOptions) -> None:
-        if not options.pretrained and options.weights is None and options.init_from is None:
-            raise ValueError(
-                "this stage freezes most of a trained network: start from one with --model.pretrained true, "
-                "--model.weights FILE or --model.init_from CHECKPOINT"
-            )
+        options.require_trained("this stage freezes most of a trained network")
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if self.options.fresh_block and len(objective.views()) > objective.copies:

@@ -76,11 +76,7 @@ class Tune(Stage):
         self.bottleneck: int | None = None
 
     def check(self, options: ModelOptions) -> None:
-        if not options.pretrained and options.weights is None and options.init_from is None:
-            raise ValueError(
-                "this stage tunes parts of a trained network: start from one with --model.pretrained true, "
-                "--model.weights FILE or --model.init_from CHECKPOINT"
-            )
+        options.require_trained("this stage tunes parts of a trained network")
 
     def refuses(self, mixing: Mixing, objective: Objective) -> str | None:
         if not isinstance(objective, Classifier):
