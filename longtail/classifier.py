@@ -13,6 +13,7 @@ from shards.images import as_rgb
 from tools.predict import find_images, shown
 from train.checkpoints.trained import Trained, load_trained
 from train.evaluation.test_prior import with_test_prior
+from train.launch import device_of
 
 Picture = str | Path | Image.Image | np.ndarray
 
@@ -81,9 +82,8 @@ class Classifier:
         Raises:
             FileNotFoundError, ValueError: the file does not exist or is damaged, or its network is unknown.
         """
-        chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
         moved = None if weights is None else Path(weights)
-        trained = load_trained(Path(run_or_file), torch.device(chosen), preset, moved)
+        trained = load_trained(Path(run_or_file), device_of(device), preset, moved)
         return cls(with_test_prior(trained, test_prior, trained.samples_per_class), crops)
 
     def predict(self, pictures: Picture | Sequence[Picture], top: int = 5, batch_size: int = 64) -> list[Prediction]:

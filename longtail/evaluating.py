@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
 from pipeline.loader import evaluation_batches
 from shards.class_counts import GroupRule
@@ -15,6 +14,7 @@ from shards.reader import ShardSet
 from train.checkpoints.trained import load_trained
 from train.evaluation.scores import predict, score
 from train.evaluation.test_prior import with_test_prior
+from train.launch import device_of
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,8 @@ def evaluate(
     Raises:
         FileNotFoundError, ValueError: something is missing, damaged, or has other classes.
     """
-    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    trained = load_trained(Path(run_or_file), torch.device(chosen), weights=None if weights is None else Path(weights))
+    chosen = device_of(device)
+    trained = load_trained(Path(run_or_file), chosen, weights=None if weights is None else Path(weights))
     dataset = _opened(data)
     counts = trained.samples_per_class if train is None else _opened(train).samples_per_class
     if counts is None:
@@ -77,7 +77,7 @@ def evaluate(
     if len(set(found.values())) > 1:
         raise ValueError(f"numbers of classes differ: {', '.join(f'{n} in {what}' for what, n in found.items())}")
     trained = with_test_prior(trained, test_prior, counts)
-    batches = evaluation_batches(dataset, trained.views(crops), batch_size, torch.device(chosen))
+    batches = evaluation_batches(dataset, trained.views(crops), batch_size, chosen)
     predictions = predict(trained.method, trained.model, batches, len(dataset), nullcontext)
     scores = score(predictions, counts, GroupRule(many_min, few_max))
     return Evaluation(dict(scores.numbers), dataset.class_names, scores.recall, scores.confusion)

@@ -201,9 +201,8 @@ def write(
 
 
 def _draw(folder: Path, names: list[str], counts: np.ndarray, scores: Scores, groups: Mapping[str, np.ndarray]) -> None:
-    from train.evaluation import (
-        pictures,
-    )  # imported here: a plotting library that fails to load must not cost the numbers
+    # Imported here: a plotting library that fails to load must not cost the numbers.
+    from train.evaluation import pictures
 
     def draw(name: str, picture: Callable[..., None], *content: Any) -> None:
         decorate(folder / name, lambda: picture(*content, folder / name))

@@ -260,9 +260,8 @@ class Run:
         if self.options.run.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else torch refuses its matrix products
         torch.use_deterministic_algorithms(self.options.run.deterministic)
-        torch.backends.cudnn.benchmark = (
-            not self.options.run.deterministic
-        )  # a run has few shapes, so trying all algorithms pays off
+        # A run has few shapes, so trying all algorithms pays off.
+        torch.backends.cudnn.benchmark = not self.options.run.deterministic
         if self.accelerator.device.type == "cpu":
             torch.set_num_threads(decode_threads_per_rank(self.accelerator.num_processes))
 

@@ -24,7 +24,7 @@ from train.evaluation.run_report import hardware, versions
 from train.launch import end, make_accelerator
 from train.options import parse
 from train.run import Run
-from train.run_folder import RunFolder
+from train.run_folder import RunFolder, write_json
 
 WAYS = {"pictures through the network": "false", "cached features": "true"}
 
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(markdown(["training on", "images/s", "per working second", "ratio", "ratio by working time"], rows))
     if o.out is not None:
         content = {"options": o.training, "steps": o.steps, "results": results}
-        o.out.write_text(json.dumps(content | {"hardware": hardware(), "versions": versions()}, indent=2) + "\n")
+        write_json(o.out, content | {"hardware": hardware(), "versions": versions()})
     return 0
 
 

@@ -31,6 +31,5 @@ def finish_set(folder: Path, name: str, samples_per_class: Sequence[int], shards
 
 def _file_info(path: Path) -> FileInfo:
     size = path.stat().st_size
-    return FileInfo(
-        path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else ""
-    )  # otherwise opening ignores it
+    # Opening ignores the checksum of a larger file.
+    return FileInfo(path.name, size, hash_file(path) if size <= HASHED_INDEX_BYTES else "")

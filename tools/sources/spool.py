@@ -141,8 +141,7 @@ class SpooledTar:
         if free < needed:
             raise OSError(
                 f"{scratch}: {free / 1e9:.1f} GB free, but unpacking {self.path.name} for random access takes about "
-                f"{needed / 1e9:.1f} GB (removed after the build); make room, give an --out on a larger disk, or "
-                "give "
+                f"{needed / 1e9:.1f} GB (removed after the build); make room, give an --out on a larger disk, or give "
                 "--images the folder of the unpacked archive"
             )
 

@@ -127,9 +127,8 @@ class Trainer:
         steps_per_epoch = self.parts.plan.steps_per_epoch
         if self.position.step:
             self._set_lr(self.position.epoch, self.position.step - 1)
-        if (
-            self.position.step == steps_per_epoch or self._ends_unevaluated()
-        ):  # stopped between the last step and the evaluation
+        # Stopped between the last step and the evaluation.
+        if self.position.step == steps_per_epoch or self._ends_unevaluated():
             self._end_epoch(ends_run=self.done_steps == self.total_steps)
         for loaded in steps if not self.ended_early else ():
             epoch, step = loaded.whole.epoch, loaded.whole.step
@@ -296,9 +295,8 @@ class Trainer:
         epoch, is_whole = self.position.epoch, self.position.step == self.parts.plan.steps_per_epoch
         if is_whole:  # `max_steps` may stop a run within an epoch; it then continues as if it had not stopped
             self.parts.method.objective.project(self.bare_model)
-            if (
-                self.parts.averaged is not None
-            ):  # an average of weights between projections violates the bounds as they do
+            # An average of weights between projections violates the bounds as they do.
+            if self.parts.averaged is not None:
                 self.parts.method.objective.project(self.evaluated_model)
             self.parts.method.objective.after_epoch(epoch)
         record = {"kind": "epoch", "epoch": epoch, "lr": self._lr, "train": self._epoch_meter.read()}

@@ -16,7 +16,6 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.head_and_tail import HeadImages, TailGroups, is_head
@@ -141,13 +140,12 @@ class FSA(Objective):
         partners[tail] = confused_with(scores.cpu().numpy() / counts, tail, self.options.partners, allowed)
         self.partners = torch.from_numpy(partners)
         self.class_vectors = model.classifier.weight.detach().clone()
-        if not (dist.is_initialized() and dist.get_rank()):
-            logger.info(
-                "%d classes of the head, %d of the tail; what they are confused with: by the scores of %d images",
-                self.head.sum(),
-                len(tail),
-                counts.sum(),
-            )
+        logger.info(
+            "%d classes of the head, %d of the tail; what they are confused with: by the scores of %d images",
+            self.head.sum(),
+            len(tail),
+            counts.sum(),
+        )
 
     def _check_classes(self, tail: int) -> None:
         if not tail:

@@ -94,9 +94,8 @@ def _classifier(model: nn.Module) -> nn.Linear:
 
 def softmax_bce(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean over classes of the binary cross entropy of softmax probabilities, float32 (batch,)."""
-    with torch.autocast(
-        logits.device.type, enabled=False
-    ):  # autocast refuses this loss, because half precision is too inaccurate
+    # Autocast refuses this loss, because half precision is too inaccurate.
+    with torch.autocast(logits.device.type, enabled=False):
         probabilities = logits.float().softmax(dim=1)
         targets = is_target(labels, logits.shape[1]).float()
         return F.binary_cross_entropy(probabilities, targets, reduction="none").mean(dim=1)

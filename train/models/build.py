@@ -96,8 +96,8 @@ def build_model(options: ModelOptions, classes: int, head: Literal["linear", "co
         else:
             import timm
 
-            is_model_in_modules = timm.models.is_model_in_modules
-            extra: dict[str, Any] = {"zero_init_last": False} if is_model_in_modules(options.name, ["resnet"]) else {}
+            is_resnet = timm.models.is_model_in_modules(options.name, ["resnet"])
+            extra: dict[str, Any] = {"zero_init_last": False} if is_resnet else {}
             model = timm.create_model(options.name, num_classes=classes, **extra, **made_for_size(options))
         if head == "cosine":
             replace_module(model, classifier_name(model), CosineClassifier)

@@ -5,7 +5,7 @@ backbone.layer4s.EXPERT, backbone.linears.EXPERT.weight; ResNet-32 has one stage
 """
 
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from train.models.build import ModelOptions, build_model, part_seed, seeded
 from train.models.heads import CosineClassifier
 from train.models.resnet_cifar import ResNet32, kaiming_init, stage
-from train.models.with_heads import is_timm_resnet
 
 if TYPE_CHECKING:
     from timm.models.resnet import ResNet
@@ -89,6 +88,12 @@ def _bottlenecks(in_channels: int, planes: int, blocks: int, groups: int, group_
     return layers
 
 
+def _has_bottlenecks(network: nn.Module) -> "TypeGuard[ResNet]":
+    from timm.models.resnet import Bottleneck, ResNet
+
+    return isinstance(network, ResNet) and isinstance(network.layer1[0], Bottleneck)
+
+
 def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool, seed: int) -> nn.Module:
     """A network of experts on resnet32, resnet50 or its deeper and grouped variants: images → scaled logits of each.
 
@@ -101,7 +106,7 @@ def build_ride(options: ModelOptions, classes: int, experts: int, reduced: bool,
     with seeded(part_seed(seed, "experts")):
         if isinstance(shared, ResNet32):
             backbone: nn.Module = RIDEResNet32(shared, options.width, experts, classes, reduced)
-        elif is_timm_resnet(shared) and type(shared.layer1[0]).__name__ == "Bottleneck":
+        elif _has_bottlenecks(shared):
             backbone = RIDEResNet(shared, experts, classes, reduced)
         else:
             raise ValueError(

@@ -213,12 +213,12 @@ def tuned_names(model: nn.Module, tuning: Tuning) -> frozenset[str]:
 
 def _in_last_blocks(model: nn.Module, names: list[str], last_k: int | None) -> list[str]:
     """The parameters of the last blocks in timm's grouping: no stem, positions, final norm or classifier."""
+    from timm.models import group_parameters
+
     matcher = getattr(model, "group_matcher", None)
     if matcher is None:
         raise ValueError(f"{type(model).__name__} does not define its blocks; tune the head, or use a timm network")
     patterns = matcher(coarse=True)["blocks"]
-    from timm.models import group_parameters
-
     groups = group_parameters(model, matcher(coarse=True), reverse=True)
     blocks = sorted({group for name, group in groups.items() if _is_block(name, patterns)})
     if last_k is not None and last_k > len(blocks):
