@@ -196,7 +196,9 @@ def test_gpu_equals_pillow(kind: Kind, interpolation: Any) -> None:
     images, operation = photos(), spread(kind, interpolation)
     found = augment(torch.from_numpy(images).cuda(), (operation,)).cpu().numpy().astype(int)
     levels = np.abs(found - by_pillow(images, (operation,)))
-    assert levels.mean() <= 0.5 and levels.max() <= 3
+    # Compiled before torch 2.15, some hues are rounded otherwise (see test_compiled.py): by one of 256, 6 levels.
+    rounds_hues = kind is Kind.HUE and torch.__version__ < "2.15"
+    assert levels.mean() <= 0.5 and levels.max() <= (6 if rounds_hues else 3)
 
 
 def test_cutout_blackens_one_clipped_square_around_any_pixel() -> None:

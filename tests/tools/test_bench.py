@@ -201,7 +201,7 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest: Bench, monkeypa
         bench: Any, model: torch.nn.Module, recipe: Any, batch_size: int, mixed_precision: Any, **choice: Any
     ) -> Any:
         made.append((model, batch_size, mixed_precision, choice))
-        return rig.make_run(bench, model, recipe, smallest.scale.batch_size, mixed_precision=mixed_precision)
+        return rig.make_run(bench, model, recipe, batch_size, mixed_precision=mixed_precision)
 
     monkeypatch.setattr(bench_step, "make_run", eager_run)
     monkeypatch.setattr(bench_step, "_CAPTURING", 1)
@@ -210,7 +210,7 @@ def test_what_only_a_gpu_measures_of_the_step_is_wired(smallest: Bench, monkeypa
     ours = rig.make_run(smallest, "resnet32", "cifar", smallest.scale.batch_size)
     bench_step._gpu_tables(smallest, report, ours, count=2)
     assert made == [
-        ("resnet32", 128, "bf16", choice)
+        ("resnet32", smallest.scale.images // 4, "bf16", choice)
         for choice in (
             {},
             {"compile": "true"},

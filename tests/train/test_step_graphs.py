@@ -85,9 +85,10 @@ def state_of(run: Run) -> list[Tensor]:
 
 def trained(run: Run, steps: int) -> list[Tensor]:
     """The state after some steps, whose learning rates differ from epoch to epoch."""
-    # The rate of captured steps is a tensor, and the fused optimizer reads it there.
-    for group in run.trainer.parts.optimizer.param_groups:
-        group |= {"lr": torch.tensor(float(group["lr"])), "fused": True, "foreach": False}
+    if run.accelerator.device.type == "cpu":
+        # As on a GPU: the rate of captured steps is a tensor on the device, and the fused optimizer reads it there.
+        for group in run.trainer.parts.optimizer.param_groups:
+            group |= {"lr": torch.tensor(float(group["lr"])), "fused": True, "foreach": False}
     with run.make_loader() as loader:
         for loaded in islice(loader, steps):
             run.trainer._set_lr(loaded.whole.epoch)
