@@ -121,7 +121,13 @@ def test_several_processes_are_accelerates(monkeypatch: pytest.MonkeyPatch, caps
 
 @pytest.mark.parametrize(
     ("name", "size", "fits"),
-    [("resnet32", 32, True), ("resnet32", 224, False), ("resnet50", 224, True), ("resnet50", 32, False)],
+    [
+        ("resnet32", 32, True),
+        ("resnet32", 224, False),
+        ("resnet32-bbn", 32, True),
+        ("resnet50", 224, True),
+        ("resnet50", 32, False),
+    ],
 )
 def test_a_network_for_other_images_is_warned_of(name: str, size: int, fits: bool) -> None:
     assert bool(network_cautions(name, size)) != fits

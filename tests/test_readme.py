@@ -107,7 +107,7 @@ def test_the_first_screen_says_what_it_is_and_how_far() -> None:
     screen = (ROOT / "README.md").read_text().splitlines()[:26]
     text = " ".join(screen)
     assert screen[0] == "# longtail" and screen[2].startswith("Train image classifiers on long-tailed data")
-    assert "not yet run on one" in text and "make demo" in text and "](docs/accuracy_by_class_size.png)" in text
+    assert "does not fill the card yet" in text and "make demo" in text and "](docs/accuracy_by_class_size.png)" in text
 
 
 def test_the_numbers_of_the_text_are_those_of_the_results() -> None:

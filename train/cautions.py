@@ -27,7 +27,7 @@ def cautions(plan: Plan, schedule: Schedule) -> list[str]:
 
 def network_cautions(name: str, image_size: int) -> list[str]:
     """A warning if the network is not made for images of this size, in pixels per side."""
-    is_for_32 = name == "resnet32" or name.endswith("-stem32")
+    is_for_32 = name.startswith("resnet32") or name.endswith("-stem32")
     if is_for_32 and image_size > LARGEST_SMALL_IMAGE:
         return [
             f"{name} is made for images of 32 pixels and gets {image_size}: it keeps their full resolution too long, "

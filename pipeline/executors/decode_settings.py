@@ -28,8 +28,9 @@ def decode_settings(device: torch.device, threads: int) -> DecodeSettings:
     """The settings that every run uses on this device, with this process's share of the cores.
 
     The CPU settings are measured: decoding regions takes 0.86 of the time of decoding whole images. The GPU settings
-    are not measured yet (`python -m tools.bench loader` does that). Until then they are DALI's own, with whole images:
-    its region decoder is reported to crash the process on an H100 (nvImageCodec 0.9.0, https://github.com/NVIDIA/nvImageCodec/issues/55).
+    are not compared yet (`python -m tools.bench loader` does that). Until then they are DALI's own, with whole images:
+    its region decoder is reported to crash the process on an H100 (nvImageCodec 0.9.0,
+    https://github.com/NVIDIA/nvImageCodec/issues/55); on an H200 it worked (0.9.0.20).
     """
     on_cpu = device.type == "cpu"
     return DecodeSettings(threads, prefetch_batches=2, regions=on_cpu, hardware_share=0.0 if on_cpu else 0.65)

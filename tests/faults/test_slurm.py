@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.helpers.processes import wait_for_steps
-from tests.helpers.runs import ROOT, arguments, last_weights, same_weights, start
+from tests.helpers.processes import start, wait_for_steps
+from tests.helpers.runs import ROOT, arguments, last_weights, same_weights
 from train.execution import FINISHED, PREEMPTED
 
 SCRIPT = ROOT / "scripts" / "train.slurm"
@@ -64,6 +64,6 @@ def test_a_job_is_pre_empted_requeued_and_finished(data: Path, tmp_path: Path) -
     assert (tmp_path / "bin" / "calls").read_text() == f"requeue {os.getpid()}\n"
     assert subprocess.run(command, cwd=ROOT, env=environment, timeout=300, check=False).returncode == FINISHED
     assert json.loads((tmp_path / "run" / "status.json").read_text())["outcome"] == "finished"
-    straight = start(arguments(data, tmp_path / "straight", epochs=12), 2)
-    assert straight.wait(timeout=300) == 0
+    straight = start(arguments(data, tmp_path / "straight", epochs=12), tmp_path / "log", ranks=2)
+    assert straight.wait() == [0, 0], straight.output()
     assert same_weights(last_weights(tmp_path / "run"), last_weights(tmp_path / "straight"))

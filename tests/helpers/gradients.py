@@ -1,4 +1,4 @@
-"""Gradients of a run's first steps, written to a file: started alone and under `accelerate launch` by a test.
+"""Gradients of a run's first steps, written to a file: started on one rank and on two by a test.
 
     python -m tests.helpers.gradients PROCESSES OUT DATA_DIR RUN_DIR
 

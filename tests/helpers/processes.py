@@ -70,12 +70,13 @@ def start(
     ranks: int = 1,
     ids: Path | None = None,
     variables: Mapping[str, str] | None = None,
+    module: str = "train",
     **hooks: Any,
 ) -> Training:
     """Start a training with this command line on so many ranks.
 
     ids: a file that gets one line per step and rank with the sample ids. hooks: see `record_sample_ids`.
-    variables: added to the environment, which is otherwise that of the first start.
+    variables: added to the environment, which is otherwise that of the first start. module: what is run.
     """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     started = []
@@ -83,21 +84,23 @@ def start(
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**shared, **{name: str(value) for name, value in numbers.items()}} if ranks > 1 else {}
         environment |= variables or {}
-        process = _context.Process(target=_train, args=(list(arguments), log, environment, ids, hooks))
+        process = _context.Process(target=_run, args=(module, list(arguments), log, environment, ids, hooks))
         process.start()
         started.append(process)
     return Training(started, log)
 
 
-def _train(arguments: list[str], log: Path, environment: dict[str, str], ids: Path | None, hooks: Any) -> None:
+def _run(
+    module: str, arguments: list[str], log: Path, environment: dict[str, str], ids: Path | None, hooks: Any
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(descriptor, stream.fileno())
     os.environ.update(environment)
-    sys.argv = ["train", *arguments]
+    sys.argv = [module, *arguments]
     if ids is not None:
         record_sample_ids(ids, **hooks)
-    runpy.run_module("train", run_name="__main__")
+    runpy.run_module(module, run_name="__main__")
 
 
 def record_sample_ids(path: Path, stop_after: int | None = None) -> None:

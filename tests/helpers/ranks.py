@@ -11,7 +11,7 @@ import torch.multiprocessing
 
 def on_two_processes(function: Callable[[int, int], Any], folder: Path) -> list[Any]:
     """`function(rank, world_size)` on two processes over gloo; their results by rank. `function` is a module's."""
-    torch.multiprocessing.spawn(_run, (function, str(folder)), nprocs=2)
+    torch.multiprocessing.start_processes(_run, (function, str(folder)), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -50,17 +50,10 @@ def options(data: Path, run_dir: Path, **changes: Any) -> Options:
     return parse(arguments(data, run_dir, **changes))
 
 
-def start(command: list[str], processes: int = 1, **kwargs: Any) -> subprocess.Popen[str]:
-    """`python -m train` with these arguments; under `accelerate launch` for several processes."""
-    if processes == 1:
-        launcher = [sys.executable, "-m", "train"]
-    else:
-        module = [sys.executable, "-m", "accelerate.commands.launch"]
-        config = ["--config_file", "accelerate_config.yaml", "--num_processes", str(processes)]
-        launcher = [*module, *config, "--main_process_port", "0", "-m", "train"]
-    return subprocess.Popen(
-        [*launcher, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs
-    )
+def start(command: list[str], **kwargs: Any) -> subprocess.Popen[str]:
+    """`python -m train` with these arguments."""
+    launched = [sys.executable, "-m", "train", *command]
+    return subprocess.Popen(launched, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,8 @@ import torch
 
 from pipeline.loader import LoadedStep, evaluation_batches
 from shards.reader import ShardSet
-from tests.helpers.runs import arguments, options, records, start
+from tests.helpers.processes import start
+from tests.helpers.runs import arguments, options, records
 from train.checkpoints.files import AVERAGED, load
 from train.checkpoints.trained import load_trained
 from train.loop.trainer import Trainer
@@ -85,11 +86,9 @@ def test_a_resumed_run_has_the_same_average(run_dir: Path, data: Path, tmp_path:
         assert torch.equal(value, average[name])
 
 
-@pytest.mark.slow
 def test_two_processes_evaluate_one_average(data: Path, tmp_path: Path) -> None:
-    process = start(arguments(data, tmp_path / "run", ema_decay=DECAY, epochs=1), processes=2)
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 0, output
+    ranks = start(arguments(data, tmp_path / "run", ema_decay=DECAY, epochs=1), tmp_path / "log", ranks=2)
+    assert ranks.wait() == [0, 0], ranks.output()
     # One process finds the very numbers that two found: their averages were one, batch norm's statistics included.
     newest = max((tmp_path / "run" / "checkpoints").glob("epoch*.pt"))
     trained = load_trained(newest, torch.device("cpu"))

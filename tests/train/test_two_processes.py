@@ -1,28 +1,20 @@
 """Two processes are one: the same samples, the same gradients, exact evaluation."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.helpers.gradients import CASES, accumulations
-from tests.helpers.runs import COUNTS, ROOT, arguments, records, start
-
-LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "accelerate_config.yaml", "--main_process_port", "0"]
+from tests.helpers.processes import start
+from tests.helpers.runs import COUNTS, arguments, records
 
 
 def gradients(data: Path, folder: Path, processes: int) -> dict[str, list[torch.Tensor]]:
     out = folder / f"{processes}.pt"
-    module = ["-m", "tests.helpers.gradients", str(processes), str(out), str(data), str(folder / "run")]
-    launcher = [*LAUNCH, "--num_processes", str(processes)] if processes > 1 else []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *launcher, *module], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+    given = [str(processes), str(out), str(data), str(folder / "run")]
+    ranks = start(given, folder / f"{processes}.log", processes, module="tests.helpers.gradients")
+    assert ranks.wait() == [0] * processes, ranks.output()
     return torch.load(out)
 
 
@@ -47,8 +39,7 @@ def test_gradients_of_two_processes_equal_those_of_one(both: tuple[dict, dict], 
 
 def test_a_run_on_two_processes_evaluates_each_image_once(data: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    process = start(arguments(data, run_dir, epochs=1), processes=2)
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 0, output
-    assert "processes: 2" in output
+    ranks = start(arguments(data, run_dir, epochs=1), tmp_path / "log", ranks=2)
+    assert ranks.wait() == [0, 0], ranks.output()
+    assert "processes: 2" in ranks.output()
     assert records(run_dir)[-1]["test"]["samples"] == 12

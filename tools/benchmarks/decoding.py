@@ -1,6 +1,6 @@
 """DALI's fastest decoding settings on a GPU: one row per alternative to the choices in `decode_settings.py`.
 
-It has not run on a GPU yet; the tests run it on the CPU, where the JPEG engine's settings have no effect.
+The tests run it on the CPU, where the JPEG engine's settings have no effect.
 """
 
 import itertools
