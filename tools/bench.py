@@ -46,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(cores)
     try:
+        if namespace.scratch is not None:
+            namespace.scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=namespace.scratch) as scratch:
             quick = QUICK_ON_GPU if device.type == "cuda" else QUICK
             scale = TOY if namespace.toy else quick if namespace.quick else FULL

@@ -53,6 +53,7 @@ def make_run(bench: Bench, model: str, preset: str, batch_size: int, **options: 
     folder.mkdir()
     run = Run(parsed, RunFolder(folder, 1), open_datasets(parsed.data), make_accelerator(parsed.run))
     run.trainer.position = Position(_EPOCH, 0)
+    run.progress.enabled = False  # its rates would include the rounds of other variants
     return run
 
 

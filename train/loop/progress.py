@@ -26,7 +26,7 @@ class Progress:
     """
 
     def __init__(self, epochs: int, enabled: bool):
-        self._epochs, self._enabled = epochs, enabled
+        self._epochs, self.enabled = epochs, enabled
         self._bar: tqdm | None = None
         self._total = self._done = self._steps = 0
         self._next_line = FIRST_LINE_SECONDS
@@ -40,7 +40,7 @@ class Progress:
     def start(self, total_steps: int, done_steps: int, first_step_done: Callable[[], None] | None = None) -> None:
         """Show the line, if there is a terminal; the last argument is called after one step."""
         self._first_step_done = first_step_done
-        if self._enabled and sys.stderr.isatty():
+        if self.enabled and sys.stderr.isatty():
             line = "{desc} {percentage:3.0f}%|{bar:12}| {elapsed}<{remaining}{postfix}"
             self._bar = tqdm(total=total_steps, initial=done_steps, dynamic_ncols=True, bar_format=line)
         self._total, self._done = total_steps, done_steps
@@ -58,7 +58,7 @@ class Progress:
             self._bar.set_postfix_str(self._summary(lr), refresh=False)
             self._bar.update()
         self._done, self._steps = self._done + 1, self._steps + 1
-        if self._enabled:
+        if self.enabled:
             self._line_now_and_then(epoch, lr)
 
     def _line_now_and_then(self, epoch: int, lr: float) -> None:
@@ -94,7 +94,7 @@ class Progress:
 
     def epoch_line(self, text: str) -> None:
         """Print a permanent line."""
-        if self._enabled:
+        if self.enabled:
             tqdm.write(text, file=sys.stderr)
 
     def close(self) -> None:
