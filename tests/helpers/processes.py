@@ -71,12 +71,13 @@ def start(
     ids: Path | None = None,
     variables: Mapping[str, str] | None = None,
     module: str = "train",
+    folder: Path | None = None,
     **hooks: Any,
 ) -> Training:
     """Start a training with this command line on so many ranks.
 
     ids: a file that gets one line per step and rank with the sample ids. hooks: see `record_sample_ids`.
-    variables: added to the environment, which is otherwise that of the first start. module: what is run.
+    variables: added to the environment, which is otherwise that of the first start. module: what is run. folder: where.
     """
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     started = []
@@ -84,19 +85,27 @@ def start(
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         environment = {**shared, **{name: str(value) for name, value in numbers.items()}} if ranks > 1 else {}
         environment |= variables or {}
-        process = _context.Process(target=_run, args=(module, list(arguments), log, environment, ids, hooks))
+        parts = (module, list(arguments), log, environment, folder or Path.cwd(), ids, hooks)
+        process = _context.Process(target=_run, args=parts)
         process.start()
         started.append(process)
     return Training(started, log)
 
 
 def _run(
-    module: str, arguments: list[str], log: Path, environment: dict[str, str], ids: Path | None, hooks: Any
+    module: str,
+    arguments: list[str],
+    log: Path,
+    environment: dict[str, str],
+    folder: Path,
+    ids: Path | None,
+    hooks: Any,
 ) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(descriptor, stream.fileno())
     os.environ.update(environment)
+    os.chdir(folder)
     sys.argv = [module, *arguments]
     if ids is not None:
         record_sample_ids(ids, **hooks)
