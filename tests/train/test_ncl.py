@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from pipeline.mix_rule import MixPlan
 from pipeline.rng import RowDraws
 from pipeline.views.presets import PRESETS, SIM_32
 from shards.class_counts import NCL_RULE
+from tests.helpers.ranks import on_two_processes
 from tests.helpers.runs import options as run_options
 from tests.helpers.runs import records, same_weights
 from tests.helpers.steps import context, loss_of, make_method, micro_step, random_images
@@ -530,31 +530,29 @@ def test_micro_batches_fill_the_queue_with_the_keys_of_the_global_batch_in_its_o
     torch.testing.assert_close(queues[1], queues[0])
 
 
-def two_ranks(rank: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def gradient_of_a_rank(rank: int, ranks: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Summed over both, and the state of this one afterwards."""
     method = contrastive()
     model = method.build_model(ModelOptions(width=4), 0).eval()
-    loss = contrastive_step(method, model, part=rank, parts=2)
+    loss = contrastive_step(method, model, part=rank, parts=ranks)
     loss.backward()
     method.objective.before_optimizer(model)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     dist.all_reduce(gradient)
-    torch.save({"gradient": gradient, "state": model.state_dict()}, f"{folder}/rank{rank}.pt")
-    dist.destroy_process_group()
+    return gradient, model.state_dict()
 
 
 def test_two_processes_have_the_gradients_and_the_queues_of_one(tmp_path: Path) -> None:
-    mp.spawn(two_ranks, (str(tmp_path),), nprocs=2)
+    (summed, first), (_, second) = on_two_processes(gradient_of_a_rank, tmp_path)
     method = contrastive()
     model = method.build_model(ModelOptions(width=4), 0).eval()
     contrastive_step(method, model).backward()
     method.objective.before_optimizer(model)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
-    first, second = (torch.load(tmp_path / f"rank{rank}.pt") for rank in range(2))
-    assert same_weights(first["state"], second["state"])
+    assert same_weights(first, second)
     for name in ("MOCO.0.queue", "MOCO.1.queue", "MOCO.0.queue_ptr"):
-        torch.testing.assert_close(first["state"][name], model.state_dict()[name])
-    torch.testing.assert_close(first["gradient"], gradient, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(first[name], model.state_dict()[name])
+    torch.testing.assert_close(summed, gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_a_stopped_run_continues_with_its_queues_and_momentum_encoders(data: Path, tmp_path: Path) -> None:
