@@ -1,5 +1,7 @@
 """Two processes are one: the same samples, the same gradients, exact evaluation."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -7,7 +9,7 @@ import torch
 
 from tests.helpers.gradients import CASES, accumulations
 from tests.helpers.processes import start
-from tests.helpers.runs import COUNTS, arguments, records
+from tests.helpers.runs import COUNTS, ROOT, arguments, records
 
 
 def gradients(data: Path, folder: Path, processes: int) -> dict[str, list[torch.Tensor]]:
@@ -37,9 +39,10 @@ def test_gradients_of_two_processes_equal_those_of_one(both: tuple[dict, dict], 
             torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-12)
 
 
-def test_a_run_on_two_processes_evaluates_each_image_once(data: Path, tmp_path: Path) -> None:
+def test_a_run_under_accelerate_launch_evaluates_each_image_once(data: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    ranks = start(arguments(data, run_dir, epochs=1), tmp_path / "log", ranks=2)
-    assert ranks.wait() == [0, 0], ranks.output()
-    assert "processes: 2" in ranks.output()
+    command = [sys.executable, "-m", "longtail", "train", "--processes", "2", *arguments(data, run_dir, epochs=1)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "processes: 2" in done.stdout
     assert records(run_dir)[-1]["test"]["samples"] == 12
