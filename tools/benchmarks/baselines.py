@@ -4,6 +4,7 @@ Every loader is an endless iterator of (images, labels), on the CPU unless it ta
 only the views differ: the order does not affect the cost of an image.
 """
 
+import gc
 from collections.abc import Iterator
 from enum import Enum
 from pathlib import Path
@@ -35,6 +36,11 @@ class Recipe(Enum):
     EVALUATED = "shorter side to 256, centre"
 
 
+def before_forking() -> None:
+    """Collect garbage: workers abort that collect a DALI pipeline of their parent's, which has CUDA handles."""
+    gc.collect()
+
+
 def pil_transform(recipe: Recipe) -> Any:
     """The official transform: PIL to normalised float32 (3, 224, 224)."""
     steps: list[Any] = [transforms.RandomResizedCrop(224), transforms.RandomHorizontalFlip()]
@@ -58,6 +64,7 @@ def pil(folder: Path, batch_size: int, workers: int, recipe: Recipe, weighted: b
         sampler: Any = WeightedRandomSampler(weights.tolist(), 10**6)
     else:
         sampler = RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
+    before_forking()
     return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
 
 
@@ -70,6 +77,7 @@ def tensors(folder: Path, batch_size: int, workers: int, recipe: Recipe) -> Batc
         steps.append(v2.ColorJitter(*_JITTER))
     dataset = ImageFolder(str(folder), v2.Compose(steps), loader=_decoded_tensor)
     sampler = RandomSampler(dataset, replacement=True, num_samples=_ENDLESS)
+    before_forking()
     return iter(DataLoader(dataset, batch_size, sampler=sampler, num_workers=workers))
 
 
@@ -91,6 +99,7 @@ def webdataset(shards: ShardSet, batch_size: int, workers: int, recipe: Recipe) 
         .map_tuple(pil_transform(recipe), int)
         .batched(batch_size)
     )
+    before_forking()
     return iter(wds.WebLoader(dataset, batch_size=None, num_workers=workers))
 
 

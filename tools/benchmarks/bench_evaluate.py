@@ -7,6 +7,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from pipeline.views.presets import IMAGENET_STATISTICS
+from tools.benchmarks.baselines import before_forking
 from tools.benchmarks.figures import Report
 from tools.benchmarks.material import Bench
 from tools.benchmarks.measuring import compare, rate_of
@@ -52,6 +53,7 @@ def _official(bench: Bench, network: nn.Module, batch_size: int) -> float:
     dataset = ImageFolder(str(bench.folder), transform)
     network.eval()
     correct = torch.zeros((), device=bench.device)
+    before_forking()
     for images, labels in DataLoader(
         dataset, batch_size, num_workers=bench.cores, pin_memory=bench.device.type == "cuda"
     ):

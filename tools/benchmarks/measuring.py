@@ -1,7 +1,6 @@
 """Comparing variants on a machine whose speed drifts: interleaved rounds, ratios within a round, median and spread."""
 
 import contextlib
-import gc
 import math
 import os
 import sys
@@ -131,8 +130,6 @@ def _measured(
     for number in range(rounds):
         start = number % len(names)
         for name in names[start:] + names[:start]:
-            # A DALI pipeline in a cycle would be collected in the next variant's forked workers, and abort them.
-            gc.collect()
             try:
                 found[name].append(failed if name in broken else variants[name]())
             except Exception:
