@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
+from torch.distributed import distributed_c10d
 
 from shards.commandline import UsageError
 from shards.files import OutsideError
@@ -126,7 +127,9 @@ def make_accelerator(options: RunOptions) -> Accelerator:
         )
         if dist.is_initialized():
             dist.barrier()  # NCCL connects at the first operation, which must happen within the time limit too
-            dist.set_timeout(RANK_TIMEOUT)
+            # torch 2.11 has it under its private name only.
+            set_timeout = getattr(dist, "set_timeout", distributed_c10d._set_pg_timeout)
+            set_timeout(RANK_TIMEOUT)
     except dist.DistError as error:
         raise OutsideError(_who_did_not_come(options.meet_within_seconds)) from error
     expected = int(os.environ.get("WORLD_SIZE", "1"))
