@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+import tests.helpers.processes  # noqa: F401 - sets what a fork server imports beforehand
+
 
 def on_two_processes(function: Callable[[int, int], Any], folder: Path) -> list[Any]:
     """`function(rank, world_size)` on two processes over gloo; their results by rank. `function` is a module's."""

@@ -1,8 +1,6 @@
 """Small runs for the tests of training: data, options, and processes that really start."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,12 +46,6 @@ def arguments(data: Path, run_dir: Path, **changes: Any) -> list[str]:
 def options(data: Path, run_dir: Path, **changes: Any) -> Options:
     """The same, parsed."""
     return parse(arguments(data, run_dir, **changes))
-
-
-def start(command: list[str], **kwargs: Any) -> subprocess.Popen[str]:
-    """`python -m train` with these arguments."""
-    launched = [sys.executable, "-m", "train", *command]
-    return subprocess.Popen(launched, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **kwargs)
 
 
 def records(run_dir: Path) -> list[dict[str, Any]]:

@@ -6,6 +6,8 @@ import re
 import resource
 import shutil
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +23,7 @@ from pipeline.executors import features as features_executor
 from pipeline.loader import evaluation_batches
 from shards.reader import ShardSet
 from tests.helpers.pictures import photo
-from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights, start
+from tests.helpers.runs import ROOT, arguments, last_weights, options, same_weights
 from tests.helpers.short_runs import make_run, take_steps
 from tests.helpers.trainings import state_sha256
 from tools import evaluate
@@ -309,12 +311,14 @@ def test_without_a_network_it_ends_at_once_and_says_which_file_to_fetch(tmp_path
     environment |= {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path)}  # where nobody listens
     values = {"method.name": "finetune", "model.name": "test_vit.r160_in1k", "data.preset": "backbone-mda"}
     values |= {"model.pretrained": "true", "model.width": None}
-    command = arguments(tmp_path / "absent", tmp_path / "run", **values)
+    command = [sys.executable, "-m", "train", *arguments(tmp_path / "absent", tmp_path / "run", **values)]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with start(command, env=environment) as ended:
-        output = ended.communicate()[0]
+    ended = subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
+    )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 10
+    output = ended.stdout
     assert ended.returncode == 1 and len(output.splitlines()) == 1, output
     assert re.search(
         r"pretrained: .*test_vit\.r160_in1k are not .*download model\.safetensors .*--model\.weights", output

@@ -23,7 +23,7 @@ def run(bench: Bench) -> Report:
     """On a CPU only a network that is practical there, and only the comparison of the loops."""
     on_gpu = bench.device.type == "cuda"
     small = ("resnet32", "cifar", min(128, 2 * bench.scale.batch_size), 4)
-    large = ("resnet50", "imagenet", min(256, bench.scale.images // 4), 20)
+    large = ("resnet50", "imagenet", bench.fitting(256), 20)
     model, preset, batch_size, count = large if on_gpu else small
     # More and shorter rounds than elsewhere: 2 % are to be told apart.
     rounds = (2 if on_gpu else 5) * bench.scale.rounds
@@ -82,7 +82,7 @@ def _add_small(bench: Bench, report: Report, count: int) -> None:
         GRAPHS: {"cuda_graphs": "true"},
         f"compiled, {GRAPHS}": {"compile": "true", "cuda_graphs": "true"},
     }
-    batch_size = min(128, bench.scale.images // 4)
+    batch_size = bench.fitting(128)
     small = {
         name: make_run(bench, "resnet32", "cifar", batch_size, mixed_precision="bf16", **choice)
         for name, choice in ways.items()

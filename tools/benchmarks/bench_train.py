@@ -24,7 +24,7 @@ OFFICIAL = "official structure: two PIL loaders, fp32, NCHW"
 def run(bench: Bench) -> Report:
     """CMO with the ImageNet-LT recipe. On a CPU network and decoding share cores, so only OFFICIAL is comparable."""
     on_gpu = bench.device.type == "cuda"
-    large, small = ("resnet50", min(256, bench.scale.images // 4)), ("test_resnet", min(32, bench.scale.batch_size))
+    large, small = ("resnet50", bench.fitting(256)), ("test_resnet", min(32, bench.scale.batch_size))
     model, batch_size = large if on_gpu else small
     counted = (500 if bench.scale.batches >= 50 else 2 * bench.scale.batches) if on_gpu else bench.scale.batches
     settings = {**bench.settings(), "model": model, "batch_size": batch_size, "batches": counted}

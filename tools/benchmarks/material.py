@@ -118,6 +118,10 @@ class Bench:
         build_shard_set(source_of(self.folder), self.scratch / "shards", options, workers=1)
         return ShardSet.open(self.scratch / "shards")
 
+    def fitting(self, batch_size: int) -> int:
+        """This batch size, or less where the images would not fill several such batches."""
+        return min(batch_size, self.scale.images // 4)
+
     def describe(self) -> dict[str, Any]:
         """Number and size of the images."""
         index = self.shards.index
